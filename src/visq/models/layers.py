@@ -1,0 +1,97 @@
+"""Layers with sites: ordinary PyTorch arithmetic whose inputs, weights and outputs can be quantized."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq import ops
+from visq.quant.site import INNER, WEIGHT, Site
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` with sites `in`, `weight`, `out`. [..., in_features] -> [..., out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(F.linear(self.site_in(x), self.site_weight(self.weight), self.bias))
+
+
+class CausalConv1d(nn.Conv1d):
+    """Depthwise causal convolution over tokens with sites `in`, `weight`, `out`. [B, L, C] -> [B, L, C].
+
+    The parameters keep `nn.Conv1d`'s shapes ([C, 1, K] and [C]); only the layout of the input differs (channels last).
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1)
+        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.site_weight(self.weight).squeeze(1)
+        return self.site_out(ops.causal_conv1d(self.site_in(x), weight, self.bias))
+
+
+class SiLU(nn.Module):
+    """x * sigmoid(x) with a site `out`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site_out = Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(F.silu(x))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in float32, with a site `out`."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.site_out = Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps))
+
+
+class SelectiveScan(nn.Module):
+    """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's discretization).
+
+    Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h` live inside the recurrence and are quantized by the scan kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site_delta, self.site_c, self.site_y = Site(), Site(), Site()
+        self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
+
+    def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D u)."""
+        delta, C = self.site_delta(delta), self.site_c(C)
+        inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
+        quantized = {name: site.quantizer.scan_argument() for name, site in inner.items() if site.quantizer is not None}
+        if quantized:
+            y = ops.quantized_scan(u, delta, A, B, C, **quantized)
+        else:
+            y = ops.selective_scan(u, delta, A, B, C)
+        return self.site_y(y)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a whole sample's branch is dropped with probability `p` while training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        keep = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), device=x.device, dtype=x.dtype).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)

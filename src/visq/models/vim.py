@@ -1,0 +1,204 @@
+"""Vision Mamba (Vim), bidirectional `bimamba v2` with a middle class token.
+
+Paper: Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model, https://arxiv.org/abs/2401.09417
+Public code: https://github.com/hustvl/Vim (Apache-2.0); this file is written from the paper and the checkpoint's keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.errors import VisqError
+from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.quant.site import WEIGHT, Site
+
+
+@dataclass(frozen=True)
+class VimConfig:
+    """Geometry of a Vim. Sizes in pixels (image, patch, stride), channels (embed_dim) or states (d_state)."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    stride: int = 16
+    channels: int = 3
+    embed_dim: int = 192
+    depth: int = 24
+    d_state: int = 16
+    expand: int = 2
+    d_conv: int = 4
+    num_classes: int = 1000
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size < self.patch_size:
+            raise VisqError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.embed_dim
+
+    @property
+    def dt_rank(self) -> int:
+        return math.ceil(self.embed_dim / 16)
+
+    @property
+    def num_patches(self) -> int:
+        return ((self.image_size - self.patch_size) // self.stride + 1) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_patches + 1
+
+
+#: A step of the forward pass: tensors in, tensors out.
+Stage = Callable[..., tuple[Tensor, ...]]
+
+
+class PatchEmbed(nn.Module):
+    """Image [B, channels, H, W] -> patch tokens [B, M, embed_dim] by one strided convolution `proj`."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.proj = PatchConv2d(config.channels, config.embed_dim, config.patch_size, config.stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+class PatchConv2d(nn.Conv2d):
+    """The patch convolution with sites `in`, `weight`, `out`; its output is already a token sequence."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.conv2d(self.site_in(images), self.site_weight(self.weight), self.bias, self.stride)
+        return self.site_out(maps.flatten(2).transpose(1, 2))
+
+
+class BiMambaMixer(nn.Module):
+    """Two selective scans over the tokens, one forward, one over the flipped sequence, sharing in_proj, the gate z and out_proj.
+
+    [B, L, embed_dim] -> [B, L, embed_dim]. Parameters of the backward direction carry `_b`.
+    """
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        d, n, rank = config.d_inner, config.d_state, config.dt_rank
+        self.dt_rank, self.d_state = rank, n
+        self.in_proj = Linear(config.embed_dim, 2 * d, bias=False)
+        self.conv1d, self.conv1d_b = CausalConv1d(d, config.d_conv), CausalConv1d(d, config.d_conv)
+        self.silu, self.silu_b = SiLU(), SiLU()
+        self.x_proj, self.x_proj_b = Linear(d, rank + 2 * n, bias=False), Linear(d, rank + 2 * n, bias=False)
+        self.dt_proj, self.dt_proj_b = Linear(rank, d), Linear(rank, d)
+        self.A_log, self.A_b_log = (nn.Parameter(torch.arange(1.0, n + 1).log().repeat(d, 1)) for _ in range(2))
+        self.D, self.D_b = (nn.Parameter(torch.ones(d)) for _ in range(2))
+        self.scan, self.scan_b = SelectiveScan(), SelectiveScan()
+        self.gate = SiLU()
+        self.out_proj = Linear(d, config.embed_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        gate = self.gate(z)
+        y = self.direction(x, "")
+        y_b = self.direction(x.flip(1), "_b").flip(1)
+        return self.out_proj((y + y_b) * gate / 2)
+
+    def direction(self, x: Tensor, suffix: str) -> Tensor:
+        """One direction: x [B, L, d_inner] in scan order -> y [B, L, d_inner] in scan order, before the gate."""
+        conv1d, silu, x_proj, dt_proj, scan = (
+            getattr(self, name + suffix) for name in ("conv1d", "silu", "x_proj", "dt_proj", "scan")
+        )
+        A_log, D = (self.A_b_log, self.D_b) if suffix else (self.A_log, self.D)
+        u = silu(conv1d(x))
+        dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.softplus(dt_proj(dt))
+        return scan(u, delta, -torch.exp(A_log), B, C) + D * u
+
+
+class Block(nn.Module):
+    """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch, residual)."""
+
+    def __init__(self, config: VimConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.embed_dim)
+        self.mixer = BiMambaMixer(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        residual = residual + self.drop_path(hidden)
+        return self.mixer(self.norm(residual)), residual
+
+
+class VisionMamba(nn.Module):
+    """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.embed_dim))
+        rates = [0.0, *torch.linspace(0, config.drop_path, config.depth).tolist()]
+        self.layers = nn.ModuleList(Block(config, rates[i]) for i in range(config.depth))
+        self.drop_path = DropPath(config.drop_path)
+        self.norm_f = RMSNorm(config.embed_dim)
+        self.head = Linear(config.embed_dim, config.num_classes)
+        self.reset_parameters()
+
+    def forward(self, images: Tensor) -> Tensor:
+        state: tuple[Tensor, ...] = (images,)
+        for _, stage in self.stages():
+            state = stage(*state)
+        return state[0]
+
+    def stages(self) -> list[tuple[str, Stage]]:
+        """The forward pass cut into named steps, each a function from a tuple of tensors to the next; calibration streams through them."""
+        blocks: list[tuple[str, Stage]] = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
+        return [("embed", self.embed), *blocks, ("classify", self.classify)]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty residual stream."""
+        size = self.config.image_size
+        if images.shape[1:] != (self.config.channels, size, size):
+            raise VisqError(
+                f"this model takes images of {self.config.channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
+                "its position embedding and per-token scales are made for that size"
+            )
+        tokens = self.patch_embed(images)
+        middle = tokens.shape[1] // 2
+        cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)
+        tokens = torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1)
+        tokens = tokens + self.pos_embed
+        return tokens, torch.zeros_like(tokens)
+
+    def classify(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor]:
+        """The class token's final state through norm_f and head."""
+        middle = self.config.num_patches // 2
+        token = residual[:, middle] + self.drop_path(hidden[:, middle])
+        return (self.head(self.norm_f(token)),)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialization of the Vim and Mamba papers (delta log-uniform in [1e-3, 1e-1], out_proj scaled by 1/sqrt(depth))."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        fan_in = self.patch_embed.proj.weight[0].numel()
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for block in self.layers:
+            mixer = block.mixer
+            mixer.out_proj.weight.div_(math.sqrt(self.config.depth))
+            for dt_proj in (mixer.dt_proj, mixer.dt_proj_b):
+                nn.init.uniform_(dt_proj.weight, -(mixer.dt_rank**-0.5), mixer.dt_rank**-0.5)
+                dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
+                dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))

@@ -1,0 +1,1 @@
+"""The vocabulary of quantization: sites, specs, granularities, codebooks, estimators, quantizers."""

@@ -1,0 +1,54 @@
+"""A site: a named place in a network where a tensor can be quantized.
+
+Networks hold `Site` modules in attributes called `site_<what>`; in FP32 a site is the identity and owns no parameter, so checkpoints keep
+their official keys. The public name of a site is its module path without the `site_` prefix:
+
+    layers.0.mixer.in_proj.site_in  ->  layers.0.mixer.in_proj.in
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+_PREFIX = re.compile(r"(^|\.)site_")
+
+#: Activations of shape [B, L, C], [B, C], or an image [B, C, H, W].
+ACTIVATION = "activation"
+#: A parameter; axis 0 is the output channel.
+WEIGHT = "weight"
+#: A tensor that exists only inside the recurrence (Abar, Bbar, h): quantized by the scan itself.
+INNER = "inner"
+
+
+class Site(nn.Module):
+    """Identity until a quantizer is attached.
+
+    Arguments:
+        kind: `activation`, `weight` or `inner`; says which axes exist and who applies the quantizer.
+    """
+
+    def __init__(self, kind: str = ACTIVATION) -> None:
+        super().__init__()
+        self.kind = kind
+        self.quantizer: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.quantizer is None else self.quantizer(x)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+def site_name(module_path: str) -> str:
+    """`a.b.site_in` -> `a.b.in`."""
+    return _PREFIX.sub(r"\1", module_path)
+
+
+def named_sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
+    """Every site of `model` with its public name, in module order."""
+    for path, module in model.named_modules():
+        if isinstance(module, Site):
+            yield site_name(path), module
