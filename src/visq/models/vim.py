@@ -7,7 +7,6 @@ Public code: https://github.com/hustvl/Vim (Apache-2.0); this file is written fr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from visq.errors import VisqError
 from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.models.stage import Stage
 from visq.quant.site import WEIGHT, Site
 
 
@@ -54,10 +54,6 @@ class VimConfig:
     @property
     def num_tokens(self) -> int:
         return self.num_patches + 1
-
-
-#: A step of the forward pass: tensors in, tensors out.
-Stage = Callable[..., tuple[Tensor, ...]]
 
 
 class PatchEmbed(nn.Module):
@@ -99,6 +95,7 @@ class BiMambaMixer(nn.Module):
         self.x_proj, self.x_proj_b = Linear(d, rank + 2 * n, bias=False), Linear(d, rank + 2 * n, bias=False)
         self.dt_proj, self.dt_proj_b = Linear(rank, d), Linear(rank, d)
         self.A_log, self.A_b_log = (nn.Parameter(torch.arange(1.0, n + 1).log().repeat(d, 1)) for _ in range(2))
+        self.site_a_log, self.site_a_b_log = Site(WEIGHT, "A_log"), Site(WEIGHT, "A_b_log")
         self.D, self.D_b = (nn.Parameter(torch.ones(d)) for _ in range(2))
         self.scan, self.scan_b = SelectiveScan(), SelectiveScan()
         self.gate = SiLU()
@@ -116,7 +113,7 @@ class BiMambaMixer(nn.Module):
         conv1d, silu, x_proj, dt_proj, scan = (
             getattr(self, name + suffix) for name in ("conv1d", "silu", "x_proj", "dt_proj", "scan")
         )
-        A_log, D = (self.A_b_log, self.D_b) if suffix else (self.A_log, self.D)
+        A_log, D = (self.site_a_b_log(self.A_b_log), self.D_b) if suffix else (self.site_a_log(self.A_log), self.D)
         u = silu(conv1d(x))
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.softplus(dt_proj(dt))
@@ -155,14 +152,14 @@ class VisionMamba(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         state: tuple[Tensor, ...] = (images,)
-        for _, stage in self.stages():
-            state = stage(*state)
+        for stage in self.stages():
+            state = stage.forward(*state)
         return state[0]
 
-    def stages(self) -> list[tuple[str, Stage]]:
-        """The forward pass cut into named steps, each a function from a tuple of tensors to the next; calibration streams through them."""
-        blocks: list[tuple[str, Stage]] = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
-        return [("embed", self.embed), *blocks, ("classify", self.classify)]
+    def stages(self) -> list[Stage]:
+        """The forward pass cut into steps; calibration streams through them."""
+        blocks = [Stage(f"layers.{i}", block, (f"layers.{i}",)) for i, block in enumerate(self.layers)]
+        return [Stage("embed", self.embed, ("patch_embed",)), *blocks, Stage("classify", self.classify, ("norm_f", "head"))]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty residual stream."""

@@ -28,15 +28,21 @@ class Site(nn.Module):
 
     Arguments:
         kind: `activation`, `weight` or `inner`; says which axes exist and who applies the quantizer.
+        parameter: for a weight, the name of the parameter in the module that owns the site.
+
+    Attributes:
+        quantizer: what is applied, or None.
+        baked: the parameter already holds decoded codes, so that applying the quantizer again would change nothing and only cost time.
     """
 
-    def __init__(self, kind: str = ACTIVATION) -> None:
+    def __init__(self, kind: str = ACTIVATION, parameter: str = "weight") -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.parameter = kind, parameter
         self.quantizer: nn.Module | None = None
+        self.baked = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.quantizer is None else self.quantizer(x)
+        return x if self.quantizer is None or self.baked else self.quantizer(x)
 
     def extra_repr(self) -> str:
         return self.kind
@@ -52,3 +58,23 @@ def named_sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
     for path, module in model.named_modules():
         if isinstance(module, Site):
             yield site_name(path), module
+
+
+def site_owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that holds the site called `name`."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def site_parameter(model: nn.Module, name: str, site: Site) -> nn.Parameter:
+    """The parameter that a weight site quantizes."""
+    parameter: nn.Parameter = getattr(site_owner(model, name), site.parameter)
+    return parameter
+
+
+def bake_weights(model: nn.Module) -> None:
+    """Replace every quantized parameter by its decoded codes; later forwards skip the weight quantizers."""
+    for name, site in named_sites(model):
+        if site.kind == WEIGHT and site.quantizer is not None and not site.baked:
+            parameter = site_parameter(model, name, site)
+            parameter.data = site.quantizer(parameter.data)
+            site.baked = True

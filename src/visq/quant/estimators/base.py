@@ -1,0 +1,177 @@
+"""What every estimator shares: the streaming protocol and the element-wise range statistics."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from visq.errors import VisqError
+from visq.quant.groups import kmeans_1d, power_of_two_shifts
+from visq.quant.quantizer import Quantizer
+from visq.quant.site import WEIGHT
+from visq.quant.spec import Spec
+
+ESTIMATORS: dict[str, type[Estimator]] = {}
+
+E = TypeVar("E", bound="type[Estimator]")
+
+#: Scales below this are raised to it, so that a tensor of zeros gets a harmless quantizer.
+SMALLEST_SCALE = 1e-12
+
+
+def register(name: str) -> Callable[[E], E]:
+    def decorate(cls: E) -> E:
+        ESTIMATORS[name] = cls
+        return cls
+
+    return decorate
+
+
+def make_estimator(spec: Spec, kind: str, smooth: Tensor | None = None) -> Estimator:
+    """The estimator a spec names.
+
+    Arguments:
+        kind: the site's kind (`activation` or `weight`).
+        smooth: [C], what the quantizer divides by before rounding, if anything.
+    Raises:
+        VisqError: unknown estimator or parameter.
+    """
+    name, params = spec.estimator.name, spec.estimator.params
+    if name not in ESTIMATORS:
+        raise VisqError(f"unknown estimator '{name}'; known: {', '.join(sorted(ESTIMATORS))}")
+    cls = ESTIMATORS[name]
+    allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "spec", "kind", "smooth"}
+    if unknown := sorted(set(params) - allowed):
+        raise VisqError(f"estimator '{name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")
+    return cls(spec, kind, smooth, **params)
+
+
+class Estimator:
+    """Sees a site's tensor batch by batch, possibly several times, and ends in a `Quantizer`.
+
+    The driver feeds the whole calibration set once per pass: `observe(x)` for every batch, then `end_pass()`; after `passes` passes,
+    `result()`. Pass 0 here collects the range and mean magnitude along the granularity's axis; subclasses add passes.
+
+    Every x is brought to a canonical [rows, channels] x [batch] view: activations [B, L, C] (tokens are rows), weights [O, I...] as
+    [1, O, I] (output channels are rows).
+    """
+
+    passes: ClassVar[int] = 1
+
+    def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None) -> None:
+        self.spec, self.kind, self.smooth = spec, kind, smooth
+        self.pass_index = 0
+        self.minimum: Tensor | None = None
+        self.maximum: Tensor | None = None
+        self.magnitude: Tensor | None = None
+        self.batches = 0
+
+    # -- streaming ------------------------------------------------------------------------------------------------------------------
+
+    def observe(self, x: Tensor) -> None:
+        """One batch of the site's tensor."""
+        x = self.canonical(x)
+        if self.pass_index == 0:
+            self.observe_range(x)
+        else:
+            self.observe_pass(x)
+
+    def end_pass(self) -> None:
+        if self.pass_index == 0 and self.minimum is None:
+            raise VisqError("a site saw no calibration data; is the calibration set empty?")
+        self.finish_pass()
+        self.pass_index += 1
+
+    def observe_pass(self, x: Tensor) -> None:
+        """x [B, R, C]; passes after the first."""
+        raise NotImplementedError
+
+    def finish_pass(self) -> None:
+        """Called at the end of each pass."""
+
+    def result(self) -> Quantizer:
+        raise NotImplementedError
+
+    # -- axes -----------------------------------------------------------------------------------------------------------------------
+
+    def canonical(self, x: Tensor) -> Tensor:
+        x = x.detach()
+        if self.kind == WEIGHT:
+            x = x.reshape(1, x.shape[0], -1)
+        elif x.ndim == 2:
+            x = x.unsqueeze(1)
+        elif x.ndim == 4:
+            x = x.reshape(x.shape[0], 1, -1)
+        return x if self.smooth is None else x / self.smooth
+
+    @property
+    def row_axis(self) -> bool:
+        """True when the scale varies along rows (tokens of an activation, output channels of a weight)."""
+        kind = self.spec.granularity.kind
+        return kind.startswith("token") or (self.kind == WEIGHT and kind.startswith("channel"))
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of the site's own tensor that scales vary along."""
+        if self.spec.granularity.kind == "tensor":
+            return None
+        return 0 if self.kind == WEIGHT else (-2 if self.row_axis else -1)
+
+    def reduce(self, x: Tensor, reduction: Callable[..., Tensor]) -> Tensor:
+        """[B, R, C] -> one value per element of the granularity's axis: [R], [C] or [1]."""
+        if self.spec.granularity.kind == "tensor":
+            return reduction(x, dim=(0, 1, 2)).view(1)
+        return reduction(x, dim=(0, 2) if self.row_axis else (0, 1))
+
+    # -- the range ------------------------------------------------------------------------------------------------------------------
+
+    def observe_range(self, x: Tensor) -> None:
+        low, high, magnitude = self.reduce(x, torch.amin), self.reduce(x, torch.amax), self.reduce(x.abs(), torch.mean).double()
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise VisqError("NaN or Inf in the activations of a calibration image")
+        if self.minimum is None or self.maximum is None or self.magnitude is None:
+            self.minimum, self.maximum, self.magnitude = low, high, magnitude
+        else:
+            if low.shape != self.minimum.shape:
+                raise VisqError(
+                    f"a static scale per {self.spec.granularity.kind} needs images of one size: got sequences of "
+                    f"{self.minimum.numel()} and {low.numel()}; use granularity tensor or channel"
+                )
+            self.minimum, self.maximum = torch.minimum(self.minimum, low), torch.maximum(self.maximum, high)
+            self.magnitude = self.magnitude + magnitude
+        self.batches += 1
+
+    def groups(self) -> Tensor | None:
+        """k-means labels of the axis' elements on their mean magnitude, or None when every element (or the tensor) stands alone."""
+        granularity = self.spec.granularity
+        return kmeans_1d(self.magnitude / self.batches, granularity.k) if granularity.grouped else None  # type: ignore[operator]
+
+    def group_range(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(minimum, maximum) per group [G]; an empty group takes the whole tensor's range."""
+        low, high = self.minimum, self.maximum
+        assert low is not None and high is not None
+        if labels is None:
+            return low, high
+        k = self.spec.granularity.k
+        empty = torch.bincount(labels, minlength=k) == 0
+        group_low = torch.full((k,), torch.inf).scatter_reduce_(0, labels, low, "amin")
+        group_high = torch.full((k,), -torch.inf).scatter_reduce_(0, labels, high, "amax")
+        return torch.where(empty, low.min(), group_low), torch.where(empty, high.max(), group_high)
+
+    def make(self, low: Tensor, high: Tensor, labels: Tensor | None) -> Quantizer:
+        """A uniform quantizer whose codes span [low, high] per group (symmetric: [-max, max], eq. 3 of arXiv 2501.16738)."""
+        spec = self.spec
+        if spec.symmetric:
+            scale, zero_point = torch.maximum(low.abs(), high.abs()) / spec.qmax, None
+            scale = scale.clamp_min(SMALLEST_SCALE)
+            if spec.granularity.power_of_two and labels is not None:
+                scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
+        else:
+            low, high = low.clamp_max(0), high.clamp_min(0)
+            scale = ((high - low) / spec.qmax).clamp_min(SMALLEST_SCALE)
+            zero_point = (-low / scale).round().clamp(0, spec.qmax)
+        return Quantizer(spec, scale, zero_point, axis=self.axis, group=labels, smooth=self.smooth)

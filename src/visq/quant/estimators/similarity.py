@@ -1,0 +1,137 @@
+"""Similarity-searched scales (eq. 5 of arXiv 2501.16738), optionally per group (k-scaled, eqs. 7-8)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visq import ops
+from visq.errors import VisqError
+from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
+from visq.quant.groups import power_of_two_shifts
+from visq.quant.quantizer import Quantizer
+from visq.quant.spec import Spec
+
+SCORES = ("cosine", "l1", "l2", "hessian")
+
+#: Share of the minmax scale tried: the paper's 100 steps plus the full range, which its public code leaves out.
+CANDIDATES = torch.cat([torch.linspace(0.01, 1.19, 100), torch.ones(1)]).sort().values
+
+
+class ScaleSearch:
+    """Scores of candidate scales, accumulated over batches.
+
+    With groups of channels one group's candidates are scored while the others keep their present scale, because a token's cosine runs over
+    all its channels; groups of tokens do not see each other. Cosine is taken over channels for each (image, token) and averaged.
+
+    Arguments:
+        scale: [G] the present scales; candidates are `CANDIDATES * scale`.
+        axis: "channel" or "token": what the labels given to `observe` index.
+        score: one of `SCORES`.
+        joint: all groups move together (one multiplier for all), as when the power-of-two steps between them are frozen.
+    """
+
+    def __init__(self, scale: Tensor, axis: str, score: str, qmin: int, qmax: int, joint: bool = False) -> None:
+        self.scale, self.axis, self.score = scale, axis, score
+        self.qmin, self.qmax, self.joint = qmin, qmax, joint
+        self.candidates = scale[:, None] * CANDIDATES
+        self.total = torch.zeros(scale.numel(), CANDIDATES.numel(), dtype=torch.double)
+
+    def observe(self, x: Tensor, labels: Tensor, reference: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """x, reference, weight [rows, C]; labels [C] or [rows]; reference defaults to x; weight is the squared gradient of `hessian`."""
+        reference = x if reference is None else reference
+        labels = labels.int()
+        metric = "l2" if self.score == "hessian" else self.score
+        sums = ops.similarity_sums(x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight)
+        per_row = self._cosine(reference, *sums) if metric == "cosine" else -sums[0]
+        if self.axis == "channel":
+            self.total += per_row.sum(0, dtype=torch.double)
+        else:
+            self.total.index_add_(0, labels.long(), per_row.double())
+
+    def _cosine(self, reference: Tensor, dot: Tensor, square: Tensor) -> Tensor:
+        if self.axis == "channel":
+            if self.joint:
+                dot, square = (v.sum(1, keepdim=True).expand_as(v) for v in (dot, square))
+            elif self.scale.numel() > 1:
+                present = int((CANDIDATES == 1).nonzero()[0])
+                dot, square = (v + (v[..., present].sum(1, keepdim=True) - v[..., present])[..., None] for v in (dot, square))
+            norm = reference.norm(dim=-1)[:, None, None]
+        else:
+            norm = reference.norm(dim=-1)[:, None]
+        return dot / (square.sqrt() * norm).clamp_min(1e-30)
+
+    def best(self) -> Tensor:
+        """[G] the best scale of each group; between equal scores the one nearest the present scale."""
+        total = self.total.sum(0, keepdim=True).expand_as(self.total) if self.joint else self.total
+        order = (CANDIDATES - 1).abs().argsort(stable=True)
+        choice = order[total[:, order].argmax(1)]
+        return self.candidates.gather(1, choice[:, None])[:, 0]
+
+
+@register("similarity")
+class Similarity(Estimator):
+    """Scale of highest similarity between a tensor and its quantized self.
+
+    Pass 0 collects ranges and k-means groups, pass 1 scores the candidates of each group, pass 2 (power-of-two steps only) searches the
+    largest scale again with the shifts frozen.
+
+    Arguments:
+        score: `cosine` (the paper's default), `l1`, `l2`, or `hessian` (squared error weighted by the squared gradient of the task loss).
+    Raises:
+        VisqError: unknown score; asymmetric spec; a scale of its own for every channel (use estimator `mse`).
+    """
+
+    passes: ClassVar[int] = 3
+
+    def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None, score: str = "cosine") -> None:
+        super().__init__(spec, kind, smooth)
+        if score not in SCORES:
+            raise VisqError(f"unknown similarity score '{score}'; known: {', '.join(SCORES)}")
+        if not spec.symmetric:
+            raise VisqError("the similarity search is defined for symmetric quantizers; set symmetric: true or use estimator mse")
+        if spec.granularity.kind == "channel" and kind != "weight":
+            raise VisqError("a similarity is measured over channels, so it cannot choose a scale for each one; use estimator mse")
+        self.score = score
+        self.needs_gradient = score == "hessian"
+        self.gradient_square: Tensor | None = None
+
+    def finish_pass(self) -> None:
+        if self.pass_index == 0:
+            self.labels = self.groups()
+            low, high = self.group_range(self.labels)
+            self.scale = (torch.maximum(low.abs(), high.abs()) / self.spec.qmax).clamp_min(SMALLEST_SCALE)
+            self.search: ScaleSearch | None = self.start(joint=False)
+        elif self.search is not None:
+            self.scale = self.search.best()
+            self.search = None
+            if self.pass_index == 1 and self.spec.granularity.power_of_two and self.labels is not None:
+                self.scale = self.scale.max() * 2.0 ** -power_of_two_shifts(self.scale)
+                self.search = self.start(joint=True)
+
+    def start(self, joint: bool) -> ScaleSearch:
+        axis = "token" if self.row_axis else "channel"
+        return ScaleSearch(self.scale, axis, self.score, self.spec.qmin, self.spec.qmax, joint)
+
+    def row_or_channel_labels(self, batch: int, channels: int) -> Tensor:
+        """The scale index of every row [batch * R] or channel [C] of a batch."""
+        if self.axis is None:
+            return torch.zeros(channels, dtype=torch.long)
+        labels = torch.arange(self.scale.numel()) if self.labels is None else self.labels
+        return labels.repeat(batch) if self.row_axis else labels
+
+    def observe_pass(self, x: Tensor) -> None:
+        if self.search is None:
+            return
+        weight = None
+        if self.needs_gradient:
+            if self.gradient_square is None:
+                raise VisqError("the Hessian-guided score needs the gradient of the loss, which is not to be had at this site")
+            weight = self.gradient_square.reshape(-1, x.shape[-1])
+        labels = self.row_or_channel_labels(x.shape[0], x.shape[-1])
+        self.search.observe(x.reshape(-1, x.shape[-1]), labels, weight=weight)
+
+    def result(self) -> Quantizer:
+        return Quantizer(self.spec, self.scale, axis=self.axis, group=self.labels, smooth=self.smooth)

@@ -1,0 +1,171 @@
+"""The quantizer: real numbers to integer codes and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visq import ops
+from visq.errors import VisqError
+from visq.quant.spec import Spec
+
+
+class Quantizer(nn.Module):
+    """x -> q = clamp(round(x / (smooth * scale)) + zero_point) -> x^ = (q - zero_point) * scale * smooth.
+
+    Rounding is half to even. With a table, q is the index of the nearest entry (ties to the lower one) of x / (smooth * scale), and
+    x^ = table[q] * scale * smooth.
+
+    Integer form: the codes q with one (scale, zero_point) per group. A scale per tensor, per weight row or per token factors out of a matrix
+    product; per-channel activation scales do so only as power-of-two shifts of the codes. `smooth` never meets the codes: it is folded into
+    the neighbouring weights or norm.
+
+    Arguments:
+        spec: bits, symmetry and what the parameters were estimated with.
+        scale: [G] > 0 float32.
+        zero_point: [G] integers stored as float32, or None for 0.
+        axis: the axis of x that `group` indexes (0 for a weight's output channel, -1 channels, -2 tokens); None when G = 1.
+        group: [x.shape[axis]] int64 in 0..G-1, or None when every element along the axis has its own scale.
+        smooth: [x.shape[-1]] > 0 divides x channel by channel (SmoothQuant's sigma; r_C of a reparameterized state).
+        table: [K <= 2^bits] ascending values of a non-uniform codebook.
+    Raises:
+        VisqError: a parameter that is not finite, or a scale that is not positive.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+    group: Tensor | None
+    smooth: Tensor | None
+    table: Tensor | None
+
+    def __init__(
+        self,
+        spec: Spec,
+        scale: Tensor,
+        zero_point: Tensor | None = None,
+        *,
+        axis: int | None = None,
+        group: Tensor | None = None,
+        smooth: Tensor | None = None,
+        table: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.axis = spec, axis
+        for name, value in {"scale": scale, "smooth": smooth, "table": table}.items():
+            if value is not None and not torch.isfinite(value).all():
+                raise VisqError(f"a quantizer's {name} is not finite; the calibration data or the weights hold NaN or Inf")
+            if value is not None and name != "table" and not (value > 0).all():
+                raise VisqError(f"a quantizer's {name} must be positive")
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero_point", None if zero_point is None else zero_point.float())
+        self.register_buffer("group", None if group is None else group.long())
+        self.register_buffer("smooth", None if smooth is None else smooth.float())
+        self.register_buffer("table", None if table is None else table.float())
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of x, int16, same shape."""
+        scale, zero_point = self._along_axis(x)
+        x = x / scale if self.smooth is None else x / self.smooth / scale
+        if self.table is not None:
+            return torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2).to(torch.int16)
+        return (x.round() + zero_point).clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values of codes, float32, same shape."""
+        scale, zero_point = self._along_axis(codes)
+        x = (codes.float() - zero_point) * scale if self.table is None else self.table[codes.long()] * scale
+        return x if self.smooth is None else x * self.smooth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through estimator."""
+        scale, zero_point = self._along_axis(x)
+        v = x / scale if self.smooth is None else x / self.smooth / scale
+        if self.table is not None:
+            nearest = self.table[torch.bucketize(v.detach(), (self.table[1:] + self.table[:-1]) / 2)]
+            inside = v.clamp(self.table[0].item(), self.table[-1].item())
+            v = inside + (nearest - inside).detach() if v.requires_grad else nearest
+        elif v.requires_grad:
+            v = (v + (v.round() - v).detach() + zero_point).clamp(self.spec.qmin, self.spec.qmax) - zero_point
+        else:
+            v = v.round_().add_(zero_point).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero_point)
+        v = v * scale
+        return v if self.smooth is None else v * self.smooth
+
+    def scan_argument(self) -> Any:
+        """The form the scan kernel takes for Abar or Bbar."""
+        if self.axis is not None or self.smooth is not None or self.zero_point is not None and self.zero_point.any():
+            raise VisqError("Abar and Bbar are quantized with one scale per tensor and no zero point")
+        if self.table is not None:
+            return ops.Table(self.table * self.scale)
+        return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax)
+
+    def _along_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """scale and zero_point, shaped to broadcast against x."""
+        zero = 0.0 if self.zero_point is None else self.zero_point
+        if self.axis is None:
+            return self.scale, zero
+        size = self.scale.numel() if self.group is None else self.group.numel()
+        if x.shape[self.axis] != size:
+            what = "tokens; another resolution needs its own calibration" if self.axis == -2 else "channels"
+            raise VisqError(f"static scales were made for {size} {what}, got {x.shape[self.axis]}")
+        shape = [1] * x.ndim
+        shape[self.axis] = size
+
+        def expand(v: Tensor) -> Tensor:
+            return (v if self.group is None else v[self.group]).view(shape)
+
+        return expand(self.scale), expand(zero) if isinstance(zero, Tensor) else zero
+
+    def extra_repr(self) -> str:
+        return f"bits={self.spec.bits}, granularity={self.spec.granularity.kind}, codebook={self.spec.codebook.name}"
+
+
+class StateQuantizer(nn.Module):
+    """Quantizer of the hidden state: the scale of h[c, n] after step t is the rank-1 product step[t] * channel[c] * state[n].
+
+    The reparameterization of arXiv 2501.16738 (eqs. 16-21) is this product: quantizing h* = h / (r_C r_L r_D) with S[t] is quantizing h with
+    S[t] r_L[t] r_C[c] r_D[n], because the factors commute with the recurrence. `step` holds S r_L, `channel` holds r_C; `state` is one where r_D is
+    folded into x_proj (eq. 24).
+
+    Integer form: codes q_t; q_t = round((Abar_t step[t-1]/step[t]) q_{t-1} + Bbar_t u_t / (step[t] channel state)): the factors are part of the
+    requantization and cost nothing.
+
+    Arguments:
+        spec: bits and granularity (`tensor`, `step`, `step_groups`).
+        step: [L] in scan order; channel: [C]; state: [N]; all > 0.
+        read_quantized: y_t reads the quantized h_t, as hardware that stores it would (the public code of the paper reads the unquantized one).
+    """
+
+    step: Tensor
+    channel: Tensor
+    state: Tensor
+
+    def __init__(self, spec: Spec, step: Tensor, channel: Tensor, state: Tensor, read_quantized: bool = True) -> None:
+        super().__init__()
+        self.spec, self.read_quantized = spec, read_quantized
+        for name, value in {"step": step, "channel": channel, "state": state}.items():
+            if not torch.isfinite(value).all() or not (value > 0).all():
+                raise VisqError(f"the hidden state's {name} scale must be finite and positive")
+            self.register_buffer(name, value.float())
+
+    def scale(self) -> Tensor:
+        """[L, C, N]."""
+        return self.step[:, None, None] * self.channel[:, None] * self.state
+
+    def encode(self, h: Tensor) -> Tensor:
+        """h [B, L, C, N] -> int16 codes."""
+        return (h * (1 / self.scale())).round().clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return codes.float() * self.scale()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.decode(self.encode(h))
+
+    def scan_argument(self) -> Any:
+        return ops.StateQuantizer(self.step, self.channel, self.state, self.spec.qmin, self.spec.qmax, self.read_quantized)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.spec.bits}, granularity={self.spec.granularity.kind}"

@@ -1,0 +1,38 @@
+"""Quantizers as plain tensors and JSON: what the artifact and the calibration checkpoints are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from visq.errors import VisqError
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.spec import Spec
+
+_KINDS: dict[str, type[nn.Module]] = {"quantizer": Quantizer, "state": StateQuantizer}
+
+
+def quantizer_to_parts(quantizer: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(metadata for JSON, tensors by short name) of a quantizer."""
+    tensors = dict(quantizer.named_buffers())
+    assert isinstance(quantizer, (Quantizer, StateQuantizer))
+    meta: dict[str, Any] = {"kind": "state" if isinstance(quantizer, StateQuantizer) else "quantizer", "spec": quantizer.spec.model_dump()}
+    if isinstance(quantizer, StateQuantizer):
+        meta["read_quantized"] = quantizer.read_quantized
+    else:
+        meta["axis"] = quantizer.axis
+    return meta, tensors
+
+
+def quantizer_from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Inverse of `quantizer_to_parts`.
+
+    Raises:
+        VisqError: unknown kind, invalid spec, missing or invalid tensors.
+    """
+    options = {key: value for key, value in meta.items() if key not in ("kind", "spec")}
+    try:
+        return _KINDS[meta["kind"]](Spec.model_validate(meta["spec"]), **tensors, **options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise VisqError(f"a stored quantizer cannot be read: {error}") from error

@@ -1,0 +1,88 @@
+"""How a site is quantized: small frozen objects, validated when a recipe is read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+GranularityKind = Literal["tensor", "channel", "token", "channel_groups", "token_groups", "step", "step_groups"]
+
+
+class Granularity(BaseModel):
+    """Which elements share a scale.
+
+    Attributes:
+        kind: `tensor`; `channel` (last axis of an activation, first of a weight); `token` (position in the sequence); `channel_groups` /
+            `token_groups` (k-means on the mean magnitude, arXiv 2501.16738 III-C); `step` / `step_groups` (time steps of the hidden state).
+        k: number of groups, for the `_groups` kinds.
+        power_of_two: group scales are the largest one shifted right (eq. 8), so that codes of different groups differ by a shift only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: GranularityKind = "tensor"
+    k: int = Field(default=4, ge=1)
+    power_of_two: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        return self.kind.endswith("_groups")
+
+
+class Named(BaseModel):
+    """A registered thing and its parameters, `{name: ..., **params}`; the thing itself validates the parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Spec(BaseModel):
+    """The full description of one quantizer before calibration.
+
+    Attributes:
+        bits: 2 to 8.
+        symmetric: signed codes around zero, no zero point; otherwise unsigned codes with an integer zero point.
+        narrow: symmetric codes stop at -(2^(b-1)-1), so that the range is the same on both sides.
+        granularity, codebook, estimator: see the classes of these names; a bare string stands for the thing with its defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: int = Field(ge=2, le=8)
+    symmetric: bool = True
+    narrow: bool = False
+    granularity: Granularity = Granularity()
+    codebook: Named = Named(name="uniform")
+    estimator: Named = Named(name="minmax")
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _granularity(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("codebook", "estimator", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Spec:
+        if self.narrow and not self.symmetric:
+            raise ValueError("narrow is for symmetric quantizers only")
+        return self
+
+    @property
+    def qmin(self) -> int:
+        if not self.symmetric:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def qmax(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1

@@ -1,0 +1,104 @@
+"""Names of recipes: `<family>-w<bits>a<bits>[h<bits>][-<scope>]`, for example `kscaled-w8a8`, `minmax-w4a4-linear`, `kscaled-w4a4h8-full`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from visq.errors import VisqError
+from visq.recipes.schema import Bits, Family, Recipe, Scope, first_problem
+
+NAME = re.compile(r"(?P<family>.+?)-w(?P<w>\d+)a(?P<a>\d+)(?:h(?P<h>\d+))?(?:-(?P<scope>[a-z]+))?")
+
+#: The bits under which packaged recipes are listed; any from 2 to 8 may be asked for.
+LISTED_BITS = ((8, 8), (6, 6), (4, 8), (4, 4))
+
+FP32 = Recipe(
+    name="fp32", family="fp32", title="no quantization", source="", scope_name="none", bits=Bits(), scope=Scope()
+)
+
+
+def get_recipe(name_or_file: str | Path) -> Recipe:
+    """A packaged recipe by name, or the one in a YAML file (at the file's own `bits`, in its `default_scope`).
+
+    Raises:
+        VisqError: unknown name (close ones are offered), bits outside 2..8, unknown scope, unreadable file, unknown or invalid key.
+    """
+    text = str(name_or_file)
+    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        family = load_family(Path(text))
+        return make_recipe(family, family.bits, family.default_scope)
+    if text == "fp32":
+        return FP32
+    families = packaged_families()
+    match = NAME.fullmatch(text)
+    if match is None or match["family"] not in families:
+        close = difflib.get_close_matches(text, ["fp32", *(r.name for r in list_recipes())], n=3, cutoff=0.3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise VisqError(f"unknown recipe '{text}'{hint} (`visq recipes` lists them; a recipe file ends in .yaml)")
+    family = families[match["family"]]
+    try:
+        bits = Bits(weight=int(match["w"]), activation=int(match["a"]), state=int(match["h"] or match["a"]))
+    except ValueError as error:
+        raise VisqError(f"recipe {text}: bits must be 2 to 8 ({first_problem(error)})") from error
+    return make_recipe(family, bits, match["scope"] or family.default_scope)
+
+
+def make_recipe(family: Family, bits: Bits, scope: str) -> Recipe:
+    if scope not in family.scopes:
+        raise VisqError(f"recipe family {family.name} has no scope '{scope}'; it has {', '.join(family.scopes)}")
+    suffix = "" if scope == family.default_scope else f"-{scope}"
+    return Recipe(
+        name=f"{family.name}-{bits}{suffix}",
+        family=family.name,
+        title=family.title,
+        source=family.source,
+        scope_name=scope,
+        bits=bits,
+        scope=family.scopes[scope],
+    )
+
+
+def list_recipes() -> list[Recipe]:
+    """Every packaged family in every scope at the usual bits, FP32 first."""
+    recipes = [FP32]
+    for family in packaged_families().values():
+        for scope in family.scopes:
+            recipes += [make_recipe(family, Bits(weight=w, activation=a, state=a), scope) for w, a in LISTED_BITS]
+    return recipes
+
+
+@cache
+def packaged_families() -> dict[str, Family]:
+    folder = files("visq.recipes")
+    loaded = [parse_family(f.read_text(), f.name) for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".yaml")]
+    return {family.name: family for family in loaded}
+
+
+def load_family(path: Path) -> Family:
+    try:
+        return parse_family(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise VisqError(f"cannot read recipe {path}: {error}") from error
+
+
+def parse_family(text: str, where: str) -> Family:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise VisqError(f"recipe {where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise VisqError(f"recipe {where} must be a mapping with the keys name, title, default_scope, scopes")
+    data = {key: value for key, value in data.items() if not str(key).startswith("x-")}
+    try:
+        family = Family.model_validate(data)
+    except ValueError as error:
+        raise VisqError(f"recipe {where}: {first_problem(error)}") from error
+    if family.default_scope not in family.scopes:
+        raise VisqError(f"recipe {where}: default_scope '{family.default_scope}' is not one of its scopes ({', '.join(family.scopes)})")
+    return family

@@ -1,0 +1,151 @@
+"""What a recipe may say. A recipe is a method over the vocabulary of `visq.quant`: which sites, how, after which transforms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from visq.errors import VisqError
+from visq.quant.spec import Named, Spec
+
+
+class Bits(BaseModel):
+    """Bits of weights, activations, and the hidden state (which follows the activations unless said otherwise); 2 to 8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: int = Field(default=8, ge=2, le=8)
+    activation: int = Field(default=8, ge=2, le=8)
+    state: int = Field(default=8, ge=2, le=8)
+
+    def __str__(self) -> str:
+        state = "" if self.state == self.activation else f"h{self.state}"
+        return f"w{self.weight}a{self.activation}{state}"
+
+
+class Rule(BaseModel):
+    """Sites whose names match `match` are quantized as the other fields say; a later rule overrides an earlier one.
+
+    Attributes:
+        match: glob patterns over site names (`*` crosses dots).
+        bits: `weight`, `activation` or `state` (the recipe's bits of that kind), or a number.
+        skip: leave the sites in floating point, overriding earlier rules.
+        optional: the rule may match nothing (for networks that lack the layer).
+        others: as in `Spec`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    match: tuple[str, ...]
+    bits: Literal["weight", "activation", "state"] | int = "activation"
+    skip: bool = False
+    optional: bool = False
+    symmetric: bool = True
+    narrow: bool = False
+    granularity: Any = "tensor"
+    codebook: Any = "uniform"
+    estimator: Any = "minmax"
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def spec(self, bits: Bits) -> Spec:
+        number = self.bits if isinstance(self.bits, int) else getattr(bits, self.bits)
+        fields = {name: getattr(self, name) for name in ("symmetric", "narrow", "granularity", "codebook", "estimator")}
+        return Spec(bits=number, **fields)
+
+
+class Scope(BaseModel):
+    """One reach of a method: what it rewrites, quantizes and tunes.
+
+    Attributes:
+        transforms: applied before anything is observed; the network's function stays the same.
+        sites: the rules.
+        learners: run after the quantizers are in place.
+        search_images: how many calibration images the searches (every pass after the first) see; None means all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transforms: tuple[Named, ...] = ()
+    sites: tuple[Rule, ...] = ()
+    learners: tuple[Named, ...] = ()
+    search_images: int | None = Field(default=None, ge=1)
+
+    @field_validator("transforms", "learners", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return [{"name": item} if isinstance(item, str) else item for item in value]
+
+
+class Family(BaseModel):
+    """A recipe file: one method, in one or more scopes, at any bits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    source: str = ""
+    notes: str = ""
+    bits: Bits = Bits()
+    default_scope: str
+    scopes: dict[str, Scope]
+
+
+class Recipe(BaseModel):
+    """A method at given bits in a given scope: what calibration runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    title: str
+    source: str
+    scope_name: str
+    bits: Bits
+    scope: Scope
+
+    def resolve(self, site_names: Iterable[str]) -> dict[str, Spec]:
+        """The spec of every targeted site, in the order of `site_names`.
+
+        Raises:
+            VisqError: a pattern that matches no site, or a rule whose spec is invalid.
+        """
+        names = list(site_names)
+        chosen: dict[str, Rule] = {}
+        for rule in self.scope.sites:
+            for pattern in rule.match:
+                matched = [name for name in names if fnmatchcase(name, pattern)]
+                if not matched and not rule.optional:
+                    examples = ", ".join(names[:4]) if names else "none"
+                    raise VisqError(f"recipe {self.name}: pattern '{pattern}' matches no site of this model (its sites: {examples}, ...)")
+                chosen.update(dict.fromkeys(matched, rule))
+        specs: dict[str, Spec] = {}
+        for name in names:
+            if name in chosen and not chosen[name].skip:
+                try:
+                    specs[name] = chosen[name].spec(self.bits)
+                except ValueError as error:
+                    raise VisqError(f"recipe {self.name}, site {name}: {first_problem(error)}") from error
+        return specs
+
+    def digest(self) -> str:
+        """sha256 of everything the recipe says."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def first_problem(error: ValueError) -> str:
+    """A pydantic error as one line: `sites.3.bits: Input should be ...`."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    first = errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
