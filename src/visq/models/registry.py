@@ -1,0 +1,172 @@
+"""The models visq knows by name: their geometry, preprocessing and classes.
+
+A card is built when it is asked for, so that importing costs nothing and a packaged model takes its geometry from its
+own weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visq.data import FASHION_MNIST_CLASSES, Preprocess
+from visq.errors import VisqError
+from visq.models.vim import VimConfig, VisionMamba
+
+#: Weights that come with the package.
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known beside the weights to use a model.
+
+    Attributes:
+        name: what users type; `alias_of` is the official name when `name` is a short one of ours.
+        weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
+        published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
+        checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.
+    """
+
+    name: str
+    config: VimConfig
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None = None
+    weights: str | None = None
+    description: str = ""
+    published_top1: float | None = None
+    checkpoint_sha256: str | None = None
+    alias_of: str | None = None
+
+
+_CARDS: dict[str, Callable[[], ModelCard]] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], ModelCard]], Callable[[], ModelCard]]:
+    """Decorator: the function builds the card of `name`."""
+
+    def add(build: Callable[[], ModelCard]) -> Callable[[], ModelCard]:
+        _CARDS[name] = build
+        return build
+
+    return add
+
+
+def list_models() -> list[ModelCard]:
+    """Every card, in order of registration."""
+    return [build() for build in _CARDS.values()]
+
+
+def get_card(name: str) -> ModelCard:
+    """The card of `name`; an unknown name is a VisqError that names close ones."""
+    if name not in _CARDS:
+        close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
+        meant = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(_CARDS)}"
+        raise VisqError(f"unknown model {name!r}; {meant} (`vim` takes any Vim geometry)")
+    return _CARDS[name]()
+
+
+def create_model(name: str | None = "vim_tiny", **geometry: Any) -> VisionMamba:
+    """A model with random weights.
+
+    Arguments:
+        name: a registered name; None or "vim" for a plain `VimConfig(**geometry)`.
+        geometry: fields of VimConfig that replace the registered ones.
+
+    Returns the model in training mode with its card in `model.card`. An unknown name or field is a VisqError.
+    """
+    if is_generic(name):
+        config = override(VimConfig(), geometry)
+        card = ModelCard("vim", config, default_preprocess(config), description="Vim of the given geometry")
+    else:
+        assert name is not None
+        card = adapt(get_card(name), geometry)
+    model = VisionMamba(card.config)
+    model.card = card
+    return model
+
+
+def is_generic(name: str | None) -> bool:
+    """Whether `name` stands for any Vim instead of a registered one."""
+    return name is None or name == "vim"
+
+
+def override(config: VimConfig, geometry: dict[str, Any]) -> VimConfig:
+    """`config` with the fields of `geometry` replaced; an unknown or impossible one is a VisqError."""
+    known = [field.name for field in fields(VimConfig)]
+    for key, value in geometry.items():
+        if key not in known:
+            raise VisqError(f"unknown geometry {key!r}; known: {', '.join(known)}")
+        if key == "drop_path":
+            valid, kind = isinstance(value, int | float) and 0 <= value < 1, "a rate in [0, 1)"
+        else:
+            valid, kind = type(value) is int and value > 0, "a positive whole number"
+        if not valid:
+            raise VisqError(f"{key} must be {kind}, not {value!r}")
+    return replace(config, **geometry)
+
+
+def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
+    """`card` for another geometry: images, classes and claims that no longer hold are replaced or dropped."""
+    config = override(card.config, geometry)
+    if config == card.config:
+        return card
+    old, preprocess = card.config, card.preprocess
+    if (config.image_size, config.channels) != (old.image_size, old.channels):
+        preprocess = default_preprocess(config)
+    classes = card.classes if config.num_classes == old.num_classes else None
+    return replace(card, config=config, preprocess=preprocess, classes=classes, published_top1=None)
+
+
+def default_preprocess(config: VimConfig) -> Preprocess:
+    """Official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), center crop, ImageNet values.
+
+    Grey images get mean and deviation 0.5; checkpoints trained otherwise say so themselves or in the options.
+    """
+    size, channels = config.image_size, config.channels
+    resize = int(size / 0.875) if size > 32 else size
+    if channels == 3:
+        return Preprocess.imagenet(size, resize)
+    if channels == 1:
+        return Preprocess(size, resize, mean=(0.5,), std=(0.5,), channels=1)
+    raise VisqError(f"images of {channels} channels are not supported, only grey (1) and RGB (3)")
+
+
+def _official() -> Iterator[tuple[str, str, VimConfig, float]]:
+    """(official name, alias, geometry, published top-1) of the checkpoints of https://github.com/hustvl/Vim."""
+    tail = "bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
+    for size, embed_dim, top1, top1_stride8 in (("tiny", 192, 76.1, 78.3), ("small", 384, 80.5, 81.6)):
+        stride8 = VimConfig(embed_dim=embed_dim, stride=8)
+        yield f"vim_{size}_patch16_224_{tail}", f"vim_{size}", VimConfig(embed_dim=embed_dim), top1
+        yield f"vim_{size}_patch16_stride8_224_{tail}", f"vim_{size}_stride8", stride8, top1_stride8
+    base = "vim_base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2"
+    yield base, "vim_base", VimConfig(embed_dim=768), 81.9
+
+
+def _official_card(name: str, alias_of: str | None, config: VimConfig, top1: float) -> ModelCard:
+    size = name.split("_")[1].capitalize()
+    description = f"Vim-{size}, ImageNet-1k, {config.image_size} pixels, stride {config.stride}"
+    preprocess = default_preprocess(config)
+    return ModelCard(name, config, preprocess, description=description, published_top1=top1, alias_of=alias_of)
+
+
+for _name, _alias, _config, _top1 in _official():
+    register(_alias)(partial(_official_card, _alias, _name, _config, _top1))
+    register(_name)(partial(_official_card, _name, None, _config, _top1))
+
+
+@register("vim_nano_fmnist")
+def _vim_nano_fmnist() -> ModelCard:
+    config = VimConfig(image_size=28, patch_size=4, stride=4, channels=1, embed_dim=96, depth=6, num_classes=10)
+    return ModelCard(
+        name="vim_nano_fmnist",
+        config=config,
+        preprocess=Preprocess.fashion_mnist(),
+        classes=FASHION_MNIST_CLASSES,
+        weights="vim_nano_fmnist.safetensors",
+        description="small Vim trained on Fashion-MNIST, shipped with visq",
+    )
