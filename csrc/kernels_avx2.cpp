@@ -1,0 +1,16 @@
+#include "isa.h"
+#if defined(__AVX2__)
+#include "kernel_table.h"
+#endif
+
+namespace visq {
+
+const Kernels* avx2_kernels() {
+#if defined(__AVX2__)
+  return kernel_table<VecAvx2>("avx2");
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace visq

@@ -1,0 +1,180 @@
+// One vocabulary of vector operations, written three times; every kernel is written once over it.
+//
+// Partial loads fill the missing lanes with zeros. min and max return the second argument when either is NaN (as the x86
+// instructions do), so clamp(x) = max(lo, min(hi, x)) propagates NaN. rint is round half to even.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define VISQ_INLINE static inline __attribute__((always_inline))
+
+namespace visq {
+
+// exp(x) = 2^n exp(r), |r| <= ln(2)/2, polynomial of Cephes' expf (error below 1.5 ulp).
+constexpr float kLog2e = 1.44269504088896341f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+constexpr float kExpMin = -104.0f, kExpMax = 89.0f;
+constexpr float kExp5 = 1.9875691500e-4f, kExp4 = 1.3981999507e-3f, kExp3 = 8.3334519073e-3f;
+constexpr float kExp2 = 4.1665795894e-2f, kExp1 = 1.6666665459e-1f, kExp0 = 5.0000001201e-1f;
+
+template <class V>
+VISQ_INLINE typename V::T exp_reduced(typename V::T x, typename V::T* exponent) {
+  const auto n = V::rint(V::mul(x, V::set1(kLog2e)));
+  const auto r = V::fnma(n, V::set1(kLn2Lo), V::fnma(n, V::set1(kLn2Hi), x));
+  auto p = V::fma(V::set1(kExp5), r, V::set1(kExp4));
+  p = V::fma(p, r, V::set1(kExp3));
+  p = V::fma(p, r, V::set1(kExp2));
+  p = V::fma(p, r, V::set1(kExp1));
+  p = V::fma(p, r, V::set1(kExp0));
+  *exponent = n;
+  return V::add(V::fma(p, V::mul(r, r), r), V::set1(1.0f));
+}
+
+struct VecScalar {
+  using T = float;
+  static constexpr int W = 1;
+  VISQ_INLINE T zero() { return 0.0f; }
+  VISQ_INLINE T set1(float x) { return x; }
+  VISQ_INLINE T load(const float* p) { return *p; }
+  VISQ_INLINE T load_n(const float* p, int) { return *p; }
+  VISQ_INLINE void store(float* p, T v) { *p = v; }
+  VISQ_INLINE void store_n(float* p, T v, int) { *p = v; }
+  VISQ_INLINE T add(T a, T b) { return a + b; }
+  VISQ_INLINE T sub(T a, T b) { return a - b; }
+  VISQ_INLINE T mul(T a, T b) { return a * b; }
+  VISQ_INLINE T fma(T a, T b, T c) { return a * b + c; }
+  VISQ_INLINE T fnma(T a, T b, T c) { return c - a * b; }
+  VISQ_INLINE T min(T a, T b) { return a < b ? a : b; }
+  VISQ_INLINE T max(T a, T b) { return a > b ? a : b; }
+  VISQ_INLINE T abs(T a) { return __builtin_fabsf(a); }
+  VISQ_INLINE T rint(T a) { return __builtin_rintf(a); }
+  VISQ_INLINE T exp(T a) { return __builtin_expf(a); }
+  VISQ_INLINE float hsum(T a) { return a; }
+  // v where lo <= x <= hi, else 0.
+  VISQ_INLINE T keep_within(T v, T x, T lo, T hi) { return x >= lo && x <= hi ? v : 0.0f; }
+  // v, or x where x is NaN.
+  VISQ_INLINE T nan_from(T v, T x) { return x == x ? v : x; }
+  // Position in a sorted table of `count` thresholds: how many are strictly below x. Then the value there.
+  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
+    int at = 0;
+    for (int half = 128; half; half /= 2)
+      if (at + half <= count && thresholds[at + half - 1] < x) at += half;
+    return values[at];
+  }
+};
+
+#if defined(__AVX2__)
+struct VecAvx2 {
+  using T = __m256;
+  static constexpr int W = 8;
+  VISQ_INLINE __m256i mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  VISQ_INLINE T zero() { return _mm256_setzero_ps(); }
+  VISQ_INLINE T set1(float x) { return _mm256_set1_ps(x); }
+  VISQ_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
+  VISQ_INLINE T load_n(const float* p, int n) { return n == W ? load(p) : _mm256_maskload_ps(p, mask(n)); }
+  VISQ_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
+  VISQ_INLINE void store_n(float* p, T v, int n) { n == W ? store(p, v) : _mm256_maskstore_ps(p, mask(n), v); }
+  VISQ_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
+  VISQ_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  VISQ_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  VISQ_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  VISQ_INLINE T fnma(T a, T b, T c) { return _mm256_fnmadd_ps(a, b, c); }
+  VISQ_INLINE T min(T a, T b) { return _mm256_min_ps(a, b); }
+  VISQ_INLINE T max(T a, T b) { return _mm256_max_ps(a, b); }
+  VISQ_INLINE T abs(T a) { return _mm256_andnot_ps(set1(-0.0f), a); }
+  VISQ_INLINE T rint(T a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  VISQ_INLINE T pow2(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+  VISQ_INLINE T exp(T x) {
+    x = max(set1(kExpMin), min(set1(kExpMax), x));
+    T n;
+    const T y = exp_reduced<VecAvx2>(x, &n);
+    // In two factors, so that subnormal and infinite results come out right.
+    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    return mul(mul(y, pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
+  }
+  VISQ_INLINE float hsum(T a) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  VISQ_INLINE T keep_within(T v, T x, T lo, T hi) {
+    return _mm256_and_ps(v, _mm256_and_ps(_mm256_cmp_ps(x, lo, _CMP_GE_OQ), _mm256_cmp_ps(x, hi, _CMP_LE_OQ)));
+  }
+  VISQ_INLINE T nan_from(T v, T x) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
+    __m256i at = _mm256_setzero_si256();
+    const __m256i last = _mm256_set1_epi32(count);
+    for (int half = 128; half; half /= 2) {
+      if (half > count) continue;
+      const __m256i next = _mm256_add_epi32(at, _mm256_set1_epi32(half));
+      const __m256i outside = _mm256_cmpgt_epi32(next, last);
+      const __m256i probe = _mm256_sub_epi32(_mm256_min_epi32(next, last), _mm256_set1_epi32(1));
+      const T below = _mm256_cmp_ps(_mm256_i32gather_ps(thresholds, probe, 4), x, _CMP_LT_OQ);
+      at = _mm256_blendv_epi8(at, next, _mm256_andnot_si256(outside, _mm256_castps_si256(below)));
+    }
+    return _mm256_i32gather_ps(values, at, 4);
+  }
+};
+#endif
+
+#if defined(__AVX512F__)
+struct VecAvx512 {
+  using T = __m512;
+  static constexpr int W = 16;
+  VISQ_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  VISQ_INLINE T zero() { return _mm512_setzero_ps(); }
+  VISQ_INLINE T set1(float x) { return _mm512_set1_ps(x); }
+  VISQ_INLINE T load(const float* p) { return _mm512_loadu_ps(p); }
+  VISQ_INLINE T load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  VISQ_INLINE void store(float* p, T v) { _mm512_storeu_ps(p, v); }
+  VISQ_INLINE void store_n(float* p, T v, int n) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  VISQ_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
+  VISQ_INLINE T sub(T a, T b) { return _mm512_sub_ps(a, b); }
+  VISQ_INLINE T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  VISQ_INLINE T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  VISQ_INLINE T fnma(T a, T b, T c) { return _mm512_fnmadd_ps(a, b, c); }
+  VISQ_INLINE T min(T a, T b) { return _mm512_min_ps(a, b); }
+  VISQ_INLINE T max(T a, T b) { return _mm512_max_ps(a, b); }
+  VISQ_INLINE T abs(T a) { return _mm512_abs_ps(a); }
+  VISQ_INLINE T rint(T a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  VISQ_INLINE T exp(T x) {
+    x = max(set1(kExpMin), min(set1(kExpMax), x));
+    T n;
+    const T y = exp_reduced<VecAvx512>(x, &n);
+    return _mm512_scalef_ps(y, n);
+  }
+  VISQ_INLINE float hsum(T a) {
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  VISQ_INLINE T keep_within(T v, T x, T lo, T hi) {
+    const __mmask16 m = _mm512_cmp_ps_mask(x, lo, _CMP_GE_OQ) & _mm512_cmp_ps_mask(x, hi, _CMP_LE_OQ);
+    return _mm512_maskz_mov_ps(m, v);
+  }
+  VISQ_INLINE T nan_from(T v, T x) { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
+  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
+    __m512i at = _mm512_setzero_si512();
+    const __m512i last = _mm512_set1_epi32(count);
+    for (int half = 128; half; half /= 2) {
+      if (half > count) continue;
+      const __m512i next = _mm512_add_epi32(at, _mm512_set1_epi32(half));
+      const __mmask16 inside = _mm512_cmple_epi32_mask(next, last);
+      const __m512i probe = _mm512_sub_epi32(next, _mm512_set1_epi32(1));
+      const T threshold = _mm512_mask_i32gather_ps(zero(), inside, probe, thresholds, 4);
+      at = _mm512_mask_mov_epi32(at, _mm512_mask_cmp_ps_mask(inside, threshold, x, _CMP_LT_OQ), next);
+    }
+    return _mm512_i32gather_ps(at, values, 4);
+  }
+};
+#endif
+
+}  // namespace visq

@@ -1,0 +1,3 @@
+"""visq: post-training quantization for Vision Mamba."""
+
+__version__ = "0.1.0"
