@@ -10,6 +10,8 @@
 
 namespace visq {
 
+constexpr int kTogether = 4;  // states advanced in lockstep
+
 enum class State { kPlain, kReadQuantized, kReadRaw };
 
 VISQ_INLINE State state_mode(const StateQuantizer& q) {
@@ -17,11 +19,11 @@ VISQ_INLINE State state_mode(const StateQuantizer& q) {
   return q.read_quantized ? State::kReadQuantized : State::kReadRaw;
 }
 
-// out[n][w] = matrix[c + w][n]; lanes past the last channel get `pad`.
+// out[n][w] = factor * A[c + w][n]; zero in the lanes past the last channel.
 template <class V>
-VISQ_INLINE void load_columns(const float* matrix, int64_t N, int64_t c, int lanes, float pad, float* out) {
+VISQ_INLINE void load_A(const float* A, int64_t N, int64_t c, int lanes, float factor, float* out) {
   for (int64_t n = 0; n < N; ++n)
-    for (int w = 0; w < V::W; ++w) out[n * V::W + w] = w < lanes ? matrix[(c + w) * N + n] : pad;
+    for (int w = 0; w < V::W; ++w) out[n * V::W + w] = w < lanes ? factor * A[(c + w) * N + n] : 0.0f;
 }
 
 // scale[n][w] = channel[c + w] * state[n] and its inverse; 1 in the lanes past the last channel.
@@ -55,9 +57,25 @@ VISQ_INLINE void quantize_rows(const Quantizer& q, int64_t N, float* rows, float
   }
 }
 
+// rows[n] = exp(delta A[n]), for U consecutive n.
+template <class V, int U>
+VISQ_INLINE void exp_rows_part(typename V::T delta, const float* A, float* rows) {
+  typename V::T x[U];
+  for (int j = 0; j < U; ++j) x[j] = V::mul(delta, V::load(A + j * V::W));
+  V::template exp2<U>(x);
+  for (int j = 0; j < U; ++j) V::store(rows + j * V::W, x[j]);
+}
+
+template <class V>
+VISQ_INLINE void exp_rows(int64_t N, typename V::T delta, const float* A, float* rows) {
+  int64_t n = 0;
+  for (; n + kTogether <= N; n += kTogether) exp_rows_part<V, kTogether>(delta, A + n * V::W, rows + n * V::W);
+  for (; n < N; ++n) exp_rows_part<V, 1>(delta, A + n * V::W, rows + n * V::W);
+}
+
 template <class V>
 VISQ_INLINE void abar_rows(const Quantizer& q, int64_t N, typename V::T delta, const float* A, float* rows) {
-  for (int64_t i = 0; i < N * V::W; i += V::W) V::store(rows + i, V::exp(V::mul(delta, V::load(A + i))));
+  exp_rows<V>(N, delta, A, rows);
   quantize_rows<V>(q, N, rows, nullptr);
 }
 
@@ -67,38 +85,57 @@ VISQ_INLINE void bbar_rows(const Quantizer& q, int64_t N, typename V::T delta, c
   quantize_rows<V>(q, N, rows, nullptr);
 }
 
-// What one channel block needs beside the sequences: rows of A and of the state's scales, scratch for abar and bbar.
+// What one channel block needs beside the sequences: rows of log2(e) A (exp(delta A) is then one exp2) and of the state's scales, scratch for abar and bbar.
 struct Block {
   const float *A, *scale, *inv;
   float *abar, *bbar;
 };
 
-// One step of one block: updates h in place (to hq when quantized) and returns y.
+// What is common to the states of one step.
+template <class V>
+struct StepInputs {
+  typename V::T delta, u, step, inv_step, lo, hi;
+  const float *Bt, *Ct;
+};
+
+// U consecutive states from n on: updates h in place (to hq when quantized) and adds their share to y.
+template <class V, int U, bool QA, bool QB, State S>
+VISQ_INLINE void scan_part(const Block& k, const StepInputs<V>& in, int64_t n, float* h, typename V::T* y) {
+  const int64_t W = V::W, i = n * W;
+  typename V::T abar[U], state[U];
+  for (int j = 0; j < U; ++j) abar[j] = QA ? V::load(k.abar + i + j * W) : V::mul(in.delta, V::load(k.A + i + j * W));
+  if constexpr (!QA) V::template exp2<U>(abar);
+  for (int j = 0; j < U; ++j) {
+    const auto bbar = QB ? V::load(k.bbar + i + j * W) : V::mul(in.delta, V::set1(in.Bt[n + j]));
+    state[j] = V::fma(abar[j], V::load(h + i + j * W), V::mul(bbar, in.u));
+  }
+  if constexpr (S == State::kReadRaw)
+    for (int j = 0; j < U; ++j) *y = V::fma(V::set1(in.Ct[n + j]), state[j], *y);
+  if constexpr (S != State::kPlain)
+    for (int j = 0; j < U; ++j) {
+      const auto code = V::rint(V::mul(state[j], V::mul(in.inv_step, V::load(k.inv + i + j * W))));
+      state[j] = V::mul(V::max(in.lo, V::min(in.hi, code)), V::mul(in.step, V::load(k.scale + i + j * W)));
+    }
+  if constexpr (S != State::kReadRaw)
+    for (int j = 0; j < U; ++j) *y = V::fma(V::set1(in.Ct[n + j]), state[j], *y);
+  for (int j = 0; j < U; ++j) V::store(h + i + j * W, state[j]);
+}
+
+// One step of one block: updates h in place and returns y.
 template <class V, bool QA, bool QB, State S>
 VISQ_INLINE typename V::T scan_step(const QuantArgs& q, const Block& k, int64_t N, typename V::T delta,
                                     typename V::T u, const float* Bt, const float* Ct, int64_t t, float* h) {
   if constexpr (QA) abar_rows<V>(q.abar, N, delta, k.A, k.abar);
   if constexpr (QB) bbar_rows<V>(q.bbar, N, delta, Bt, k.bbar);
-  typename V::T step = V::zero(), inv_step = V::zero(), lo = V::zero(), hi = V::zero();
+  StepInputs<V> in = {delta, u, V::zero(), V::zero(), V::zero(), V::zero(), Bt, Ct};
   if constexpr (S != State::kPlain) {
-    step = V::set1(q.state.step[t]), inv_step = V::set1(1.0f / q.state.step[t]);
-    lo = V::set1(q.state.qmin), hi = V::set1(q.state.qmax);
+    in.step = V::set1(q.state.step[t]), in.inv_step = V::set1(1.0f / q.state.step[t]);
+    in.lo = V::set1(q.state.qmin), in.hi = V::set1(q.state.qmax);
   }
   auto y = V::zero();
-  for (int64_t n = 0; n < N; ++n) {
-    const int64_t i = n * V::W;
-    const auto abar = QA ? V::load(k.abar + i) : V::exp(V::mul(delta, V::load(k.A + i)));
-    const auto bbar = QB ? V::load(k.bbar + i) : V::mul(delta, V::set1(Bt[n]));
-    auto state = V::fma(abar, V::load(h + i), V::mul(bbar, u));
-    const auto c = V::set1(Ct[n]);
-    if constexpr (S == State::kReadRaw) y = V::fma(c, state, y);
-    if constexpr (S != State::kPlain) {
-      const auto code = V::rint(V::mul(state, V::mul(inv_step, V::load(k.inv + i))));
-      state = V::mul(V::max(lo, V::min(hi, code)), V::mul(step, V::load(k.scale + i)));
-    }
-    if constexpr (S != State::kReadRaw) y = V::fma(c, state, y);
-    V::store(h + i, state);
-  }
+  int64_t n = 0;
+  for (; n + kTogether <= N; n += kTogether) scan_part<V, kTogether, QA, QB, S>(k, in, n, h, &y);
+  for (; n < N; ++n) scan_part<V, 1, QA, QB, S>(k, in, n, h, &y);
   return y;
 }
 
@@ -112,7 +149,7 @@ void scan_forward_as(const ScanArgs& a, const QuantArgs& q, float* y) {
     float *A = s + size, *scale = s + 2 * size, *inv = s + 3 * size;
     const Block k = {A, scale, inv, s + 4 * size, s + 5 * size};
     for (int64_t i = 0; i < size; ++i) s[i] = 0.0f;
-    load_columns<V>(a.A, a.N, c, lanes, 0.0f, A);
+    load_A<V>(a.A, a.N, c, lanes, kLog2e, A);
     if constexpr (S != State::kPlain) load_state_scales<V>(q.state, a.N, c, lanes, scale, inv);
     for (int64_t t = 0; t < a.L; ++t) {
       const auto delta = V::load_n(a.delta.at(b, t) + c, lanes), u = V::load_n(a.u.at(b, t) + c, lanes);
@@ -151,7 +188,7 @@ void scan_states(const ScanArgs& a, float* out) {
     float *h = scratch(2 * size), *A = h + size;
     const Block k = {A, nullptr, nullptr, nullptr, nullptr};
     for (int64_t i = 0; i < size; ++i) h[i] = 0.0f;
-    load_columns<V>(a.A, a.N, c, lanes, 0.0f, A);
+    load_A<V>(a.A, a.N, c, lanes, kLog2e, A);
     for (int64_t t = 0; t < a.L; ++t) {
       const auto delta = V::load_n(a.delta.at(b, t) + c, lanes), u = V::load_n(a.u.at(b, t) + c, lanes);
       const float* Bt = a.Bm.at(b, t);

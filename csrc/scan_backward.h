@@ -34,7 +34,7 @@ VISQ_INLINE void record_step(const ScanArgs& a, const QuantArgs& q, const Block&
   float *abar = r.abar + at * size, *slope = r.slope + at * size, *raw = r.raw + at * size;
   const float* before = r.state + at * size;
   float* after = r.state + (at + 1) * size;
-  for (int64_t i = 0; i < size; i += V::W) V::store(abar + i, V::exp(V::mul(delta, V::load(k.A + i))));
+  exp_rows<V>(a.N, delta, k.A, abar);
   if (q.abar.kind) {
     for (int64_t i = 0; i < size; i += V::W) V::store(slope + i, V::load(abar + i));
     quantize_rows<V>(q.abar, a.N, abar, slope);
@@ -57,6 +57,7 @@ struct StepGrads {
   float *A;               // [N][W], added to
   float *lanes_B, *lanes_C;  // [N][W], scratch before the sum over channels
   float *slope_B;         // [N][W], scratch
+  const float *plain_A;   // [N][W]; the block's own A carries a factor log2(e)
 };
 
 template <class V, State S>
@@ -103,7 +104,7 @@ VISQ_INLINE void backward_step(const ScanArgs& a, const QuantArgs& q, const Bloc
     gdelta = V::fma(gb, Bn, gdelta);
     V::store(g.lanes_B + i, V::mul(gb, delta));
     const auto gx = V::mul(V::mul(gh, V::load(before + i)), V::load(slope + i));
-    gdelta = V::fma(gx, V::load(k.A + i), gdelta);
+    gdelta = V::fma(gx, V::load(g.plain_A + i), gdelta);
     V::store(g.A + i, V::fma(gx, delta, V::load(g.A + i)));
     V::store(g.carry + i, V::mul(V::load(abar + i), gh));
   }
@@ -122,11 +123,11 @@ void scan_backward_as(const ScanArgs& a, const QuantArgs& q, const Rows& gy, con
   auto body = [&](int64_t task) {
     const int64_t image = task / slices, slice = task % slices;
     const int64_t traced = (chunk + 1) * size;
-    float* s = scratch((10 + chunks) * size + 4 * traced);
-    float *A = s, *scale = s + size, *inv = s + 2 * size, *zero = s + 9 * size;
+    float* s = scratch((11 + chunks) * size + 4 * traced);
+    float *A = s, *scale = s + size, *inv = s + 2 * size, *slope_B = s + 9 * size, *plain_A = s + 10 * size;
     const Block k = {A, scale, inv, s + 3 * size, s + 4 * size};
-    const StepGrads g = {s + 5 * size, s + 6 * size, s + 7 * size, s + 8 * size, zero};
-    float *checkpoints = s + 10 * size, *trace = checkpoints + chunks * size;
+    const StepGrads g = {s + 5 * size, s + 6 * size, s + 7 * size, s + 8 * size, slope_B, plain_A};
+    float *checkpoints = s + 11 * size, *trace = checkpoints + chunks * size;
     Trace r = {trace, trace + size, trace + traced, trace + traced};
     if (S != State::kPlain) r.raw = trace + 2 * traced;
     if (q.abar.kind) r.slope = trace + 3 * traced;
@@ -134,7 +135,8 @@ void scan_backward_as(const ScanArgs& a, const QuantArgs& q, const Rows& gy, con
     for (int64_t block = slice * blocks / slices; block < (slice + 1) * blocks / slices; ++block) {
       const int64_t c = block * V::W;
       const int lanes = static_cast<int>(a.D - c < V::W ? a.D - c : V::W);
-      load_columns<V>(a.A, a.N, c, lanes, 0.0f, A);
+      load_A<V>(a.A, a.N, c, lanes, kLog2e, A);
+      load_A<V>(a.A, a.N, c, lanes, 1.0f, plain_A);
       if (S != State::kPlain) load_state_scales<V>(q.state, a.N, c, lanes, scale, inv);
       for (int64_t i = 0; i < size; ++i) g.A[i] = 0.0f;
 

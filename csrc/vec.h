@@ -14,23 +14,18 @@
 
 namespace visq {
 
-// exp(x) = 2^n exp(r), |r| <= ln(2)/2, polynomial of Cephes' expf (error below 1.5 ulp).
-constexpr float kLog2e = 1.44269504088896341f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-constexpr float kExpMin = -104.0f, kExpMax = 89.0f;
-constexpr float kExp5 = 1.9875691500e-4f, kExp4 = 1.3981999507e-3f, kExp3 = 8.3334519073e-3f;
-constexpr float kExp2 = 4.1665795894e-2f, kExp1 = 1.6666665459e-1f, kExp0 = 5.0000001201e-1f;
+// 2^x = 2^n 2^r with n = rint(x), |r| <= 1/2; the polynomial of Cephes' exp2f (error below 1 ulp of the result).
+constexpr float kExp2[] = {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f,
+                           5.550332471162809e-2f, 2.402264791363012e-1f, 6.931472028550421e-1f};
+constexpr float kLog2e = 1.44269504088896341f;
 
-template <class V>
-VISQ_INLINE typename V::T exp_reduced(typename V::T x, typename V::T* exponent) {
-  const auto n = V::rint(V::mul(x, V::set1(kLog2e)));
-  const auto r = V::fnma(n, V::set1(kLn2Lo), V::fnma(n, V::set1(kLn2Hi), x));
-  auto p = V::fma(V::set1(kExp5), r, V::set1(kExp4));
-  p = V::fma(p, r, V::set1(kExp3));
-  p = V::fma(p, r, V::set1(kExp2));
-  p = V::fma(p, r, V::set1(kExp1));
-  p = V::fma(p, r, V::set1(kExp0));
-  *exponent = n;
-  return V::add(V::fma(p, V::mul(r, r), r), V::set1(1.0f));
+// Several vectors at once, in lockstep: one exponential alone is a long chain of dependent instructions.
+template <class V, int U>
+VISQ_INLINE void exp2_fraction(const typename V::T* r, typename V::T* p) {
+  for (int j = 0; j < U; ++j) p[j] = V::set1(kExp2[0]);
+  for (int i = 1; i < 6; ++i)
+    for (int j = 0; j < U; ++j) p[j] = V::fma(p[j], r[j], V::set1(kExp2[i]));
+  for (int j = 0; j < U; ++j) p[j] = V::fma(p[j], r[j], V::set1(1.0f));
 }
 
 struct VecScalar {
@@ -51,7 +46,10 @@ struct VecScalar {
   VISQ_INLINE T max(T a, T b) { return a > b ? a : b; }
   VISQ_INLINE T abs(T a) { return __builtin_fabsf(a); }
   VISQ_INLINE T rint(T a) { return __builtin_rintf(a); }
-  VISQ_INLINE T exp(T a) { return __builtin_expf(a); }
+  template <int U>
+  VISQ_INLINE void exp2(T* x) {
+    for (int j = 0; j < U; ++j) x[j] = __builtin_exp2f(x[j]);
+  }
   VISQ_INLINE float hsum(T a) { return a; }
   // v where lo <= x <= hi, else 0.
   VISQ_INLINE T keep_within(T v, T x, T lo, T hi) { return x >= lo && x <= hi ? v : 0.0f; }
@@ -91,13 +89,18 @@ struct VecAvx2 {
   VISQ_INLINE T pow2(__m256i n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
-  VISQ_INLINE T exp(T x) {
-    x = max(set1(kExpMin), min(set1(kExpMax), x));
-    T n;
-    const T y = exp_reduced<VecAvx2>(x, &n);
-    // In two factors, so that subnormal and infinite results come out right.
-    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
-    return mul(mul(y, pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
+  template <int U>
+  VISQ_INLINE void exp2(T* x) {
+    T n[U], r[U];
+    for (int j = 0; j < U; ++j) x[j] = max(set1(-152.0f), min(set1(130.0f), x[j]));
+    for (int j = 0; j < U; ++j) n[j] = rint(x[j]);
+    for (int j = 0; j < U; ++j) r[j] = sub(x[j], n[j]);
+    exp2_fraction<VecAvx2, U>(r, x);
+    for (int j = 0; j < U; ++j) {
+      // In two factors, so that subnormal and infinite results come out right.
+      const __m256i whole = _mm256_cvtps_epi32(n[j]), half = _mm256_srai_epi32(whole, 1);
+      x[j] = mul(mul(x[j], pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
+    }
   }
   VISQ_INLINE float hsum(T a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -144,11 +147,14 @@ struct VecAvx512 {
   VISQ_INLINE T max(T a, T b) { return _mm512_max_ps(a, b); }
   VISQ_INLINE T abs(T a) { return _mm512_abs_ps(a); }
   VISQ_INLINE T rint(T a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  VISQ_INLINE T exp(T x) {
-    x = max(set1(kExpMin), min(set1(kExpMax), x));
-    T n;
-    const T y = exp_reduced<VecAvx512>(x, &n);
-    return _mm512_scalef_ps(y, n);
+  template <int U>
+  VISQ_INLINE void exp2(T* x) {
+    T n[U], r[U];
+    for (int j = 0; j < U; ++j) x[j] = max(set1(-152.0f), x[j]);  // for -inf; large x overflow by themselves
+    for (int j = 0; j < U; ++j) n[j] = rint(x[j]);
+    for (int j = 0; j < U; ++j) r[j] = sub(x[j], n[j]);
+    exp2_fraction<VecAvx512, U>(r, x);
+    for (int j = 0; j < U; ++j) x[j] = _mm512_scalef_ps(x[j], n[j]);
   }
   VISQ_INLINE float hsum(T a) {
     const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
