@@ -119,6 +119,12 @@ class BiMambaMixer(nn.Module):
         delta = F.softplus(dt_proj(dt))
         return scan(u, delta, -torch.exp(A_log), B, C) + D * u
 
+    def scan_projection(self, scan: str) -> tuple[nn.Parameter, slice, slice]:
+        """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
+        weight = {"scan": self.x_proj, "scan_b": self.x_proj_b}[scan].weight
+        b_end = self.dt_rank + self.d_state
+        return weight, slice(self.dt_rank, b_end), slice(b_end, b_end + self.d_state)
+
 
 class Block(nn.Module):
     """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch, residual)."""

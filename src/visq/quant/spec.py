@@ -47,7 +47,8 @@ class Spec(BaseModel):
 
     Attributes:
         bits: 2 to 8.
-        symmetric: signed codes around zero, no zero point; otherwise unsigned codes with an integer zero point.
+        symmetric: no zero point; otherwise unsigned codes with an integer zero point.
+        signed: symmetric codes run from -2^(b-1); unsigned ones (for tensors that are never negative) from 0 to 2^b - 1.
         narrow: symmetric codes stop at -(2^(b-1)-1), so that the range is the same on both sides.
         granularity, codebook, estimator: see the classes of these names; a bare string stands for the thing with its defaults.
     """
@@ -56,6 +57,7 @@ class Spec(BaseModel):
 
     bits: int = Field(ge=2, le=8)
     symmetric: bool = True
+    signed: bool = True
     narrow: bool = False
     granularity: Granularity = Granularity()
     codebook: Named = Named(name="uniform")
@@ -73,16 +75,20 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Spec:
-        if self.narrow and not self.symmetric:
-            raise ValueError("narrow is for symmetric quantizers only")
+        if self.narrow and not (self.symmetric and self.signed):
+            raise ValueError("narrow is for symmetric signed quantizers only")
         return self
 
     @property
+    def unsigned(self) -> bool:
+        return not (self.symmetric and self.signed)
+
+    @property
     def qmin(self) -> int:
-        if not self.symmetric:
+        if self.unsigned:
             return 0
         return -(2 ** (self.bits - 1)) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return 2**self.bits - 1 if self.unsigned else 2 ** (self.bits - 1) - 1

@@ -46,6 +46,7 @@ class Rule(BaseModel):
     skip: bool = False
     optional: bool = False
     symmetric: bool = True
+    signed: bool = True
     narrow: bool = False
     granularity: Any = "tensor"
     codebook: Any = "uniform"
@@ -58,7 +59,7 @@ class Rule(BaseModel):
 
     def spec(self, bits: Bits) -> Spec:
         number = self.bits if isinstance(self.bits, int) else getattr(bits, self.bits)
-        fields = {name: getattr(self, name) for name in ("symmetric", "narrow", "granularity", "codebook", "estimator")}
+        fields = {name: getattr(self, name) for name in ("symmetric", "signed", "narrow", "granularity", "codebook", "estimator")}
         return Spec(bits=number, **fields)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,9 @@ class Estimator:
     [1, O, I] (output channels are rows).
     """
 
-    passes: ClassVar[int] = 1
+    passes = 1
+    #: Passes after the first want the gradient of the task loss at the site.
+    needs_gradient = False
 
     def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None) -> None:
         self.spec, self.kind, self.smooth = spec, kind, smooth
@@ -72,8 +74,8 @@ class Estimator:
 
     # -- streaming ------------------------------------------------------------------------------------------------------------------
 
-    def observe(self, x: Tensor) -> None:
-        """One batch of the site's tensor."""
+    def observe(self, x: Tensor, gradient: Tensor | None = None) -> None:
+        """One batch of the site's tensor, with the gradient of the task loss where `needs_gradient`."""
         x = self.canonical(x)
         if self.pass_index == 0:
             self.observe_range(x)

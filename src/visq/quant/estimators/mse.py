@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ class MSE(Estimator):
         smallest: the smallest share of the range tried.
     """
 
-    passes: ClassVar[int] = 2
+    passes = 2
 
     def __init__(
         self, spec: Spec, kind: str, smooth: Tensor | None = None, p: float = 2.0, candidates: int = 100, smallest: float = 0.01

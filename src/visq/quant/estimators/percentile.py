@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ class Percentile(Estimator):
         percentile: in percent, 50 < percentile <= 100; for a symmetric spec of |x|, otherwise of both tails.
     """
 
-    passes: ClassVar[int] = 2
+    passes = 2
 
     def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None, percentile: float = 99.99) -> None:
         super().__init__(spec, kind, smooth)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -84,8 +82,6 @@ class Similarity(Estimator):
         VisqError: unknown score; asymmetric spec; a scale of its own for every channel (use estimator `mse`).
     """
 
-    passes: ClassVar[int] = 3
-
     def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None, score: str = "cosine") -> None:
         super().__init__(spec, kind, smooth)
         if score not in SCORES:
@@ -95,8 +91,15 @@ class Similarity(Estimator):
         if spec.granularity.kind == "channel" and kind != "weight":
             raise VisqError("a similarity is measured over channels, so it cannot choose a scale for each one; use estimator mse")
         self.score = score
+        self.passes = 3 if spec.granularity.power_of_two and spec.granularity.grouped else 2
         self.needs_gradient = score == "hessian"
-        self.gradient_square: Tensor | None = None
+
+    def observe(self, x: Tensor, gradient: Tensor | None = None, reference: Tensor | None = None) -> None:
+        """As in `Estimator`; the score compares the quantized x with `reference`, by default x itself."""
+        if self.pass_index == 0:
+            super().observe(x)
+        elif self.search is not None:
+            self.score_batch(self.canonical(x), gradient, x if reference is None else reference)
 
     def finish_pass(self) -> None:
         if self.pass_index == 0:
@@ -122,16 +125,26 @@ class Similarity(Estimator):
         labels = torch.arange(self.scale.numel()) if self.labels is None else self.labels
         return labels.repeat(batch) if self.row_axis else labels
 
-    def observe_pass(self, x: Tensor) -> None:
-        if self.search is None:
-            return
+    def score_batch(self, x: Tensor, gradient: Tensor | None, reference: Tensor) -> None:
         weight = None
         if self.needs_gradient:
-            if self.gradient_square is None:
+            if gradient is None:
                 raise VisqError("the Hessian-guided score needs the gradient of the loss, which is not to be had at this site")
-            weight = self.gradient_square.reshape(-1, x.shape[-1])
+            # In the smoothed domain the gradient is multiplied by what the value was divided by.
+            weight = self.canonical(gradient * (1 if self.smooth is None else self.smooth**2)).square().reshape(-1, x.shape[-1])
+        assert self.search is not None
         labels = self.row_or_channel_labels(x.shape[0], x.shape[-1])
-        self.search.observe(x.reshape(-1, x.shape[-1]), labels, weight=weight)
+        flat_reference = self.canonical(reference).reshape(-1, x.shape[-1])
+        self.search.observe(x.reshape(-1, x.shape[-1]), labels, flat_reference, weight)
+
+    def restart(self) -> None:
+        """Search again around the present scales, as a further round of a layer's alternation does."""
+        self.pass_index = 1
+        self.search = self.start(joint=False)
+
+    def quantizer(self) -> Quantizer:
+        """The quantizer as it stands between passes."""
+        return self.result()
 
     def result(self) -> Quantizer:
         return Quantizer(self.spec, self.scale, axis=self.axis, group=self.labels, smooth=self.smooth)

@@ -1,0 +1,121 @@
+"""What a killed calibration resumes from: the run's fingerprint, finished stages, and the stream of the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from visq.calibrate.stage_run import belongs
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.models.stage import Stage
+from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
+from visq.quant.site import WEIGHT, named_sites
+from visq.recipes import Recipe
+
+
+class WorkFolder:
+    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (inputs of the stage at hand)."""
+
+    def __init__(self, path: Path, *, model: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, batch_size: int) -> None:
+        self.path = path
+        self.fingerprint = {
+            "recipe": recipe.digest(),
+            "model": weights_digest(model),
+            "calibration data": dataset.fingerprint(),
+            "seed": seed,
+            "batch size": batch_size,
+        }
+
+    def open(self, resume: bool) -> int:
+        """Prepare the folder; returns how many stages are finished.
+
+        Raises:
+            VisqError: `resume` with the state of a different run.
+        """
+        run_file = self.path / "run.json"
+        if resume and run_file.exists():
+            try:
+                found = json.loads(run_file.read_text())
+            except (OSError, ValueError) as error:
+                raise VisqError(f"{run_file} is damaged; delete {self.path} and start again") from error
+            different = [key for key, value in self.fingerprint.items() if found.get(key) != value]
+            if different:
+                raise VisqError(f"{self.path} holds a calibration with another {', '.join(different)}; resume that one, or start without --resume")
+            finished = 0
+            while self.checkpoint(finished).exists():
+                finished += 1
+            if finished and (self.stream(finished).is_dir()):
+                return finished
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        temporary = run_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.fingerprint))
+        os.replace(temporary, run_file)
+        return 0
+
+    def checkpoint(self, index: int) -> StageCheckpoint:
+        return StageCheckpoint(self.path / f"stage-{index:03d}.safetensors")
+
+    def stream(self, index: int) -> Path:
+        return self.path / f"stream-{index:03d}"
+
+
+@dataclass(frozen=True)
+class StageCheckpoint:
+    """Parameters and quantizers of one finished stage in one file."""
+
+    path: Path
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def save(self, model: nn.Module, stage: Stage) -> None:
+        tensors: dict[str, Tensor] = {}
+        meta: dict[str, object] = {}
+        for name, parameter in model.named_parameters():
+            if belongs(name, stage):
+                tensors[f"parameter/{name}"] = parameter.detach().contiguous()
+        for name, site in named_sites(model):
+            if site.quantizer is not None and belongs(name, stage):
+                meta[name], parts = quantizer_to_parts(site.quantizer)
+                tensors |= {f"site/{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
+        temporary = self.path.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"sites": json.dumps(meta)})
+        os.replace(temporary, self.path)
+
+    def restore(self, model: nn.Module) -> None:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                meta = json.loads(file.metadata()["sites"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except Exception as error:
+            raise VisqError(f"{self.path} is damaged; delete {self.path.parent} and start again") from error
+        parameters = dict(model.named_parameters())
+        for key, tensor in tensors.items():
+            if key.startswith("parameter/"):
+                parameters[key.removeprefix("parameter/")].data = tensor
+        sites = dict(named_sites(model))
+        for name, site_meta in meta.items():
+            prefix = f"site/{name}/"
+            parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            sites[name].quantizer = quantizer_from_parts(site_meta, parts)
+            sites[name].baked = sites[name].kind == WEIGHT
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over the names and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

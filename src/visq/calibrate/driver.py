@@ -1,0 +1,223 @@
+"""The block-by-block driver: stage after stage, stream, observe, estimate, tune, bake, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.calibrate.checkpoint import WorkFolder
+from visq.calibrate.jobs import ActivationJob, Job, estimate_weight
+from visq.calibrate.layer_search import LayerSearch
+from visq.calibrate.learners import make_learner
+from visq.calibrate.scan_job import ScanJob
+from visq.calibrate.stage_run import StageRun, belongs
+from visq.calibrate.stream import Stream, check_finite
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.models.layers import SelectiveScan
+from visq.quant.estimators import Similarity
+from visq.quant.site import ACTIVATION, INNER, WEIGHT, bake_weights, named_sites
+from visq.quant.spec import Spec
+from visq.recipes import Recipe
+from visq.transforms import make_transform
+
+#: Called after every stage with (stages done, stages in all, name of the stage).
+Report = Callable[[int, int, str], None]
+
+
+@dataclass
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        specs: every targeted site; each has its quantizer attached.
+        images: calibration images seen.
+        seconds: wall time of this call (a resumed run counts its own part).
+        notes: remarks for the user.
+    """
+
+    specs: dict[str, Spec]
+    images: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def calibrate(
+    model: nn.Module,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    work_dir: Path,
+    seed: int = 0,
+    batch_size: int = 16,
+    resume: bool = False,
+    report: Report | None = None,
+) -> Calibration:
+    """Quantize `model` in place, one stage at a time.
+
+    Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. The state of a run lives in `work_dir`:
+    a killed run continues there with `resume` and ends in the same bytes; the caller deletes the folder when the artifact is safe.
+
+    Arguments:
+        model: FP32, with `stages()` and sites; put into eval mode.
+        dataset: the calibration images, already chosen.
+        seed: for learners that draw random numbers.
+    Raises:
+        VisqError: an unusable recipe, no images, NaN or Inf in weights or activations, a work_dir of a different run, a targeted site that
+            stayed unquantized.
+    """
+    start = time.perf_counter()
+    model.eval().requires_grad_(False)
+    specs = recipe.resolve(name for name, _ in named_sites(model))
+    transforms = [make_transform(named) for named in recipe.scope.transforms]
+    learners = [make_learner(named) for named in recipe.scope.learners]
+    if len(dataset) == 0:
+        raise VisqError("the calibration set is empty; pass images with --calib and at least --samples 1")
+    folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
+    stages = model.stages()
+    done = folder.open(resume)
+    for index in range(done):
+        folder.checkpoint(index).restore(model)
+    if done == 0:
+        write_images(folder.stream(0), dataset, batch_size)
+    notes: list[str] = []
+    for index in range(done, len(stages)):
+        stage = stages[index]
+        run = StageRun(
+            model=model,
+            stage=stage,
+            following=stages[index + 1 :],
+            inputs=Stream(folder.stream(index)),
+            targets=Stream.create(folder.stream(index + 1)),
+            specs={name: spec for name, spec in specs.items() if belongs(name, stage)},
+            search_images=recipe.scope.search_images,
+            seed=seed,
+        )
+        for transform in transforms:
+            transform.apply(run)
+        quantizers = observe(run)
+        for name, site in named_sites(model):
+            if name in quantizers:
+                site.quantizer = quantizers[name]
+        for learner in learners:
+            learner.tune(run)
+        bake_weights(model)
+        run.targets.close()
+        folder.checkpoint(index).save(model, stage)
+        run.inputs.remove()
+        notes += run.notes
+        if report is not None:
+            report(index + 1, len(stages), stage.name)
+    missed = [name for name, site in named_sites(model) if name in specs and site.quantizer is None]
+    if missed:
+        raise VisqError(f"{len(missed)} targeted sites were not quantized: {', '.join(missed[:5])}")
+    return Calibration(specs, len(dataset), time.perf_counter() - start, notes)
+
+
+def write_images(folder: Path, dataset: Dataset, batch_size: int) -> None:
+    """The images themselves are the first stage's inputs."""
+    stream = Stream.create(folder)
+    for images, _ in dataset.batches(batch_size):
+        stream.append((images,))
+    if len(stream) == 0:
+        raise VisqError("no calibration image could be read")
+    stream.close()
+
+
+def observe(run: StageRun) -> dict[str, nn.Module]:
+    """Stream the stage as often as its jobs need; the first pass also writes its FP32 outputs. Returns quantizers by site name."""
+    jobs, quantizers = make_jobs(run)
+    for index in range(max([1, *(job.passes for job in jobs)])):
+        active = [job for job in jobs if index < job.passes]
+        images = None if index == 0 else run.search_images
+        plain = [job for job in active if not job.needs_gradient]
+        guided = [job for job in active if job.needs_gradient]
+        if plain or index == 0:
+            stream_plain(run, plain, images, write=index == 0)
+        if guided:
+            stream_guided(run, guided, images)
+        for job in active:
+            job.end_pass()
+    for job in jobs:
+        quantizers |= job.result()
+    return quantizers
+
+
+def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, nn.Module]]:
+    """The jobs of a stage's targeted sites, and the quantizers of weights that need no data."""
+    jobs: list[Job] = []
+    quantizers: dict[str, nn.Module] = {}
+    sites = run.sites()
+    taken: set[str] = set()
+    for name, site in sites.items():
+        spec = run.specs[name]
+        if site.kind == WEIGHT and spec.estimator.name == "similarity":
+            layer, out_name = name.rpartition(".")[0], name.rpartition(".")[0] + ".out"
+            output = None
+            if out_name in run.specs and run.specs[out_name].estimator.name == "similarity":
+                out_job = ActivationJob(out_name, sites[out_name], run.specs[out_name], run.smooth.get(out_name))
+                assert isinstance(out_job.estimator, Similarity)
+                output = (out_name, out_job.estimator)
+                taken.add(out_name)
+            jobs.append(LayerSearch(name, run.model.get_submodule(layer), spec, output, **spec.estimator.params))
+        elif site.kind == WEIGHT:
+            quantizers[name] = estimate_weight(run, name, site)
+    jobs += [
+        ActivationJob(name, site, run.specs[name], run.smooth.get(name))
+        for name, site in sites.items()
+        if site.kind == ACTIVATION and name not in taken
+    ]
+    inner = {name.rpartition(".")[0] for name, site in sites.items() if site.kind == INNER}
+    jobs += [ScanJob(path, scan, run) for path, scan in run.modules(SelectiveScan).items() if path in inner]
+    return jobs, quantizers
+
+
+@torch.no_grad()
+def stream_plain(run: StageRun, jobs: Iterable[Job], images: int | None, write: bool) -> None:
+    handles = [job.watched().register_forward_hook(job.observe) for job in jobs]
+    try:
+        for batch in run.inputs.batches(images):
+            outputs = run.stage.forward(*batch)
+            if write:
+                check_finite(outputs, run.stage.name)
+                run.targets.append(outputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stream_guided(run: StageRun, jobs: list[Job], images: int | None) -> None:
+    """A pass with gradients of the task loss: cross-entropy of the network's logits against its own decision."""
+    for batch in run.inputs.batches(images):
+        seen: dict[Job, tuple[Tensor, Tensor]] = {}
+
+        def remember(job: Job, seen: dict[Job, tuple[Tensor, Tensor]] = seen) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                if not output.is_leaf:
+                    output.retain_grad()
+                seen[job] = (args[0], output)
+
+            return hook
+
+        handles = [job.watched().register_forward_hook(remember(job)) for job in jobs]
+        with torch.enable_grad():
+            state = tuple(tensor.requires_grad_() for tensor in batch)
+            state = run.stage.forward(*state)
+            for handle in handles:
+                handle.remove()
+            for stage in run.following:
+                state = stage.forward(*state)
+            logits = state[0]
+            F.cross_entropy(logits, logits.argmax(-1), reduction="sum").backward()
+        with torch.no_grad():
+            for job, (x, output) in seen.items():
+                gradient = torch.zeros_like(output) if output.grad is None else output.grad
+                job.observe_gradient(x.detach(), output.detach(), gradient)
+
+

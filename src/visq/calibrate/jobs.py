@@ -1,0 +1,99 @@
+"""Jobs: each watches one place of a stage over several passes and ends in quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visq.calibrate.stage_run import StageRun
+from visq.errors import VisqError
+from visq.quant.estimators import make_estimator
+from visq.quant.site import ACTIVATION, WEIGHT, Site, site_parameter
+from visq.quant.spec import Spec
+
+Observe = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+
+
+class Job:
+    """One observer over the driver's passes.
+
+    Attributes:
+        passes: how many times the stage's inputs must be streamed.
+        needs_gradient: the pass at hand wants the gradient of the task loss with respect to what it observes.
+    """
+
+    passes = 1
+    needs_gradient = False
+
+    def watched(self) -> nn.Module:
+        """The module whose forward the job observes."""
+        raise NotImplementedError
+
+    def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook: one batch."""
+        raise NotImplementedError
+
+    def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
+        """Like `observe`, with the gradient of the task loss with respect to the output."""
+        raise NotImplementedError
+
+    def end_pass(self) -> None:
+        raise NotImplementedError
+
+    def result(self) -> dict[str, nn.Module]:
+        """Quantizers by site name."""
+        raise NotImplementedError
+
+
+class ActivationJob(Job):
+    """An activation site and its estimator."""
+
+    def __init__(self, name: str, site: Site, spec: Spec, smooth: Tensor | None) -> None:
+        self.name, self.site = name, site
+        self.estimator = make_estimator(spec, ACTIVATION, smooth)
+        self.passes = self.estimator.passes
+
+    @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]
+        return self.estimator.needs_gradient and self.estimator.pass_index > 0
+
+    def watched(self) -> nn.Module:
+        return self.site
+
+    def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._named(self.estimator.observe, output)
+
+    def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
+        self._named(self.estimator.observe, output, gradient)
+
+    def end_pass(self) -> None:
+        if self.estimator.pass_index < self.estimator.passes:
+            self._named(self.estimator.end_pass)
+
+    def result(self) -> dict[str, nn.Module]:
+        return {self.name: self._named(self.estimator.result)}
+
+    def _named(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Errors of an estimator name the site they come from."""
+        try:
+            return function(*args)
+        except VisqError as error:
+            raise VisqError(f"{self.name}: {error}") from error
+
+
+def estimate_weight(run: StageRun, name: str, site: Site) -> nn.Module:
+    """The quantizer of a weight whose estimator looks at the weight alone."""
+    weight = site_parameter(run.model, name, site).detach()
+    if not torch.isfinite(weight).all():
+        raise VisqError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged")
+    estimator = make_estimator(run.specs[name], WEIGHT, run.smooth.get(name))
+    try:
+        for _ in range(estimator.passes):
+            estimator.observe(weight)
+            estimator.end_pass()
+        return estimator.result()
+    except VisqError as error:
+        raise VisqError(f"{name}: {error}") from error

@@ -1,0 +1,117 @@
+"""Similarity search of a layer's weight scale against the layer's output, alternating with the output's own scale (arXiv 2501.16738)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from visq.calibrate.hooks import without_hooks
+from visq.calibrate.jobs import Job
+from visq.errors import VisqError
+from visq.quant.estimators import Similarity
+from visq.quant.estimators.similarity import CANDIDATES
+from visq.quant.quantizer import Quantizer
+from visq.quant.spec import Spec
+
+
+class LayerSearch(Job):
+    """Weight scale, then output scale, `rounds` times; both scored on the similarity of the layer's quantized and FP32 outputs.
+
+    Pass 0 collects the output's range and groups. Then each round scores the weight's candidates under the present output quantizer, and the
+    output's candidates under the present weight.
+
+    Arguments:
+        layer: a module with a `weight` parameter and sites `in`, `weight`, `out`.
+        weight_spec: per tensor, symmetric.
+        output: the estimator of the layer's output, when that site is targeted by a similarity search too.
+        rounds: 3 in the paper's code for linears and convolutions.
+    """
+
+    def __init__(
+        self, name: str, layer: nn.Module, weight_spec: Spec, output: tuple[str, Similarity] | None, score: str, rounds: int = 3
+    ) -> None:
+        if weight_spec.granularity.kind != "tensor" or not weight_spec.symmetric:
+            raise VisqError(f"{name}: a weight's similarity search takes one symmetric scale per tensor; use estimator mse for scales per channel")
+        self.name, self.layer, self.spec, self.score, self.rounds = name, layer, weight_spec, score, rounds
+        self.output_name, self.output = output or (None, None)
+        self.weight = layer.get_parameter("weight").detach()
+        self.full_range = self.weight.abs().max().clamp_min(1e-12) / weight_spec.qmax
+        self.scale = self.full_range
+        self.total = torch.zeros(CANDIDATES.numel(), dtype=torch.double)
+        self.pass_index = 0
+        self.steps = self._plan()
+        self.passes = len(self.steps)
+
+    def _plan(self) -> list[str]:
+        if self.output is None:
+            return ["weight"]
+        return ["range"] + ["weight", *["output"] * (self.output.passes - 1)] * self.rounds
+
+    @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]
+        return self.score == "hessian" and self.steps[min(self.pass_index, self.passes - 1)] != "range"
+
+    def watched(self) -> nn.Module:
+        return self.layer
+
+    def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._observe(args[0], output, None)
+
+    def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
+        self._observe(x, output, gradient)
+
+    def _observe(self, x: Tensor, output: Tensor, gradient: Tensor | None) -> None:
+        step = self.steps[self.pass_index]
+        if step == "weight":
+            present = self.output.quantizer() if self.output is not None else None
+            for i, candidate in enumerate((self.full_range * CANDIDATES).tolist()):
+                simulated = self.apply(x, candidate)
+                if present is not None:
+                    simulated = present(simulated)
+                self.total[i] += similarity(output, simulated, self.score, gradient)
+        else:
+            assert self.output is not None
+            simulated = output if step == "range" else self.apply(x, float(self.scale))
+            self.output.observe(simulated, gradient, reference=output)
+
+    def apply(self, x: Tensor, scale: float) -> Tensor:
+        """The layer's output with its weight quantized at `scale`; its sites are still identities."""
+        spec = self.spec
+        weight = (self.weight / scale).round_().clamp_(spec.qmin, spec.qmax).mul_(scale)
+        # The hook that calls us sits on the layer, so its forward is called below the hooks.
+        with without_hooks(self.layer):
+            result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        return result
+
+    def end_pass(self) -> None:
+        if self.pass_index >= self.passes:
+            return
+        if self.steps[self.pass_index] == "weight":
+            order = (CANDIDATES - 1).abs().argsort(stable=True)
+            self.scale = self.full_range * CANDIDATES[order[self.total[order].argmax()]]
+            self.total.zero_()
+            if self.output is not None and self.output.pass_index >= self.output.passes:
+                self.output.restart()
+        else:
+            assert self.output is not None
+            self.output.end_pass()
+        self.pass_index += 1
+
+    def result(self) -> dict[str, nn.Module]:
+        found: dict[str, nn.Module] = {self.name: Quantizer(self.spec, self.scale.view(1))}
+        if self.output is not None and self.output_name is not None:
+            found[self.output_name] = self.output.result()
+        return found
+
+
+def similarity(reference: Tensor, simulated: Tensor, score: str, gradient: Tensor | None = None) -> float:
+    """Sum over rows of the similarity of two [..., C] tensors; larger is better."""
+    if score == "cosine":
+        return float(torch.cosine_similarity(reference, simulated, dim=-1).sum(dtype=torch.double))
+    difference = reference - simulated
+    if score == "l1":
+        return -float(difference.abs().sum(dtype=torch.double))
+    if gradient is not None:
+        difference = difference * gradient
+    return -float(difference.square().sum(dtype=torch.double))

@@ -1,0 +1,41 @@
+"""What a learner is and how a recipe names one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+from visq.calibrate.stage_run import StageRun
+from visq.errors import VisqError
+from visq.quant.spec import Named
+
+LEARNERS: dict[str, type[Learner]] = {}
+
+T = TypeVar("T", bound="type[Learner]")
+
+
+class Learner:
+    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are attached, weights not baked."""
+
+    def tune(self, run: StageRun) -> None:
+        raise NotImplementedError
+
+
+def register(name: str) -> Callable[[T], T]:
+    def decorate(cls: T) -> T:
+        LEARNERS[name] = cls
+        return cls
+
+    return decorate
+
+
+def make_learner(named: Named) -> Learner:
+    """Raises VisqError for an unknown learner or parameter."""
+    if named.name not in LEARNERS:
+        raise VisqError(f"unknown learner '{named.name}'; known: {', '.join(sorted(LEARNERS))}")
+    cls = LEARNERS[named.name]
+    allowed = set(inspect.signature(cls).parameters)
+    if unknown := sorted(set(named.params) - allowed):
+        raise VisqError(f"learner '{named.name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")
+    return cls(**named.params)

@@ -1,0 +1,58 @@
+"""Bias correction: the mean output error of a quantized layer is taken off its bias (arXiv 1906.04721, 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from visq.calibrate.hooks import detached, without_hooks
+from visq.calibrate.learners.base import Learner, register
+from visq.calibrate.stage_run import StageRun
+from visq.quant.site import Site
+
+
+@register("bias_correction")
+class BiasCorrection(Learner):
+    """For every layer with a bias: bias += mean over images and tokens of (FP32 output - quantized output), on FP32 inputs.
+
+    The FP32 stream is not touched: the stage's FP32 outputs were written before.
+    """
+
+    def tune(self, run: StageRun) -> None:
+        sites = run.sites()
+        layers: dict[str, tuple[nn.Module, list[Site]]] = {}
+        for name in sites:
+            path = name.rpartition(".")[0]
+            layer = run.model.get_submodule(path)
+            if isinstance(getattr(layer, "bias", None), Tensor):
+                own = [module for module in layer.children() if isinstance(module, Site) and module.quantizer is not None]
+                layers[path] = (layer, own)
+        sums: dict[str, Tensor] = {path: torch.zeros(()) for path in layers}
+        counts = dict.fromkeys(layers, 0)
+
+        def observe(path: str, own: list[Site], quantizers: list[nn.Module | None]) -> Callable[..., None]:
+            def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                for site, quantizer in zip(own, quantizers, strict=True):
+                    site.quantizer = quantizer
+                with without_hooks(layer):
+                    error = (output - layer(*args)).flatten(0, -2)
+                for site in own:
+                    site.quantizer = None
+                sums[path] = sums[path] + error.sum(0, dtype=torch.double)
+                counts[path] += error.shape[0]
+
+            return hook
+
+        quantizers = {path: [site.quantizer for site in own] for path, (_, own) in layers.items()}
+        handles = [layer.register_forward_hook(observe(path, own, quantizers[path])) for path, (layer, own) in layers.items()]
+        try:
+            with detached(sites.values()):
+                for _ in run.forward(run.search_images):
+                    pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path, (layer, _) in layers.items():
+            layer.bias.data += (sums[path] / max(counts[path], 1)).float()

@@ -1,0 +1,69 @@
+"""One stage under calibration: the model, the stage's inputs, and what transforms and learners leave for the quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from visq.calibrate.stream import Stream
+from visq.models.stage import Stage
+from visq.quant.site import Site, named_sites
+from visq.quant.spec import Spec
+from visq.transforms.reparameterize import Factors
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class StageRun:
+    """What transforms, jobs and learners see of the stage at hand.
+
+    Attributes:
+        inputs: the stage's FP32 inputs.
+        targets: its FP32 outputs; complete once the first observing pass is over.
+        specs: the targeted sites of this stage.
+        smooth: per site, the per-channel divisor its quantizer applies.
+        factors: per scan, the reparameterization factors of its state.
+        search_images: how many images passes after the first see.
+        seed: for anything that draws random numbers.
+        notes: remarks for the user.
+    """
+
+    model: nn.Module
+    stage: Stage
+    following: list[Stage]
+    inputs: Stream
+    targets: Stream
+    specs: dict[str, Spec]
+    search_images: int | None
+    seed: int
+    smooth: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Factors] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def modules(self, kind: type[M]) -> dict[str, M]:
+        """The stage's modules of a class, by path."""
+        return {
+            path: module
+            for path, module in self.model.named_modules()
+            if isinstance(module, kind) and belongs(path, self.stage)
+        }
+
+    def sites(self) -> dict[str, Site]:
+        """The stage's targeted sites."""
+        return {name: site for name, site in named_sites(self.model) if name in self.specs}
+
+    @torch.no_grad()
+    def forward(self, images: int | None = None) -> Iterator[int]:
+        """Run the stage over its inputs (hooks see what they are attached to); yields the size of each batch."""
+        for batch in self.inputs.batches(images):
+            self.stage.forward(*batch)
+            yield batch[0].shape[0]
+
+
+def belongs(path: str, stage: Stage) -> bool:
+    return any(path == prefix or path.startswith(prefix + ".") for prefix in stage.modules)
