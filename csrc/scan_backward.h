@@ -15,7 +15,13 @@ constexpr int64_t kTasks = 64;        // tasks aimed for
 // out[n] += sum over lanes of rows[n]
 template <class V>
 VISQ_INLINE void add_lane_sums(const float* rows, int64_t N, float* out) {
-  for (int64_t n = 0; n < N; ++n) out[n] += V::hsum(V::load(rows + n * V::W));
+  int64_t n = 0;
+  for (; n + 4 <= N; n += 4) {
+    const typename V::T part[4] = {V::load(rows + n * V::W), V::load(rows + (n + 1) * V::W),
+                                   V::load(rows + (n + 2) * V::W), V::load(rows + (n + 3) * V::W)};
+    V::add_hsum4(part, out + n);
+  }
+  for (; n < N; ++n) out[n] += V::hsum(V::load(rows + n * V::W));
 }
 
 // States and factors of the steps of one chunk, each [steps][N][W]; state has one row more, the state before the chunk.

@@ -51,6 +51,10 @@ struct VecScalar {
     for (int j = 0; j < U; ++j) x[j] = __builtin_exp2f(x[j]);
   }
   VISQ_INLINE float hsum(T a) { return a; }
+  // out[i] += hsum(a[i]), i < 4
+  VISQ_INLINE void add_hsum4(const T* a, float* out) {
+    for (int i = 0; i < 4; ++i) out[i] += a[i];
+  }
   // v where lo <= x <= hi, else 0.
   VISQ_INLINE T keep_within(T v, T x, T lo, T hi) { return x >= lo && x <= hi ? v : 0.0f; }
   // v, or x where x is NaN.
@@ -102,10 +106,15 @@ struct VecAvx2 {
       x[j] = mul(mul(x[j], pow2(half)), pow2(_mm256_sub_epi32(whole, half)));
     }
   }
+  VISQ_INLINE __m128 fold(T a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
   VISQ_INLINE float hsum(T a) {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    __m128 x = fold(a);
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  VISQ_INLINE void add_hsum4(const T* a, float* out) {
+    const __m128 x = _mm_hadd_ps(fold(a[0]), fold(a[1])), y = _mm_hadd_ps(fold(a[2]), fold(a[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), _mm_hadd_ps(x, y)));
   }
   VISQ_INLINE T keep_within(T v, T x, T lo, T hi) {
     return _mm256_and_ps(v, _mm256_and_ps(_mm256_cmp_ps(x, lo, _CMP_GE_OQ), _mm256_cmp_ps(x, hi, _CMP_LE_OQ)));
@@ -156,11 +165,18 @@ struct VecAvx512 {
     exp2_fraction<VecAvx512, U>(r, x);
     for (int j = 0; j < U; ++j) x[j] = _mm512_scalef_ps(x[j], n[j]);
   }
-  VISQ_INLINE float hsum(T a) {
+  VISQ_INLINE __m128 fold(T a) {
     const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  }
+  VISQ_INLINE float hsum(T a) {
+    __m128 x = fold(a);
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  VISQ_INLINE void add_hsum4(const T* a, float* out) {
+    const __m128 x = _mm_hadd_ps(fold(a[0]), fold(a[1])), y = _mm_hadd_ps(fold(a[2]), fold(a[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), _mm_hadd_ps(x, y)));
   }
   VISQ_INLINE T keep_within(T v, T x, T lo, T hi) {
     const __mmask16 m = _mm512_cmp_ps_mask(x, lo, _CMP_GE_OQ) & _mm512_cmp_ps_mask(x, hi, _CMP_LE_OQ);
