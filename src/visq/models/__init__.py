@@ -1,6 +1,21 @@
 """FP32 networks, their names, and the reading of checkpoints."""
 
+from visq.models.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from visq.models.loading import load_model
 from visq.models.registry import ModelCard, create_model, get_card, list_models
+from visq.models.stage import Stage
 from visq.models.vim import VimConfig, VisionMamba
 
-__all__ = ["ModelCard", "VimConfig", "VisionMamba", "create_model", "get_card", "list_models"]
+__all__ = [
+    "create_model",
+    "load_model",
+    "list_models",
+    "get_card",
+    "ModelCard",
+    "VimConfig",
+    "VisionMamba",
+    "Stage",
+    "Checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+]

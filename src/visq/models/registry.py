@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from visq.data import FASHION_MNIST_CLASSES, Preprocess
 from visq.errors import VisqError
+from visq.models.checkpoint import read_safetensors_header
+from visq.models.geometry import infer_config
 from visq.models.vim import VimConfig, VisionMamba
 
 #: Weights that come with the package.
@@ -161,12 +163,22 @@ for _name, _alias, _config, _top1 in _official():
 
 @register("vim_nano_fmnist")
 def _vim_nano_fmnist() -> ModelCard:
-    config = VimConfig(image_size=28, patch_size=4, stride=4, channels=1, embed_dim=96, depth=6, num_classes=10)
+    weights = "vim_nano_fmnist.safetensors"
     return ModelCard(
         name="vim_nano_fmnist",
-        config=config,
+        config=_packaged_config(weights),
         preprocess=Preprocess.fashion_mnist(),
         classes=FASHION_MNIST_CLASSES,
-        weights="vim_nano_fmnist.safetensors",
+        weights=weights,
         description="small Vim trained on Fashion-MNIST, shipped with visq",
     )
+
+
+@cache
+def _packaged_config(weights: str) -> VimConfig:
+    """The geometry of packaged weights, from the file itself."""
+    path = PRETRAINED / weights
+    if not path.exists():
+        return VimConfig(image_size=28, patch_size=4, stride=4, channels=1, embed_dim=96, depth=6, num_classes=10)
+    shapes, notes = read_safetensors_header(path)
+    return infer_config(shapes, {"image_size": 28, **notes})

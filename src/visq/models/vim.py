@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from visq.errors import VisqError
 from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU
 from visq.models.stage import Stage
 from visq.quant.site import WEIGHT, Site
+
+if TYPE_CHECKING:
+    from visq.models.registry import ModelCard
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ class Block(nn.Module):
 
 class VisionMamba(nn.Module):
     """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+
+    #: Name, preprocessing and classes; set by `create_model` and `load_model`.
+    card: ModelCard
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()

@@ -1,0 +1,192 @@
+"""A trained model from a name, a checkpoint, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visq.data import Preprocess
+from visq.errors import VisqError
+from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint
+from visq.models.geometry import differences, infer_config, refuse_variants, resembling, sizes_that_fit
+from visq.models.registry import (
+    PRETRAINED,
+    ModelCard,
+    adapt,
+    default_preprocess,
+    get_card,
+    is_generic,
+    list_models,
+    override,
+)
+from visq.models.vim import VimConfig, VisionMamba
+
+
+def load_model(
+    name: str | None,
+    checkpoint: Path | str | None = None,
+    *,
+    preprocess: dict[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    geometry: dict[str, Any] | None = None,
+    ema: bool = False,
+) -> VisionMamba:
+    """Load a model in evaluation mode; `model.card` says what it is, with the sha256 of the file it came from.
+
+    Arguments:
+        name: a registered name, or "vim" / None for whatever Vim the checkpoint holds.
+        checkpoint: a `.safetensors` or official `.pth` file; None for the weights packaged with `name`.
+        preprocess: fields of Preprocess that replace those of the checkpoint or the registered name.
+        classes: names of the classes, one for each row of the head.
+        geometry: fields of VimConfig that differ from the registered ones (another head, another image size), or for
+            "vim" the ones that shapes leave open (`image_size`, `stride`).
+        ema: take the averaged weights of a `.pth`.
+
+    What the checkpoint says of its preprocessing and classes wins over the registered name, an argument over both.
+    Every way in which name, file and arguments do not fit together is a VisqError that says what to do.
+    """
+    geometry = dict(geometry or {})
+    override(VimConfig(), geometry)  # refuses unknown fields before a large file is read
+    if is_generic(name):
+        if checkpoint is None:
+            raise VisqError("model `vim` has no weights of its own; pass --checkpoint with a .safetensors or .pth file")
+        read = read_checkpoint(checkpoint, ema=ema)
+        card = _card_of(read, geometry, preprocess or {})
+    else:
+        assert name is not None
+        card = adapt(get_card(name), geometry)
+        read = read_checkpoint(_packaged(card) if checkpoint is None else checkpoint, ema=ema)
+        with _naming(read.path):
+            refuse_variants(read.shapes, read.notes.get("model"))
+    with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten shall not move the caller's seed
+        model = VisionMamba(card.config)
+    _check_fit(model, card, read)
+    model.load_state_dict(read.tensors)
+    model.card = _described(card, read, preprocess or {}, classes)
+    return model.eval()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of a VisqError."""
+    try:
+        yield
+    except VisqError as error:
+        raise VisqError(f"{path}: {error}") from error
+
+
+def _packaged(card: ModelCard) -> Path:
+    if card.weights is None:
+        raise VisqError(
+            f"the weights of {card.name} do not come with visq; pass --checkpoint with the authors' file "
+            "(https://github.com/hustvl/Vim links them) or your own"
+        )
+    path = PRETRAINED / card.weights
+    if not path.exists():
+        raise VisqError(f"the packaged weights {card.weights} are missing; install visq again or pass --checkpoint")
+    return path
+
+
+def _card_of(read: Checkpoint, geometry: dict[str, Any], preprocess: dict[str, Any]) -> ModelCard:
+    """A card for a checkpoint without a registered name: geometry from its shapes, its notes and the arguments."""
+    with _naming(read.path):
+        refuse_variants(read.shapes, read.notes.get("model"))
+        hints: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
+        known = {card.name: card.config for card in list_models()}
+        official = known.get(read.notes.get("model", ""))
+        if official is not None and hints.get("image_size", official.image_size) == official.image_size:
+            hints.setdefault("stride", official.stride)
+        if "image_size" in preprocess:
+            hints["image_size"] = preprocess["image_size"]
+        config = infer_config(read.shapes, {**hints, **geometry}, known.values())
+        config = override(config, geometry)
+        return ModelCard("vim", config, default_preprocess(config), description=f"Vim of {read.path.name}")
+
+
+def _check_fit(model: VisionMamba, card: ModelCard, read: Checkpoint) -> None:
+    """VisqError unless the tensors have the model's names and shapes and are finite."""
+    expected = {name: tuple(tensor.shape) for name, tensor in official_parameters(model).items()}
+    text = differences(expected, read.shapes)
+    if text is not None:
+        wrong = [name for name in expected if read.shapes.get(name) != expected[name]]
+        advice = (
+            _special_case(wrong, expected, card, read) or f"checkpoint is not {card.name}: {text}; {_identity(read)}"
+        )
+        raise VisqError(f"{read.path}: {advice}")
+    broken = [name for name, tensor in read.tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise VisqError(
+            f"{read.path}: NaN or infinite weights in {', '.join(broken[:5])}{more}; use another checkpoint"
+        )
+
+
+def _special_case(
+    wrong: list[str], expected: dict[str, tuple[int, ...]], card: ModelCard, read: Checkpoint
+) -> str | None:
+    """The plain words for a checkpoint that differs from the model in one thing only."""
+    config, found = card.config, read.shapes
+    if any(name not in found or len(found[name]) != len(expected[name]) for name in wrong) or set(found) != set(
+        expected
+    ):
+        return None
+    if set(wrong) <= {"head.weight", "head.bias"}:
+        rows = found["head.weight"][0]
+        return (
+            f"its head has {rows} classes, {card.name} has {config.num_classes}; "
+            f"pass geometry={{'num_classes': {rows}}} or --model vim to take it as it is"
+        )
+    if wrong == ["patch_embed.proj.weight"] and found[wrong[0]][1] != config.channels:
+        return f"it takes images of {found[wrong[0]][1]} channels, {card.name} of {config.channels}; {_identity(read)}"
+    if wrong == ["pos_embed"] and found["pos_embed"][1] != config.num_tokens:
+        tokens = found["pos_embed"][1]
+        return (
+            f"its position embedding has {tokens} tokens, {card.name} at {config.image_size} pixels and stride "
+            f"{config.stride} has {config.num_tokens}; {sizes_that_fit(tokens, config.patch_size)}; {_identity(read)}"
+        )
+    return None
+
+
+def _identity(read: Checkpoint) -> str:
+    """What the checkpoint seems to be, as advice."""
+    cards = {card.name: card.config for card in list_models()}
+    try:
+        config = infer_config(read.shapes, {}, cards.values())
+    except VisqError as error:
+        return str(error)
+    name = resembling(config, cards)
+    if name is not None:
+        return f"looks like {name}"
+    return (
+        f"its shapes say embed_dim {config.embed_dim}, depth {config.depth}, patch {config.patch_size}, "
+        f"{config.num_classes} classes; --model vim takes it as it is"
+    )
+
+
+def _described(
+    card: ModelCard, read: Checkpoint, preprocess: dict[str, Any], classes: Sequence[str] | None
+) -> ModelCard:
+    """`card` with the preprocessing and classes that hold for this checkpoint and these arguments."""
+    config = card.config
+    with _naming(read.path):
+        base = Preprocess.from_dict(read.notes["preprocess"]) if "preprocess" in read.notes else card.preprocess
+    transform = Preprocess.from_dict({**base.to_dict(), **preprocess})
+    if (transform.image_size, transform.channels) != (config.image_size, config.channels):
+        raise VisqError(
+            f"{read.path}: the model takes {config.channels}x{config.image_size}x{config.image_size} images, the "
+            f"preprocessing makes {transform.channels}x{transform.image_size}x{transform.image_size}"
+        )
+    names = classes if classes is not None else read.notes.get("classes", card.classes)
+    if names is not None and len(names) != config.num_classes:
+        raise VisqError(f"{read.path}: {len(names)} class names for a head of {config.num_classes} classes")
+    return replace(
+        card,
+        preprocess=transform,
+        classes=None if names is None else tuple(str(name) for name in names),
+        checkpoint_sha256=read.sha256,
+    )
