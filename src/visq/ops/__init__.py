@@ -1,6 +1,21 @@
 """Arithmetic of the field: one folder per op, `naive.py` (the readable oracle) beside the C++ one, one dispatcher."""
 
 from visq.ops.causal_conv1d import causal_conv1d
+from visq.ops.quantized_scan import quantized_scan
+from visq.ops.quantized_scan.params import StateQuantizer, Table, Uniform
+from visq.ops.scan_states import scan_states
+from visq.ops.search_state_scales import search_state_scales
 from visq.ops.selective_scan import selective_scan
+from visq.ops.similarity_sums import similarity_sums
 
-__all__ = ["causal_conv1d", "selective_scan"]
+__all__ = [
+    "causal_conv1d",
+    "quantized_scan",
+    "scan_states",
+    "search_state_scales",
+    "selective_scan",
+    "similarity_sums",
+    "StateQuantizer",
+    "Table",
+    "Uniform",
+]

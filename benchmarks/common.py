@@ -1,0 +1,52 @@
+"""What every benchmark records about where it ran, and how it writes its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import visq
+from visq.ops import backends
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads, kernels, versions and commit of this run."""
+    model = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "visq": visq.__version__,
+        "kernels": backends.describe(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit measured, with `+` when the tree has changes."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, creating folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
