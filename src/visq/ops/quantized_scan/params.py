@@ -1,0 +1,134 @@
+"""How the tensors inside a quantized scan are rounded: three small frozen objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visq.errors import VisqError
+
+MAX_TABLE = 256
+
+
+@dataclass(frozen=True)
+class StateQuantizer:
+    """Symmetric uniform quantizer of the hidden state, with a rank-1 scale.
+
+        scale[t, c, n]   = step[t] * (channel[c] * state[n])
+        inverse[t, c, n] = (1 / step[t]) * (1 / (channel[c] * state[n]))
+        hq = clamp(rint(h * inverse), qmin, qmax) * scale           (rint: half to even)
+
+    Arguments:
+        step: float32 [L] in scan order, or [1] for one scale at every step.
+        channel: float32 [d_inner].
+        state: float32 [N].
+        qmin, qmax: range of the codes, such as -128 and 127.
+        read_quantized: whether y_t reads hq_t (as hardware does) or h_t before rounding. The next step always uses hq_t.
+    """
+
+    step: Tensor
+    channel: Tensor
+    state: Tensor
+    qmin: int
+    qmax: int
+    read_quantized: bool = True
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Symmetric uniform quantizer with one scale: clamp(rint(x * (1 / scale)), qmin, qmax) * scale."""
+
+    scale: float
+    qmin: int
+    qmax: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise VisqError(f"Uniform: scale must be positive and finite, got {self.scale}")
+        if self.qmin > self.qmax:
+            raise VisqError(f"Uniform: qmin={self.qmin} is above qmax={self.qmax}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Codebook quantizer: the nearest of K <= 256 values, float32 [K], sorted ascending.
+
+    code(x) = searchsorted(midpoints, x, right=False), with midpoints[i] = (values[i] + values[i + 1]) / 2 in float32:
+    the number of midpoints strictly below x, so an x on a midpoint takes the lower value. The clip range (for the
+    straight-through gradient) is [values[0], values[-1]]. NaN stays NaN.
+    """
+
+    values: Tensor
+
+
+def midpoints(values: Tensor) -> Tensor:
+    """Thresholds between neighbouring table values, [K - 1]."""
+    return (values[1:] + values[:-1]) * 0.5
+
+
+# The flat form, for the operator's schema: (table or None, [scale, qmin, qmax] or []).
+Flat = tuple[Tensor | None, list[float]]
+
+
+def flatten(factor: Uniform | Table | None) -> Flat:
+    """The schema's form of a quantizer of abar or bbar."""
+    if factor is None:
+        return None, []
+    if isinstance(factor, Table):
+        return factor.values, []
+    return None, [factor.scale, float(factor.qmin), float(factor.qmax)]
+
+
+def check_factor(op: str, name: str, table: Tensor | None) -> None:
+    """Checks a table's shape, dtype and order (values are looked at only outside tracing)."""
+    if table is None:
+        return
+    if table.dtype != torch.float32 or table.dim() != 1 or not 1 <= table.shape[0] <= MAX_TABLE:
+        kind = str(table.dtype).removeprefix("torch.")
+        raise VisqError(f"{op}: {name} table must be float32 [K], 1 <= K <= {MAX_TABLE}, got {kind} {list(table.shape)}")
+
+
+def check_state(
+    op: str,
+    step: Tensor,
+    channel: Tensor,
+    state: Tensor,
+    length: int,
+    d_inner: int,
+    n: int,
+    state_range: Sequence[int],
+) -> None:
+    """Checks the three factors of the state's scale against the sequence, and the range of the codes."""
+    if state_range[0] > state_range[1]:
+        raise VisqError(f"{op}: state.qmin={state_range[0]} is above state.qmax={state_range[1]}")
+    for name, x, size, spelled in (
+        ("channel", channel, d_inner, "d_inner"),
+        ("state", state, n, "N"),
+    ):
+        if x.dtype != torch.float32 or tuple(x.shape) != (size,):
+            raise VisqError(f"{op}: state.{name} must be float32 [{spelled}] = [{size}], got {_kind(x)}")
+    if step.dtype != torch.float32 or step.dim() != 1:
+        raise VisqError(f"{op}: state.step must be float32 [L] = [{length}], got {_kind(step)}")
+    if step.shape[0] != length:
+        raise VisqError(f"{op}: per-step state scales were made for L={step.shape[0]}, but the input has L={length}")
+
+
+def check_state_values(op: str, step: Tensor, channel: Tensor, state: Tensor) -> None:
+    """Requires positive finite scales."""
+    for name, x in (("step", step), ("channel", channel), ("state", state)):
+        if not bool(((x > 0) & torch.isfinite(x)).all()):
+            raise VisqError(f"{op}: state.{name} must be positive and finite everywhere")
+
+
+def check_table_values(op: str, name: str, table: Tensor | None) -> None:
+    """Requires finite ascending values."""
+    if table is not None and not bool(torch.isfinite(table).all() and (table[1:] >= table[:-1]).all()):
+        raise VisqError(f"{op}: {name} table must be finite and sorted ascending")
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
