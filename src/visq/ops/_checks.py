@@ -54,5 +54,5 @@ def under_autocast(x: Tensor) -> bool:
 
 
 def float_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, casts to float32 (these recurrences are not safe in half precision); otherwise changes nothing."""
+    """Under autocast, casts to float32 (these recurrences are not safe in half precision); else changes nothing."""
     return tuple(x.float() for x in tensors) if under_autocast(tensors[0]) else tensors

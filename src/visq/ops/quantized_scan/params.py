@@ -89,7 +89,9 @@ def check_factor(op: str, name: str, table: Tensor | None) -> None:
         return
     if table.dtype != torch.float32 or table.dim() != 1 or not 1 <= table.shape[0] <= MAX_TABLE:
         kind = str(table.dtype).removeprefix("torch.")
-        raise VisqError(f"{op}: {name} table must be float32 [K], 1 <= K <= {MAX_TABLE}, got {kind} {list(table.shape)}")
+        raise VisqError(
+            f"{op}: {name} table must be float32 [K], 1 <= K <= {MAX_TABLE}, got {kind} {list(table.shape)}"
+        )
 
 
 def check_state(

@@ -22,9 +22,7 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
     A = A.contiguous()
     y = torch.empty(u.shape, dtype=torch.float32)
     sizes = (*u.shape, A.shape[1])
-    _C.scan_forward(
-        sizes, u_rows, delta_rows, A.data_ptr(), B_rows, C_rows, PLAIN, y.data_ptr(), _native.threads()
-    )
+    _C.scan_forward(sizes, u_rows, delta_rows, A.data_ptr(), B_rows, C_rows, PLAIN, y.data_ptr(), _native.threads())
     return y
 
 
