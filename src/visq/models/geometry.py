@@ -95,7 +95,7 @@ def fit_image(
 
 
 def _stride(side: int, patch_size: int, image_size: int) -> int | None:
-    """The stride for `side` patches a side: no overlap if possible, else one that uses every pixel, else the largest."""
+    """The stride for `side` patches a side: no overlap if possible, else one that uses every pixel, or the largest."""
     span = image_size - patch_size
     fitting = [s for s in range(1, image_size + 1) if span >= 0 and span // s + 1 == side]
     if patch_size in fitting:
