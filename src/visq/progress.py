@@ -20,7 +20,7 @@ PLAIN_INTERVAL = 10.0
 
 
 class Progress:
-    """Where long work reports. Bars go to stderr and vanish when done; plain lines go to stdout, so that stderr holds errors only.
+    """Where long work reports: bars on stderr that vanish, or plain lines on stdout, so that a logged stderr is errors.
 
         with progress.task("calibrating", total=24) as task:
             for block in blocks:
@@ -97,7 +97,9 @@ class Task:
             of = "" if self._total is None else f"/{self._total}"
             self._progress.say(f"{self._name}: {self._done}{of}" + (f" ({note})" if note else ""))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         seconds = time.monotonic() - self._begin
         if self._rich is not None:
             self._rich.remove_task(self._bar)

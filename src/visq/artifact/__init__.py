@@ -1,0 +1,21 @@
+"""Artifacts: quantized models on disk as packed integers and JSON. docs/artifact.md describes the format."""
+
+from visq.artifact.coverage import coverage_rows, kind_of
+from visq.artifact.load import artifact_bytes, is_artifact, load, verify
+from visq.artifact.save import check_destination, save
+from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance
+
+__all__ = [
+    "save",
+    "load",
+    "verify",
+    "check_destination",
+    "is_artifact",
+    "artifact_bytes",
+    "coverage_rows",
+    "kind_of",
+    "ArtifactConfig",
+    "CalibrationData",
+    "CoverageRow",
+    "Provenance",
+]

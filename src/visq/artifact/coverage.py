@@ -1,0 +1,78 @@
+"""Which sites of a model are quantized, by kind."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from torch import nn
+
+from visq.artifact.schema import CoverageRow
+from visq.errors import VisqError
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.site import Site, named_sites
+from visq.quant.spec import Spec
+from visq.recipes import Recipe
+
+_LAYER = re.compile(r"^layers\.\d+\.(mixer\.)?")
+_DIRECTION = re.compile(r"_b(?=\.|_log$)")
+
+
+def kind_of(site: str) -> str:
+    """A site's name without its layer and direction: `layers.3.mixer.scan_b.h` -> `scan.h`."""
+    return _DIRECTION.sub("", _LAYER.sub("", site))
+
+
+def describe_granularity(spec: Spec) -> str:
+    """`tensor`, `channel_groups k=4 pow2`, `tensor power`: who shares a scale; the codebook if not uniform."""
+    words: list[str] = [spec.granularity.kind]
+    if spec.granularity.grouped:
+        words += [f"k={spec.granularity.k}"] + ["pow2"] * spec.granularity.power_of_two
+    return " ".join(words + [spec.codebook.name] * (spec.codebook.name != "uniform"))
+
+
+def spec_of(site: Site) -> Spec:
+    """The spec of a site's quantizer."""
+    assert isinstance(site.quantizer, Quantizer | StateQuantizer)
+    return site.quantizer.spec
+
+
+def coverage_rows(model: nn.Module, recipe: Recipe) -> list[CoverageRow]:
+    """One row for each kind of site, in the order of the network, untargeted kinds included.
+
+    Raises:
+        VisqError: a pattern of the recipe that matches nothing, a site it names that has no quantizer or one of other
+            bits, a quantizer that it does not name.
+    """
+    sites = dict(named_sites(model))
+    targeted = recipe.resolve(sites)
+    found = {name: spec_of(site) for name, site in sites.items() if site.quantizer is not None}
+    wrong = [name for name, spec in targeted.items() if name in found and found[name].bits != spec.bits]
+    _refuse("targeted sites without a quantizer", [name for name in targeted if name not in found])
+    _refuse("sites with a quantizer that the recipe does not name", [name for name in found if name not in targeted])
+    _refuse("sites quantized at other bits than the recipe says", wrong)
+    total = Counter(kind_of(name) for name in sites)
+    wanted = Counter(kind_of(name) for name in targeted)
+    done = Counter(kind_of(name) for name in found)
+    bits: dict[str, set[int]] = {}
+    granularity: dict[str, set[str]] = {}
+    for name, spec in found.items():
+        bits.setdefault(kind_of(name), set()).add(spec.bits)
+        granularity.setdefault(kind_of(name), set()).add(describe_granularity(spec))
+    return [
+        CoverageRow(
+            kind=kind,
+            sites=total[kind],
+            targeted=wanted[kind],
+            quantized=done[kind],
+            bits=tuple(sorted(bits.get(kind, ()))),
+            granularity=tuple(sorted(granularity.get(kind, ()))),
+        )
+        for kind in total
+    ]
+
+
+def _refuse(what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise VisqError(f"{what}: {', '.join(names[:5])}{more}; the result would not be what the recipe says")

@@ -1,0 +1,104 @@
+"""Reading an artifact: every file, key and value is checked before the model is handed out. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from visq.artifact.architecture import skeleton
+from visq.artifact.coverage import coverage_rows
+from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
+from visq.artifact.tensors import fill
+from visq.data import Preprocess
+from visq.errors import VisqError
+from visq.models import ModelCard
+
+_DAMAGED = "the artifact is damaged, quantize again or copy it again"
+
+
+def load(path: Path | str) -> Any:
+    """The simulation of a quantized model, in eval mode: quantizers attached, weights decoded from their codes.
+
+    `model.card`, `model.recipe` and `model.provenance` say what it is; `model.artifact` is its whole config. Logits are
+    bit for bit those of the model that was saved.
+
+    Raises:
+        VisqError: anything missing, damaged or edited, naming the file and the key.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    tensors = _read_tensors(folder / TENSOR_FILE, config)
+    try:
+        model = skeleton(config.architecture, max_depth=len(tensors))
+        preprocess = Preprocess.from_dict(config.preprocess)
+        geometry = model.config
+        if (preprocess.image_size, preprocess.channels) != (geometry.image_size, geometry.channels):
+            raise VisqError("preprocess.image_size or channels do not belong to architecture.geometry")
+        if config.classes is not None and len(config.classes) != geometry.num_classes:
+            raise VisqError(f"classes has {len(config.classes)} names for {geometry.num_classes} outputs")
+    except VisqError as error:
+        raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
+    try:
+        fill(model, config.sites, tensors)
+    except VisqError as error:
+        raise VisqError(f"{folder}: {error}") from error
+    try:
+        rows = coverage_rows(model, config.recipe)
+    except VisqError as error:
+        raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
+    if tuple(rows) != config.coverage:
+        raise VisqError(f"{folder / CONFIG_FILE}: coverage is not that of its sites")
+    card = ModelCard(name=config.provenance.model, config=geometry, preprocess=preprocess, classes=config.classes)
+    model.card = replace(card, checkpoint_sha256=config.provenance.checkpoint_sha256)
+    model.recipe, model.provenance, model.artifact = config.recipe, config.provenance, config
+    return model
+
+
+def verify(path: Path | str) -> ArtifactConfig:
+    """Check an artifact completely and return its config; raises VisqError as `load` does."""
+    config: ArtifactConfig = load(path).artifact
+    return config
+
+
+def is_artifact(path: Path | str) -> bool:
+    """Whether a path is meant as an artifact: a folder with the files of one, whole or not."""
+    folder = Path(path)
+    return (folder / CONFIG_FILE).exists() or (folder / TENSOR_FILE).exists()
+
+
+def artifact_bytes(path: Path | str) -> int:
+    """Size of an artifact on disk: both files."""
+    return sum((Path(path) / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE))
+
+
+def _read_tensors(path: Path, config: ArtifactConfig) -> dict[str, Tensor]:
+    """The tensors, after the file's size and hash and every tensor's dtype and shape were compared with the config."""
+    try:
+        size = path.stat().st_size
+        if size != config.tensor_file.bytes:
+            raise VisqError(f"{path} has {size} bytes, {config.tensor_file.bytes} expected; {_DAMAGED}")
+        if file_sha256(path) != config.tensor_file.sha256:
+            raise VisqError(f"{path}: sha256 does not match {CONFIG_FILE}; {_DAMAGED}")
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            missing, extra = sorted(config.tensors.keys() - names), sorted(names - config.tensors.keys())
+            if missing or extra:
+                what = f"missing {', '.join(missing[:5])}" if missing else f"unexpected {', '.join(extra[:5])}"
+                raise VisqError(f"{path}: tensors {what}; {_DAMAGED}")
+            for name, (dtype, shape) in config.tensors.items():
+                part = file.get_slice(name)
+                found = (part.get_dtype(), tuple(part.get_shape()))
+                if found != (dtype, shape):
+                    expected = f"{dtype} {list(shape)}"
+                    raise VisqError(f"{path}: {name} is {found[0]} {list(found[1])}, expected {expected}; {_DAMAGED}")
+            return {name: file.get_tensor(name) for name in config.tensors}
+    except FileNotFoundError:
+        raise VisqError(f"{path} is missing; {_DAMAGED}") from None
+    except OSError as error:
+        raise VisqError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise VisqError(f"{path} is not a valid safetensors file ({error}); {_DAMAGED}") from error

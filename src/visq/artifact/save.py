@@ -1,0 +1,123 @@
+"""Writing an artifact: complete or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+import visq
+from visq.artifact.architecture import describe_architecture
+from visq.artifact.coverage import coverage_rows
+from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, Provenance, TensorFile, render
+from visq.artifact.tensors import store
+from visq.errors import VisqError
+from visq.recipes import Recipe
+
+#: safetensors' own names of the dtypes an artifact uses.
+DTYPES = {"torch.float32": "F32", "torch.uint8": "U8", "torch.int16": "I16"}
+
+
+def save(
+    model: Any,
+    path: Path | str,
+    *,
+    recipe: Recipe | None = None,
+    provenance: Provenance | None = None,
+    overwrite: bool = False,
+) -> ArtifactConfig:
+    """Write a quantized model as a folder of `model.safetensors` and `config.json`.
+
+    Arguments:
+        model: with quantizers attached; `model.card` gives preprocessing and classes.
+        recipe, provenance: by default what `load` left in `model.recipe` and `model.provenance`.
+        overwrite: replace an artifact that is already there, in one step.
+    Raises:
+        VisqError: a targeted site without a quantizer, an existing folder, a folder that cannot be written. Nothing is
+            left behind then.
+    """
+    path = Path(path)
+    check_destination(path, overwrite)
+    recipe, provenance = recipe or model.recipe, provenance or model.provenance
+    records, tensors = store(model)
+    data = safetensors_bytes(tensors)
+    config = ArtifactConfig(
+        schema_version=1,
+        visq_version=visq.__version__,
+        architecture=describe_architecture(model),
+        preprocess=model.card.preprocess.to_dict(),
+        classes=model.card.classes,
+        recipe=recipe,
+        provenance=provenance,
+        coverage=tuple(coverage_rows(model, recipe)),
+        sites=records,
+        tensor_file=TensorFile(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)),
+        tensors={name: _kind(tensor) for name, tensor in sorted(tensors.items())},
+    )
+    values = config.to_json()
+    _write(path, {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}, overwrite)
+    return ArtifactConfig.model_validate(values)
+
+
+def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+    return DTYPES[str(tensor.dtype)], tuple(tensor.shape)
+
+
+def check_destination(path: Path, overwrite: bool) -> None:
+    """VisqError unless an artifact may be written to `path`: nothing is there, or an artifact that may be replaced."""
+    if not path.name:
+        raise VisqError(f"{path} is no name for an artifact; give a new folder")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise VisqError(f"{path} exists; choose another folder or pass --overwrite to replace it")
+    if path.is_symlink() or not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_FILE).is_file()):
+        raise VisqError(f"{path} is not an artifact, so it is not overwritten; choose another folder")
+
+
+def _write(path: Path, files: dict[str, bytes], overwrite: bool) -> None:
+    """Write the files into a sibling folder and give it its name when they are on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, data in files.items():
+            with (partial / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        check_destination(path, overwrite)
+        if path.exists():
+            exchange(partial, path)
+        else:
+            os.rename(partial, path)
+    except OSError as error:
+        raise VisqError(f"cannot write {path}: {error.strerror or error}; nothing was left there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two folders: in one step where the system can (Linux renameat2), otherwise in two."""
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        if renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
+            return
+    except (AttributeError, OSError, TypeError):
+        pass
+    aside = b.with_name(f".{b.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(b, aside)
+    try:
+        os.rename(a, b)
+    except OSError:
+        os.rename(aside, b)
+        raise
+    os.rename(aside, a)

@@ -1,0 +1,223 @@
+"""Quantizers, codes and parameters as the plain tensors of `model.safetensors`, and back.
+
+Names: a parameter in floating point keeps its own; a site's tensors are `<site>.<part>` with the parts codes, scale,
+zero_point, group, smooth, table (or step, channel, state for a hidden state).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visq.artifact.packing import pack, unpack
+from visq.artifact.schema import Codes, SiteRecord
+from visq.errors import VisqError
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
+from visq.quant.site import WEIGHT, Site, named_sites, site_parameter
+
+#: Parts that are stored as small integers: (dtype, smallest, largest), the first that fits.
+SMALL_INTEGERS = {
+    "zero_point": ((torch.uint8, 0, 255), (torch.int16, -32768, 32767)),
+    "group": ((torch.uint8, 0, 255), (torch.int16, 0, 32767)),
+}
+ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choices in SMALL_INTEGERS.items()}
+
+
+def code_offset(quantizer: Quantizer) -> int:
+    """What is added to a code before it is packed: indices of a table start at 0, other codes at qmin."""
+    return 0 if quantizer.table is not None else -quantizer.spec.qmin
+
+
+def parameter_name(model: nn.Module, name: str, site: Site) -> str:
+    """The name of the parameter that a weight site quantizes."""
+    owner = name.rpartition(".")[0]
+    return f"{owner}.{site.parameter}" if owner else site.parameter
+
+
+def store(model: nn.Module) -> tuple[dict[str, SiteRecord], dict[str, Tensor]]:
+    """Everything that is written of a model: the records of its quantized sites, and all tensors by name.
+
+    Raises:
+        VisqError: a weight that is not what its codes decode to, a parameter that is not finite.
+    """
+    records: dict[str, SiteRecord] = {}
+    tensors: dict[str, Tensor] = {}
+    coded: set[str] = set()
+    for name, site in named_sites(model):
+        if site.quantizer is None:
+            continue
+        meta, parts = quantizer_to_parts(site.quantizer)
+        codes = None
+        if site.kind == WEIGHT:
+            codes, parts["codes"] = _encode(model, name, site)
+            coded.add(codes.parameter)
+        records[name] = SiteRecord(kind=site.kind, quantizer=meta, codes=codes)
+        _add(tensors, {f"{name}.{part}": shrink(f"{name}.{part}", part, tensor) for part, tensor in parts.items()})
+    for name, parameter in model.named_parameters():
+        if name not in coded:
+            if not torch.isfinite(parameter).all():
+                raise VisqError(f"{name} holds NaN or Inf; the artifact would be useless")
+            _add(tensors, {name: parameter.detach().float()})
+    return records, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _add(tensors: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    twice = tensors.keys() & new.keys()
+    if twice:
+        raise VisqError(f"two tensors would be called {', '.join(sorted(twice))}")
+    tensors |= new
+
+
+def _encode(model: nn.Module, name: str, site: Site) -> tuple[Codes, Tensor]:
+    """A weight's record and its packed codes [bytes] uint8."""
+    quantizer = site.quantizer
+    assert isinstance(quantizer, Quantizer)
+    parameter = site_parameter(model, name, site).detach()
+    codes = quantizer.encode(parameter)
+    if site.baked and not torch.equal(quantizer.decode(codes), parameter):
+        raise VisqError(f"{name}: the weight changed after it was quantized; its codes would not be what was measured")
+    offset, bits = code_offset(quantizer), quantizer.spec.bits
+    packed = pack(codes.cpu().numpy(), bits, offset)
+    record = Codes(parameter=parameter_name(model, name, site), bits=bits, offset=offset, shape=tuple(parameter.shape))
+    return record, torch.from_numpy(packed)
+
+
+def shrink(name: str, part: str, tensor: Tensor) -> Tensor:
+    """A quantizer's tensor in its stored dtype: float32, or the smallest integers that hold it."""
+    if part == "codes":
+        return tensor
+    for dtype, low, high in SMALL_INTEGERS.get(part, ()):
+        if low <= tensor.min() and tensor.max() <= high and torch.equal(tensor, tensor.round()):
+            return tensor.to(dtype)
+    if part in SMALL_INTEGERS:
+        raise VisqError(f"{name} holds values that are no small integers")
+    return tensor.float()
+
+
+def restore_site(
+    name: str, record: SiteRecord, parts: dict[str, Tensor], expected: Site, shape: torch.Size | None
+) -> tuple[nn.Module, Tensor | None]:
+    """The quantizer of a stored site and, for a weight, the parameter its codes decode to.
+
+    Arguments:
+        parts: the site's tensors by short name.
+        expected: the site of the network.
+        shape: of the parameter, for a weight.
+    Raises:
+        VisqError: anything about it that cannot be right.
+    """
+    if record.kind != expected.kind:
+        raise VisqError(f"sites.{name}.kind is {record.kind}, the network's is {expected.kind}")
+    codes = parts.pop("codes", None)
+    for part, tensor in parts.items():
+        allowed = ALLOWED_DTYPES.get(part, (torch.float32,))
+        if tensor.dtype not in allowed:
+            raise VisqError(f"{name}.{part} is {tensor.dtype}, expected {' or '.join(map(str, allowed))}")
+    try:
+        quantizer = quantizer_from_parts(record.quantizer, parts)
+        check_quantizer(quantizer)
+    except VisqError as error:
+        raise VisqError(f"{name}: {' '.join(str(error).split())}") from error
+    if record.kind != WEIGHT:
+        if record.codes is not None or codes is not None:
+            raise VisqError(f"sites.{name}: only weights have codes")
+        return quantizer, None
+    if record.codes is None or codes is None or not isinstance(quantizer, Quantizer):
+        raise VisqError(f"sites.{name}: a weight needs codes")
+    return quantizer, _decode(name, record.codes, codes, quantizer, shape)
+
+
+def _decode(name: str, record: Codes, packed: Tensor, quantizer: Quantizer, shape: torch.Size | None) -> Tensor:
+    if record.shape != tuple(shape or ()):
+        raise VisqError(f"sites.{name}.codes.shape is {list(record.shape)}, the parameter's is {list(shape or ())}")
+    if (record.bits, record.offset) != (quantizer.spec.bits, code_offset(quantizer)):
+        raise VisqError(f"sites.{name}.codes: bits or offset do not belong to its quantizer")
+    if packed.dtype != torch.uint8 or packed.ndim != 1:
+        raise VisqError(f"{name}.codes must be one row of bytes")
+    try:
+        codes = torch.from_numpy(unpack(packed.numpy(), record.bits, record.shape, record.offset))
+        low, high = code_range(quantizer)
+        if codes.numel() and (codes.min() < low or codes.max() > high):
+            raise VisqError(f"a code outside {low}..{high}")
+        return quantizer.decode(codes)
+    except VisqError as error:
+        raise VisqError(f"{name}.codes: {error}") from error
+
+
+def code_range(quantizer: Quantizer) -> tuple[int, int]:
+    """Smallest and largest code."""
+    if quantizer.table is not None:
+        return 0, quantizer.table.numel() - 1
+    return quantizer.spec.qmin, quantizer.spec.qmax
+
+
+def check_quantizer(quantizer: nn.Module) -> None:
+    """What the quantizer's own constructor does not check because only stored ones can be wrong in that way."""
+    if isinstance(quantizer, StateQuantizer):
+        if any(tensor.ndim != 1 for tensor in (quantizer.step, quantizer.channel, quantizer.state)):
+            raise VisqError("step, channel and state must be vectors")
+        return
+    assert isinstance(quantizer, Quantizer)
+    scale, zero_point, group, table = quantizer.scale, quantizer.zero_point, quantizer.group, quantizer.table
+    if scale.ndim != 1 or scale.numel() == 0 or (quantizer.axis is None and scale.numel() != 1):
+        raise VisqError(f"scale has shape {list(scale.shape)}")
+    if quantizer.axis not in (None, 0, -1, -2):
+        raise VisqError(f"axis is {quantizer.axis}")
+    if zero_point is not None and zero_point.shape != scale.shape:
+        raise VisqError(f"zero_point has shape {list(zero_point.shape)}, scale {list(scale.shape)}")
+    if group is not None:
+        inside = group.ndim == 1 and group.numel() and group.min() >= 0 and group.max() < scale.numel()
+        if not inside or quantizer.axis is None:
+            raise VisqError(f"group must index the {scale.numel()} scales")
+    if table is not None:
+        largest = 1 << quantizer.spec.bits
+        if table.ndim != 1 or not 1 <= table.numel() <= largest or (table.diff() < 0).any():
+            raise VisqError(f"table must hold at most {largest} ascending values")
+
+
+def fill(model: Any, records: Mapping[str, SiteRecord], tensors: Mapping[str, Tensor]) -> None:
+    """Put stored tensors into a skeleton: parameters, quantizers, and weights decoded from codes.
+
+    Raises:
+        VisqError: missing or unexpected tensors, wrong shapes or dtypes, values that cannot be right.
+    """
+    sites = dict(named_sites(model))
+    parameters = dict(model.named_parameters())
+    values: dict[str, Tensor] = {}
+    left = {key: tensor for key, tensor in tensors.items() if key in parameters}
+    parts_of: dict[str, dict[str, Tensor]] = {}
+    for key in tensors.keys() - left.keys():
+        name, _, part = key.rpartition(".")
+        parts_of.setdefault(name, {})[part] = tensors[key]
+    for name, record in records.items():
+        if name not in sites:
+            raise VisqError(f"sites.{name}: the network has no such site")
+        target = parameter_name(model, name, sites[name]) if record.kind == WEIGHT else None
+        if record.codes is not None and record.codes.parameter != target:
+            raise VisqError(f"sites.{name}.codes.parameter is {record.codes.parameter}, expected {target}")
+        shape = parameters[target].shape if target in parameters else None
+        sites[name].quantizer, decoded = restore_site(name, record, parts_of.pop(name, {}), sites[name], shape)
+        if decoded is not None and target is not None:
+            values[target], sites[name].baked = decoded, True
+    for name in parameters.keys() - values.keys():
+        if name not in left:
+            raise VisqError(f"tensor {name} is missing")
+        values[name] = _float_parameter(name, left.pop(name), parameters[name].shape)
+    left |= {f"{name}.{part}": tensor for name, parts in parts_of.items() for part, tensor in parts.items()}
+    if left:
+        raise VisqError(f"unexpected tensors: {', '.join(sorted(left)[:5])}")
+    model.load_state_dict(values, strict=False, assign=True)
+    model.requires_grad_(False)
+
+
+def _float_parameter(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.dtype != torch.float32 or tensor.shape != shape:
+        raise VisqError(f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}")
+    if math.prod(shape) and not torch.isfinite(tensor).all():
+        raise VisqError(f"tensor {name} holds NaN or Inf")
+    return tensor
