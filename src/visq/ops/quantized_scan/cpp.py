@@ -32,9 +32,15 @@ class NativeQuant:
     ) -> None:
         self._alive: list[Tensor] = []
         low, high = state_range
-        addresses = tuple(self._address(x) for x in (step, channel, state))
         self.argument = (
-            (*addresses, float(low), float(high), read_quantized),
+            (
+                self._address(step),
+                self._address(channel),
+                self._address(state),
+                float(low),
+                float(high),
+                read_quantized,
+            ),
             self._factor(abar_table, abar_uniform),
             self._factor(bbar_table, bbar_uniform),
         )

@@ -27,7 +27,7 @@ class StateQuantizer:
         channel: float32 [d_inner].
         state: float32 [N].
         qmin, qmax: range of the codes, such as -128 and 127.
-        read_quantized: whether y_t reads hq_t (as hardware does) or h_t before rounding. The next step always uses hq_t.
+        read_quantized: whether y_t reads hq_t (as hardware does) or the unrounded h_t. The next step always uses hq_t.
     """
 
     step: Tensor
@@ -88,10 +88,7 @@ def check_factor(op: str, name: str, table: Tensor | None) -> None:
     if table is None:
         return
     if table.dtype != torch.float32 or table.dim() != 1 or not 1 <= table.shape[0] <= MAX_TABLE:
-        kind = str(table.dtype).removeprefix("torch.")
-        raise VisqError(
-            f"{op}: {name} table must be float32 [K], 1 <= K <= {MAX_TABLE}, got {kind} {list(table.shape)}"
-        )
+        raise VisqError(f"{op}: {name} table must be float32 [K], 1 <= K <= {MAX_TABLE}, got {_kind(table)}")
 
 
 def check_state(

@@ -36,7 +36,7 @@ def backward(
     grad_rows, grad_y = _native.native_rows(grad_y)
     A = A.contiguous()
     grads = tuple(torch.empty(x.shape, dtype=torch.float32) for x in (u, delta, A, B, C))
-    addresses = tuple(g.data_ptr() for g in grads)
+    grad_u, grad_delta, grad_A, grad_B, grad_C = grads
     sizes = (*u.shape, A.shape[1])
     _C.scan_backward(
         sizes,
@@ -47,7 +47,11 @@ def backward(
         C_rows,
         PLAIN,
         grad_rows,
-        *addresses,
+        grad_u.data_ptr(),
+        grad_delta.data_ptr(),
+        grad_A.data_ptr(),
+        grad_B.data_ptr(),
+        grad_C.data_ptr(),
         _native.threads(),
     )
-    return grads  # type: ignore[return-value]
+    return grad_u, grad_delta, grad_A, grad_B, grad_C

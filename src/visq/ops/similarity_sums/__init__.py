@@ -1,4 +1,4 @@
-"""The inner loop of a scale search: how close quantized values are to a reference, for many candidate scales at once."""
+"""The inner loop of a scale search: how close are quantized values to a reference, for many candidate scales?"""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def similarity_sums(
         weight: float32 [R, C], only with metric "l2".
 
     Returns:
-        {"dot", "sq"}, {"l1"} or {"l2"}, each float32 of shape [R, G, K] with axis "channel" and [R, K] with axis "token"
-        (a row meets only its own group's candidates). A group without columns sums to 0.
+        {"dot", "sq"}, {"l1"} or {"l2"}, each float32: [R, G, K] with axis "channel", [R, K] with axis "token" (a row
+        meets only its own group's candidates). A group without columns sums to 0.
 
     Raises:
         VisqError: on a wrong shape, dtype, label or candidate.
