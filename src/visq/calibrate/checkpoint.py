@@ -24,7 +24,8 @@ from visq.recipes import Recipe
 
 
 class WorkFolder:
-    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (inputs of the stage at hand)."""
+    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (FP32 inputs of the stage at hand), `student-NNN/`
+    (its inputs in the network quantized so far, when a learner needs them)."""
 
     def __init__(self, path: Path, *, model: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, batch_size: int) -> None:
         self.path = path
@@ -36,9 +37,11 @@ class WorkFolder:
             "batch size": batch_size,
         }
 
-    def open(self, resume: bool) -> int:
+    def open(self, resume: bool, student: bool = False) -> int:
         """Prepare the folder; returns how many stages are finished.
 
+        Arguments:
+            student: the run keeps a student stream, without which it cannot go on.
         Raises:
             VisqError: `resume` with the state of a different run.
         """
@@ -54,7 +57,7 @@ class WorkFolder:
             finished = 0
             while self.checkpoint(finished).exists():
                 finished += 1
-            if finished and (self.stream(finished).is_dir()):
+            if finished and self.stream(finished).is_dir() and (not student or self.student(finished).is_dir()):
                 return finished
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
@@ -68,6 +71,9 @@ class WorkFolder:
 
     def stream(self, index: int) -> Path:
         return self.path / f"stream-{index:03d}"
+
+    def student(self, index: int) -> Path:
+        return self.path / f"student-{index:03d}"
 
 
 @dataclass(frozen=True)

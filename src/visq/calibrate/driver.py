@@ -81,7 +81,8 @@ def calibrate(
         raise VisqError("the calibration set is empty; pass images with --calib and at least --samples 1")
     folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
     stages = model.stages()
-    done = folder.open(resume)
+    with_student = any(learner.needs_student for learner in learners)
+    done = folder.open(resume, with_student)
     for index in range(done):
         folder.checkpoint(index).restore(model)
     if done == 0:
@@ -89,15 +90,18 @@ def calibrate(
     notes: list[str] = []
     for index in range(done, len(stages)):
         stage = stages[index]
+        inputs = Stream(folder.stream(index))
         run = StageRun(
             model=model,
             stage=stage,
             following=stages[index + 1 :],
-            inputs=Stream(folder.stream(index)),
+            inputs=inputs,
             targets=Stream.create(folder.stream(index + 1)),
             specs={name: spec for name, spec in specs.items() if belongs(name, stage)},
             search_images=recipe.scope.search_images,
             seed=seed,
+            # The first stage's inputs are the images, quantized network or not.
+            student=(Stream(folder.student(index)) if index else inputs) if with_student else None,
         )
         for transform in transforms:
             transform.apply(run)
@@ -108,12 +112,16 @@ def calibrate(
         for learner in learners:
             learner.tune(run)
         bake_weights(model)
+        if run.student is not None:
+            advance_student(run, folder.student(index + 1))
         run.targets.close()
         folder.checkpoint(index).save(model, stage)
         run.inputs.remove()
+        if run.student is not None:
+            run.student.remove()
         notes += run.notes
         if report is not None:
-            report(index + 1, len(stages), stage.name)
+            report(index + 1, len(stages), stage.name + run.summary)
     missed = [name for name, site in named_sites(model) if name in specs and site.quantizer is None]
     if missed:
         raise VisqError(f"{len(missed)} targeted sites were not quantized: {', '.join(missed[:5])}")
@@ -127,6 +135,16 @@ def write_images(folder: Path, dataset: Dataset, batch_size: int) -> None:
         stream.append((images,))
     if len(stream) == 0:
         raise VisqError("no calibration image could be read")
+    stream.close()
+
+
+@torch.no_grad()
+def advance_student(run: StageRun, folder: Path) -> None:
+    """Stream the student through the finished stage: the next stage's inputs in the quantized network."""
+    assert run.student is not None
+    stream = Stream.create(folder)
+    for batch in run.student.batches():
+        stream.append(run.stage.forward(*batch))
     stream.close()
 
 

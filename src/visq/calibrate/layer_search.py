@@ -29,7 +29,7 @@ class LayerSearch(Job):
     """
 
     def __init__(
-        self, name: str, layer: nn.Module, weight_spec: Spec, output: tuple[str, Similarity] | None, score: str, rounds: int = 3
+        self, name: str, layer: nn.Module, weight_spec: Spec, output: tuple[str, Similarity] | None, score: str = "cosine", rounds: int = 3
     ) -> None:
         if weight_spec.granularity.kind != "tensor" or not weight_spec.symmetric:
             raise VisqError(f"{name}: a weight's similarity search takes one symmetric scale per tensor; use estimator mse for scales per channel")

@@ -25,11 +25,13 @@ class StageRun:
     Attributes:
         inputs: the stage's FP32 inputs.
         targets: its FP32 outputs; complete once the first observing pass is over.
+        student: its inputs in the network quantized so far; None unless a learner of the recipe needs them.
         specs: the targeted sites of this stage.
         smooth: per site, the per-channel divisor its quantizer applies.
         factors: per scan, the reparameterization factors of its state.
         search_images: how many images passes after the first see.
         seed: for anything that draws random numbers.
+        summary: what a learner achieved, shown beside the stage's name in progress reports.
         notes: remarks for the user.
     """
 
@@ -41,8 +43,10 @@ class StageRun:
     specs: dict[str, Spec]
     search_images: int | None
     seed: int
+    student: Stream | None = None
     smooth: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
+    summary: str = ""
     notes: list[str] = field(default_factory=list)
 
     def modules(self, kind: type[M]) -> dict[str, M]:

@@ -58,11 +58,12 @@ class Quantizer(nn.Module):
                 raise VisqError(f"a quantizer's {name} is not finite; the calibration data or the weights hold NaN or Inf")
             if value is not None and name != "table" and not (value > 0).all():
                 raise VisqError(f"a quantizer's {name} must be positive")
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("zero_point", None if zero_point is None else zero_point.float())
-        self.register_buffer("group", None if group is None else group.long())
-        self.register_buffer("smooth", None if smooth is None else smooth.float())
-        self.register_buffer("table", None if table is None else table.float())
+        # Clones: two quantizers may be given one factor, and each is stored on its own.
+        self.register_buffer("scale", scale.float().clone())
+        self.register_buffer("zero_point", None if zero_point is None else zero_point.float().clone())
+        self.register_buffer("group", None if group is None else group.long().clone())
+        self.register_buffer("smooth", None if smooth is None else smooth.float().clone())
+        self.register_buffer("table", None if table is None else table.float().clone())
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of x, int16, same shape."""
@@ -148,7 +149,7 @@ class StateQuantizer(nn.Module):
         for name, value in {"step": step, "channel": channel, "state": state}.items():
             if not torch.isfinite(value).all() or not (value > 0).all():
                 raise VisqError(f"the hidden state's {name} scale must be finite and positive")
-            self.register_buffer(name, value.float())
+            self.register_buffer(name, value.float().clone())
 
     def scale(self) -> Tensor:
         """[L, C, N]."""

@@ -16,7 +16,13 @@ T = TypeVar("T", bound="type[Learner]")
 
 
 class Learner:
-    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are attached, weights not baked."""
+    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are attached, weights not baked.
+
+    Attributes:
+        needs_student: the learner reads `run.student`, the stage's inputs in the network quantized so far.
+    """
+
+    needs_student = False
 
     def tune(self, run: StageRun) -> None:
         raise NotImplementedError

@@ -43,7 +43,7 @@ class ScaleSearch:
         labels = labels.int()
         metric = "l2" if self.score == "hessian" else self.score
         sums = ops.similarity_sums(x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight)
-        per_row = self._cosine(reference, *sums) if metric == "cosine" else -sums[0]
+        per_row = self._cosine(reference, sums["dot"], sums["sq"]) if metric == "cosine" else -sums[metric]
         if self.axis == "channel":
             self.total += per_row.sum(0, dtype=torch.double)
         else:

@@ -1,0 +1,85 @@
+"""Fits a codebook to a distribution: which parameters, and how much of the range, give the smallest squared error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visq.quant.codebook import layouts
+from visq.quant.spec import Named
+
+#: Shares of the full range tried; the rest is clipped.
+CLIPS = torch.linspace(0.01, 1.0, 100).tolist()
+
+
+class Distribution:
+    """Weighted scalars whose squared distance to a table takes O(K log n): only prefix sums at the table's midpoints are looked up.
+
+    Arguments:
+        values: [n] ascending.
+        counts: [n] weights.
+    """
+
+    def __init__(self, values: Tensor, counts: Tensor) -> None:
+        self.values = values.double()
+        self.prefix = torch.stack([_from_zero(counts * self.values**power) for power in range(3)])
+
+    def cells(self, table: Tensor) -> Tensor:
+        """Moments 0, 1 and 2 of the values nearest to each entry of an ascending table [K] (ties go to the lower), [3, K]."""
+        edges = torch.searchsorted(self.values, (table[1:] + table[:-1]) / 2, right=True)
+        ends = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), self.values.numel())])
+        return self.prefix[:, ends].diff()
+
+    def error(self, table: Tensor) -> float:
+        """Sum of squared distances to the nearest entry of table [K]."""
+        table = table.double()
+        mass, first, second = self.cells(table)
+        return float((second - 2 * table * first + table.square() * mass).sum().clamp_min(0))
+
+    def kmeans(self, start: Tensor, iterations: int = 100) -> Tensor:
+        """Lloyd's algorithm from an ascending table [K]; the error never rises. An entry nearest to no value stays where it is."""
+        table = start.double()
+        for _ in range(iterations):
+            mass, first, _ = self.cells(table)
+            moved = torch.where(mass > 0, first / mass.clamp_min(1e-300), table).sort().values
+            if torch.equal(moved, table):
+                break
+            table = moved
+        return table.float()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One table [K], in units of the full range, and its sum of squared errors; made by a layout's parameters and a clip."""
+
+    params: dict[str, Any]
+    clip: float
+    table: Tensor
+    error: float
+
+
+def fits(codebook: Named, bits: int, signed: bool, distribution: Distribution) -> list[list[Fit]]:
+    """All candidates for a distribution over [-1, 1] or [0, 1]: for each combination of a layout's parameters, one for each clip.
+
+    `kmeans` has one candidate, grown from the best power table and therefore never worse than it.
+    """
+    if codebook.name == "kmeans":
+        start = best(fits(Named(name="power"), bits, signed, distribution))
+        table = distribution.kmeans(start.table)
+        return [[Fit({}, 1.0, table, distribution.error(table))]]
+    found = []
+    for params, unit in layouts(codebook, bits, signed):
+        found.append([Fit(params, clip, unit * clip, distribution.error(unit * clip)) for clip in CLIPS])
+    return found
+
+
+def best(candidates: list[list[Fit]]) -> Fit:
+    """The fit of smallest error; the first of equals."""
+    return min((fit for group in candidates for fit in group), key=lambda fit: fit.error)
+
+
+def _from_zero(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.cumsum(0)])
