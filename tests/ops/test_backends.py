@@ -1,0 +1,107 @@
+"""The dispatcher: what runs, what is said about it, and what survives threads and forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from tests.ops.helpers import ISAS, needs_cpp, scan_inputs, torch_threads
+from visq.errors import VisqError
+from visq.ops import _native, backends, selective_scan
+
+OPS = {"causal_conv1d", "quantized_scan", "scan_states", "search_state_scales", "selective_scan", "similarity_sums"}
+
+
+def test_describe_names_every_op() -> None:
+    described = backends.describe()
+    assert set(described) >= OPS
+    assert set(described) - OPS == {f"{op}_backward" for op in ("causal_conv1d", "quantized_scan", "selective_scan")}
+
+
+@needs_cpp
+@pytest.mark.parametrize("isa", ISAS)
+def test_describe_names_the_kernel(isa: str) -> None:
+    with _native.use_isa(isa):
+        assert backends.describe()["selective_scan"].kernel == f"cpp-{isa}"
+
+
+def test_describe_says_why_not() -> None:
+    choice = backends.describe(device="meta")["selective_scan"]
+    assert choice.kernel == "naive"
+    assert dict(choice.not_used)["cpp"] == "runs on cpu only, not on meta"
+
+
+def test_forcing_an_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISQ_OPS", "naive")
+    assert backends.describe()["selective_scan"].kernel == "naive"
+    monkeypatch.setenv("VISQ_OPS", "fortran")
+    with pytest.raises(
+        VisqError, match="VISQ_OPS='fortran' is not an implementation of selective_scan; known: cpp, naive"
+    ):
+        selective_scan(*scan_inputs(1, 2, 3, 1))
+
+
+def test_missing_extension_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_C", None)
+    monkeypatch.setattr(_native, "_missing", "the C++ extension visq._C is not installed", raising=False)
+    monkeypatch.setattr(backends, "_warned", set())
+    inputs = scan_inputs(1, 2, 3, 1)
+    with pytest.warns(RuntimeWarning, match="selective_scan runs as a slow PyTorch loop .*not installed"):
+        selective_scan(*inputs)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selective_scan(*inputs)
+    with pytest.raises(VisqError, match="'avx2' is not available here; available: none"):
+        _native.set_isa("avx2")
+
+
+@needs_cpp
+def test_forced_isa_and_its_error() -> None:
+    code = "from visq.ops import backends; print(backends.describe()['selective_scan'].kernel)"
+    run = lambda isa: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", code], env={**os.environ, "VISQ_ISA": isa}, capture_output=True, text=True
+    )
+    assert run("scalar").stdout.strip() == "cpp-scalar"
+    bad = run("mmx")
+    assert bad.returncode != 0 and "instruction set 'mmx' is not available here" in bad.stderr
+
+
+@needs_cpp
+def test_calls_from_several_threads() -> None:
+    inputs = scan_inputs(4, 20, 70, 4)
+    expected = selective_scan(*inputs)
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not torch.equal(selective_scan(*inputs), expected):
+                wrong.append(index)
+
+    with torch_threads(3):
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert not wrong
+
+
+@needs_cpp
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_survives_fork() -> None:
+    inputs = scan_inputs(4, 20, 70, 4)
+    with torch_threads(2):
+        expected = selective_scan(*inputs)  # the pool exists now
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(selective_scan(*inputs), expected) else 1)
+        _, status = os.waitpid(child, 0)
+    assert status == 0
