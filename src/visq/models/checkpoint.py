@@ -122,12 +122,13 @@ def save_checkpoint(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={_NOTES: json.dumps(notes, sort_keys=True)})
-        os.replace(temporary, path)
+        try:
+            save_file(tensors, temporary, metadata={_NOTES: json.dumps(notes, sort_keys=True)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VisqError(f"cannot write checkpoint {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def official_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -218,14 +219,16 @@ def _as_float32(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors in float32 under plain names; half precision is widened, anything but floats is a VisqError."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str):
+            raise VisqError(f"{path} is not a checkpoint: the name {name!r} is no text")
+        if not isinstance(tensor, Tensor):
             raise VisqError(f"{path}: entry {name!r} is a {type(tensor).__name__}, not a tensor")
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             raise VisqError(f"{path}: {name} is {tensor.dtype} ({tensor.layout}); only dense floats can be loaded")
         result[name] = tensor.float()
     if not result:
         raise VisqError(f"{path} holds no tensors; {_DOWNLOAD}")
-    for prefix in _PREFIXES:
+    for prefix in _PREFIXES * 2:  # in either order
         if all(name.startswith(prefix) for name in result):
             result = {name.removeprefix(prefix): tensor for name, tensor in result.items()}
     return result

@@ -74,12 +74,9 @@ def fit_image(
     tokens: int, patch_size: int, image_size: int | None = None, stride: int | None = None
 ) -> tuple[int, int]:
     """(image_size, stride) whose patches and one class token make `tokens`; given ones are kept. VisqError if none."""
-    side = isqrt(max(tokens - 1, 0))
-    if side == 0 or side * side != tokens - 1:
-        raise VisqError(
-            f"the position embedding has {tokens} tokens, which is no square number of patches plus one class token; "
-            "Vims without a class token, with two, or for images that are not square are not supported"
-        )
+    side = _side(tokens)
+    if side is None:
+        raise VisqError(f"the position embedding has {tokens} tokens; {sizes_that_fit(tokens, patch_size)}")
     if image_size is None:
         stride = stride or patch_size
         return (side - 1) * stride + patch_size, stride
@@ -95,19 +92,30 @@ def fit_image(
 
 
 def _stride(side: int, patch_size: int, image_size: int) -> int | None:
-    """The stride for `side` patches a side: no overlap if possible, else one that uses every pixel, or the largest."""
+    """The stride for `side` patches a side: no overlap if possible, else the largest (every pixel used if one can)."""
     span = image_size - patch_size
-    fitting = [s for s in range(1, image_size + 1) if span >= 0 and span // s + 1 == side]
-    if patch_size in fitting:
-        return patch_size
-    return max([s for s in fitting if span % s == 0] or fitting, default=None)
+    smallest, largest = span // side + 1, span // (side - 1) if side > 1 else max(span + 1, patch_size)
+    if span < 0 or smallest > largest:
+        return None
+    return patch_size if smallest <= patch_size <= largest else largest
 
 
 def sizes_that_fit(tokens: int, patch_size: int) -> str:
     """Image sizes that have `tokens` tokens at the usual strides, as a piece of a sentence."""
-    side = isqrt(tokens - 1)
+    side = _side(tokens)
+    if side is None:
+        return (
+            f"{tokens} is no square number of patches plus one class token, and Vims without a class token, with two, "
+            "or for images that are not square are not supported"
+        )
     strides = [s for s in (patch_size, patch_size // 2, patch_size // 4) if s > 0]
     return f"{tokens} tokens fit " + ", ".join(f"{(side - 1) * s + patch_size} pixels at stride {s}" for s in strides)
+
+
+def _side(tokens: int) -> int | None:
+    """Patches a side when `tokens` are a square of patches and one class token."""
+    side = isqrt(max(tokens - 1, 0))
+    return side if side > 0 and side * side == tokens - 1 else None
 
 
 def resembling(config: VimConfig, cards: Mapping[str, VimConfig]) -> str | None:

@@ -18,13 +18,14 @@ from visq.models.registry import (
     PRETRAINED,
     ModelCard,
     adapt,
+    check_fields,
     default_preprocess,
     get_card,
     is_generic,
     list_models,
     override,
 )
-from visq.models.vim import VimConfig, VisionMamba
+from visq.models.vim import VisionMamba
 
 
 def load_model(
@@ -50,13 +51,15 @@ def load_model(
     What the checkpoint says of its preprocessing and classes wins over the registered name, an argument over both.
     Every way in which name, file and arguments do not fit together is a VisqError that says what to do.
     """
-    geometry = dict(geometry or {})
-    override(VimConfig(), geometry)  # refuses unknown fields before a large file is read
+    geometry, preprocess = dict(geometry or {}), dict(preprocess or {})
+    check_fields(geometry)
+    if "image_size" in preprocess:
+        check_fields({"image_size": preprocess["image_size"]})
     if is_generic(name):
         if checkpoint is None:
             raise VisqError("model `vim` has no weights of its own; pass --checkpoint with a .safetensors or .pth file")
         read = read_checkpoint(checkpoint, ema=ema)
-        card = _card_of(read, geometry, preprocess or {})
+        card = _card_of(read, geometry, preprocess)
     else:
         assert name is not None
         card = adapt(get_card(name), geometry)
@@ -67,7 +70,7 @@ def load_model(
         model = VisionMamba(card.config)
     _check_fit(model, card, read)
     model.load_state_dict(read.tensors)
-    model.card = _described(card, read, preprocess or {}, classes)
+    model.card = _described(card, read, preprocess, classes)
     return model.eval()
 
 
@@ -115,7 +118,8 @@ def _check_fit(model: VisionMamba, card: ModelCard, read: Checkpoint) -> None:
     if text is not None:
         wrong = [name for name in expected if read.shapes.get(name) != expected[name]]
         advice = (
-            _special_case(wrong, expected, card, read) or f"checkpoint is not {card.name}: {text}; {_identity(read)}"
+            _special_case(wrong, expected, card, read)
+            or f"checkpoint is not {card.name}: {text}; {_identity(card, read)}"
         )
         raise VisqError(f"{read.path}: {advice}")
     broken = [name for name, tensor in read.tensors.items() if not torch.isfinite(tensor).all()]
@@ -135,30 +139,36 @@ def _special_case(
         expected
     ):
         return None
-    if set(wrong) <= {"head.weight", "head.bias"}:
+    if set(wrong) == {"head.weight", "head.bias"}:
         rows = found["head.weight"][0]
         return (
             f"its head has {rows} classes, {card.name} has {config.num_classes}; "
             f"pass geometry={{'num_classes': {rows}}} or --model vim to take it as it is"
         )
     if wrong == ["patch_embed.proj.weight"] and found[wrong[0]][1] != config.channels:
-        return f"it takes images of {found[wrong[0]][1]} channels, {card.name} of {config.channels}; {_identity(read)}"
+        channels = found[wrong[0]][1]
+        return (
+            f"it takes {channels}-channel images, {card.name} {config.channels}-channel ones; {_identity(card, read)}"
+        )
     if wrong == ["pos_embed"] and found["pos_embed"][1] != config.num_tokens:
         tokens = found["pos_embed"][1]
+        fitting = sizes_that_fit(tokens, config.patch_size)
         return (
             f"its position embedding has {tokens} tokens, {card.name} at {config.image_size} pixels and stride "
-            f"{config.stride} has {config.num_tokens}; {sizes_that_fit(tokens, config.patch_size)}; {_identity(read)}"
+            f"{config.stride} has {config.num_tokens}; {fitting}; {_identity(card, read)}"
         )
     return None
 
 
-def _identity(read: Checkpoint) -> str:
-    """What the checkpoint seems to be, as advice."""
-    cards = {card.name: card.config for card in list_models()}
+def _identity(card: ModelCard, read: Checkpoint) -> str:
+    """What the checkpoint seems to be instead of `card`, as advice."""
+    cards = {other.name: other.config for other in list_models()}
     try:
         config = infer_config(read.shapes, {}, cards.values())
     except VisqError as error:
         return str(error)
+    if is_generic(card.name) or resembling(config, {card.name: card.config}):
+        return "the rest fits; give a checkpoint with all of its tensors and no others"
     name = resembling(config, cards)
     if name is not None:
         return f"looks like {name}"

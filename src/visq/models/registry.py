@@ -99,6 +99,12 @@ def is_generic(name: str | None) -> bool:
 
 def override(config: VimConfig, geometry: dict[str, Any]) -> VimConfig:
     """`config` with the fields of `geometry` replaced; an unknown or impossible one is a VisqError."""
+    check_fields(geometry)
+    return replace(config, **geometry)
+
+
+def check_fields(geometry: dict[str, Any]) -> None:
+    """VisqError unless `geometry` has fields of VimConfig only, each with a possible value."""
     known = [field.name for field in fields(VimConfig)]
     for key, value in geometry.items():
         if key not in known:
@@ -109,7 +115,6 @@ def override(config: VimConfig, geometry: dict[str, Any]) -> VimConfig:
             valid, kind = type(value) is int and value > 0, "a positive whole number"
         if not valid:
             raise VisqError(f"{key} must be {kind}, not {value!r}")
-    return replace(config, **geometry)
 
 
 def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
