@@ -97,6 +97,10 @@ class Task:
             of = "" if self._total is None else f"/{self._total}"
             self._progress.say(f"{self._name}: {self._done}{of}" + (f" ({note})" if note else ""))
 
+    def reach(self, done: int, note: str = "") -> None:
+        """`done` units are done in all."""
+        self.advance(done - self._done, note)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

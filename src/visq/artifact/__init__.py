@@ -2,13 +2,14 @@
 
 from visq.artifact.coverage import coverage_rows, kind_of
 from visq.artifact.load import artifact_bytes, is_artifact, load, verify
-from visq.artifact.save import check_destination, save
+from visq.artifact.save import check_destination, save, serialize
 from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance
 
 __all__ = [
     "save",
     "load",
     "verify",
+    "serialize",
     "check_destination",
     "is_artifact",
     "artifact_bytes",

@@ -44,7 +44,13 @@ def save(
     """
     path = Path(path)
     check_destination(path, overwrite)
-    recipe, provenance = recipe or model.recipe, provenance or model.provenance
+    config, files = serialize(model, recipe or model.recipe, provenance or model.provenance)
+    _write(path, files, overwrite)
+    return config
+
+
+def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[ArtifactConfig, dict[str, bytes]]:
+    """An artifact's config and the contents of its files by name. Raises VisqError as `save` does."""
     records, tensors = store(model)
     data = safetensors_bytes(tensors)
     config = ArtifactConfig(
@@ -61,8 +67,7 @@ def save(
         tensors={name: _kind(tensor) for name, tensor in sorted(tensors.items())},
     )
     values = config.to_json()
-    _write(path, {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}, overwrite)
-    return ArtifactConfig.model_validate(values)
+    return ArtifactConfig.model_validate(values), {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}
 
 
 def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:

@@ -1,0 +1,24 @@
+"""What a model is worth: accuracy, coverage, comparison."""
+
+from visq.analysis.compare import Subject, compare
+from visq.analysis.coverage import coverage, totals
+from visq.analysis.evaluate import Evaluation, check_finite, evaluate
+from visq.analysis.pipeline import Quantized, quantize
+from visq.analysis.results import evaluation_row, fp32_bytes
+from visq.analysis.significance import Paired, mcnemar
+
+__all__ = [
+    "evaluate",
+    "Evaluation",
+    "check_finite",
+    "quantize",
+    "Quantized",
+    "compare",
+    "Subject",
+    "coverage",
+    "totals",
+    "evaluation_row",
+    "fp32_bytes",
+    "mcnemar",
+    "Paired",
+]

@@ -1,0 +1,202 @@
+"""Models times recipes times seeds: calibrate, evaluate on the same images, one row each, resumable."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import visq
+from visq.analysis.coverage import totals
+from visq.analysis.evaluate import Evaluation, check_labels, evaluate, limited
+from visq.analysis.machine import peak_rss, reset_peak_rss
+from visq.analysis.pipeline import quantize
+from visq.analysis.results import evaluation_row, fp32_bytes
+from visq.analysis.significance import mcnemar
+from visq.artifact import serialize
+from visq.artifact.schema import canonical
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.progress import Progress
+from visq.quant.site import named_sites
+from visq.recipes import Recipe
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to compare recipes on, and the images it is calibrated and measured with."""
+
+    model: Any
+    calibration: Dataset
+    data: Dataset
+
+
+def compare(
+    subjects: Sequence[Subject],
+    recipes: Sequence[Recipe],
+    *,
+    samples: int = 256,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    batch_size: int = 32,
+    calibration_batch_size: int = 16,
+    cache: Path | None = None,
+    on_row: Callable[[Row], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """One row for each model in FP32 and for each model, recipe and seed, in that order.
+
+    Arguments:
+        samples: calibration images, drawn by the seed.
+        limit: at most so many images are evaluated.
+        cache: a JSON-lines file of finished rows, which are not computed again while model, recipe, images, seed and
+            version stay the same.
+        on_row: called with each row as it is there.
+    Returns:
+        evaluation rows (see `visq.analysis.results`) plus `fp32_top1, drop, calibration_seconds, peak_rss_bytes,
+        sites_quantized, sites_targeted`, and against FP32 on the same images `lost, gained, p_value` (McNemar).
+    Raises:
+        VisqError: bad input of any kind; finished rows are in the cache.
+    """
+    for subject in subjects:  # all that can be wrong is found before hours are spent
+        check_labels(subject.model, subject.data)
+        subject.calibration.subset(samples, seed=0)
+        for recipe in recipes:
+            recipe.resolve(name for name, _ in named_sites(subject.model))
+    progress = progress or Progress("silent")
+    finished = Cache(cache)
+    rows: list[Row] = []
+    for subject in subjects:
+        data = limited(subject.data, limit)
+        card = subject.model.card
+        base = {"model": card.name, "checkpoint": card.checkpoint_sha256, "data": data.fingerprint()}
+        reference, row = _fp32(subject.model, data, base, finished, batch_size, progress)
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
+        for recipe, seed in ((recipe, seed) for recipe in recipes if recipe.name != "fp32" for seed in seeds):
+            calibration = subject.calibration.subset(samples, seed)
+            key = {**base, "recipe": recipe.digest(), "calibration": calibration.fingerprint(), "seed": seed}
+            cell = finished.get(key)
+            if cell is None:
+                cell = _cell(
+                    subject.model, recipe, calibration, seed, data, batch_size, calibration_batch_size, progress
+                )
+                finished.put(key, cell)
+            row = _against(cell, reference)
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished row before it is compared with FP32, and which images were right [n]."""
+
+    row: Row
+    correct: NDArray[np.bool_]
+
+
+def _fp32(
+    model: Any, data: Dataset, base: Row, finished: Cache, batch_size: int, progress: Progress
+) -> tuple[Cell, Row]:
+    cell = finished.get({**base, "recipe": "fp32"})
+    if cell is None:
+        reset_peak_rss()
+        evaluation = evaluate(model, data, batch_size=batch_size, progress=progress, name=f"{model.card.name} fp32")
+        row = evaluation_row(model, evaluation, backend="fp32", size=fp32_bytes(model))
+        cell = _finished(row, evaluation, calibration_seconds=0.0, quantized=0, targeted=0)
+        finished.put({**base, "recipe": "fp32"}, cell)
+    return cell, _against(cell, cell)
+
+
+def _cell(
+    model: Any,
+    recipe: Recipe,
+    calibration: Dataset,
+    seed: int,
+    data: Dataset,
+    batch_size: int,
+    calibration_batch_size: int,
+    progress: Progress,
+) -> Cell:
+    progress.say(f"{model.card.name} {recipe.name} seed {seed}")
+    result = quantize(
+        copy.deepcopy(model), recipe, calibration, seed=seed, batch_size=calibration_batch_size, progress=progress
+    )
+    config, files = serialize(result.model, result.model.recipe, result.model.provenance)
+    evaluation = evaluate(result.model, data, batch_size=batch_size, progress=progress, name=recipe.name)
+    row = evaluation_row(result.model, evaluation, backend="sim", size=sum(len(data) for data in files.values()))
+    quantized, targeted = totals(config.coverage)
+    seconds = result.calibration.seconds
+    return _finished(row, evaluation, calibration_seconds=seconds, quantized=quantized, targeted=targeted)
+
+
+def _finished(row: Row, evaluation: Evaluation, *, calibration_seconds: float, quantized: int, targeted: int) -> Cell:
+    measured = {
+        "calibration_seconds": calibration_seconds,
+        "peak_rss_bytes": peak_rss(),
+        "sites_quantized": quantized,
+        "sites_targeted": targeted,
+    }
+    return Cell({**row, **measured}, evaluation.correct)
+
+
+def _against(cell: Cell, reference: Cell) -> Row:
+    if len(cell.correct) != len(reference.correct):
+        raise VisqError("the images changed between two rows; they cannot be compared")
+    paired = mcnemar(reference.correct, cell.correct)
+    fp32_top1 = reference.row["top1"]
+    drop = fp32_top1 - cell.row["top1"]
+    return {**cell.row, "fp32_top1": fp32_top1, "drop": drop, **vars(paired)}
+
+
+class Cache:
+    """Finished cells in a JSON-lines file; a line that was cut short by a kill is ignored."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._cells: dict[str, Cell] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                    bits = np.frombuffer(base64.b64decode(entry["correct"]), np.uint8)
+                    correct = np.unpackbits(bits, count=entry["row"]["n"]).astype(bool)
+                    self._cells[entry["key"]] = Cell(entry["row"], correct)
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def get(self, key: Row) -> Cell | None:
+        return self._cells.get(self._name(key))
+
+    def put(self, key: Row, cell: Cell) -> None:
+        self._cells[self._name(key)] = cell
+        if self.path is None:
+            return
+        correct = base64.b64encode(np.packbits(cell.correct).tobytes()).decode()
+        line = json.dumps({"key": self._name(key), "row": cell.row, "correct": correct})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(f"{line}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise VisqError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    @staticmethod
+    def _name(key: Row) -> str:
+        return hashlib.sha256(canonical({**key, "version": visq.__version__})).hexdigest()

@@ -1,0 +1,131 @@
+"""Accuracy of a model on labelled images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model got right.
+
+    Attributes:
+        n: images that were read; `skipped` names the others.
+        top1, top5: in percent (top5 of a model with fewer than five classes counts all of them).
+        seconds: wall time, reading images included.
+        predictions, labels: [n] int64, in the order of the data set, for paired tests.
+    """
+
+    n: int
+    top1: float
+    top5: float
+    seconds: float
+    predictions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def images_per_second(self) -> float:
+        return self.n / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return np.equal(self.predictions, self.labels)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    dataset: Dataset,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    name: str = "evaluating",
+) -> Evaluation:
+    """Top-1 and top-5 of a model, FP32 or simulated, in eval mode.
+
+    Arguments:
+        model: with `stages()`; images [B, C, H, W] -> logits [B, classes].
+        limit: at most so many images, chosen at random but always the same ones.
+        name: what the progress bar is called.
+    Raises:
+        VisqError: images without labels, labels that are not the model's, logits that are not finite.
+    """
+    dataset = limited(dataset, limit)
+    check_labels(model, dataset)
+    model.eval()
+    top1 = top5 = 0
+    predictions: list[Tensor] = []
+    labels: list[Tensor] = []
+    start = time.perf_counter()
+    with (progress or Progress("silent")).task(name, total=len(dataset)) as task:
+        for images, target in dataset.batches(batch_size):
+            logits = model(images)
+            if not torch.isfinite(logits).all():
+                raise VisqError(f"the logits hold NaN or Inf, which first arise in {first_bad_stage(model, images)}")
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = best == target[:, None]
+            top1 += int(hits[:, 0].sum())
+            top5 += int(hits.sum())
+            predictions.append(best[:, 0])
+            labels.append(target)
+            task.advance(len(images))
+    seconds = time.perf_counter() - start
+    found, true = torch.cat(predictions).numpy(), torch.cat(labels).numpy()
+    n = len(found)
+    return Evaluation(n, 100 * top1 / n, 100 * top5 / n, seconds, found, true, tuple(dataset.skipped))
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` images of a data set, spread over it and always the same ones."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return dataset.subset(limit, seed=0)
+
+
+def check_labels(model: Any, dataset: Dataset) -> None:
+    """VisqError unless the data set's labels can be compared with the model's outputs."""
+    if not dataset.labelled:
+        raise VisqError(f"{dataset.name} has no labels; evaluation needs a folder (or tar) of class folders")
+    outputs, names = model.config.num_classes, model.card.classes
+    if names is None and len(dataset.classes) != outputs:
+        raise VisqError(
+            f"{dataset.name} has {len(dataset.classes)} classes, the model {outputs} outputs whose names are unknown; "
+            "pass --classes with a file of the model's class names"
+        )
+
+
+@torch.no_grad()
+def check_finite(model: Any, dataset: Dataset, *, batch_size: int = 32, progress: Progress | None = None) -> None:
+    """Run a model over a data set; VisqError naming the first stage that gives NaN or Inf."""
+    model.eval()
+    with (progress or Progress("silent")).task("checking FP32", total=len(dataset)) as task:
+        for images, _ in dataset.batches(batch_size):
+            if not torch.isfinite(model(images)).all():
+                where = first_bad_stage(model, images)
+                raise VisqError(
+                    f"the FP32 model gives NaN or Inf, first in {where}; check the checkpoint and the images"
+                )
+            task.advance(len(images))
+
+
+def first_bad_stage(model: Any, images: Tensor) -> str:
+    """The name of the first stage of a forward pass whose output is not finite."""
+    state: tuple[Tensor, ...] = (images,)
+    for stage in model.stages():
+        state = stage.forward(*state)
+        if not all(torch.isfinite(tensor).all() for tensor in state):
+            return f"stage {stage.name}"
+    return "no stage of a second pass; the model is not deterministic"

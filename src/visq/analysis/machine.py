@@ -1,0 +1,73 @@
+"""What a number was measured with: versions, processor, threads, kernels, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import visq
+from visq.ops import backends
+
+
+def versions() -> dict[str, str]:
+    return {
+        "visq": visq.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def machine() -> dict[str, str | int]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def kernels() -> dict[str, str]:
+    """The kernel of each op, such as `cpp-avx512`."""
+    return {op: choice.kernel for op, choice in backends.describe().items()}
+
+
+def slow_kernels() -> dict[str, str]:
+    """Why an op runs as a slow loop, for each that does."""
+    slow = {op: choice for op, choice in backends.describe().items() if choice.kernel == "naive" and choice.not_used}
+    return {op: "; ".join(f"{name}: {why}" for name, why in choice.not_used) for op, choice in slow.items()}
+
+
+def reset_peak_rss() -> None:
+    """Let `peak_rss` count from now on, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,138 @@
+"""From an FP32 model, a recipe and images to a quantized model, saved when asked for."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from visq.analysis.evaluate import check_finite
+from visq.analysis.machine import peak_rss, reset_peak_rss
+from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, save
+from visq.calibrate import Calibration, calibrate
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.progress import Progress
+from visq.quant.site import named_sites
+from visq.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model and how it came about.
+
+    Attributes:
+        model: the simulation, with `model.recipe` and `model.provenance`.
+        config: of the artifact, when one was written.
+        peak_rss: the most memory the process held meanwhile, in bytes.
+    """
+
+    model: Any
+    calibration: Calibration
+    config: ArtifactConfig | None
+    peak_rss: int
+
+
+def work_folder(out: Path) -> Path:
+    """Where a calibration for the artifact `out` keeps its state."""
+    return out.with_name(out.name + ".calibration")
+
+
+def quantize(
+    model: Any,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Calibrate `model` in place and save it as an artifact.
+
+    Arguments:
+        model: FP32, with `model.card`.
+        dataset: the calibration images, already chosen.
+        out: the artifact's folder; None to keep the result in memory only.
+        resume: continue a killed run for the same `out`; it ends in the same bytes.
+    Raises:
+        VisqError: bad input of any kind. Neither an artifact nor calibration state is left then; only state that
+            `resume` found stays.
+    """
+    progress = progress or Progress("silent")
+    if any(site.quantizer is not None for _, site in named_sites(model)):
+        raise VisqError("the model is quantized already; load it again before quantizing it with another recipe")
+    recipe.resolve(name for name, _ in named_sites(model))
+    if out is None:
+        work = Path(tempfile.mkdtemp(prefix="visq-"))
+    else:
+        check_destination(out, overwrite)
+        work = work_folder(out)
+    found = out is not None and work.exists()
+    if found and any(work.iterdir()) and not (work / "run.json").exists():
+        raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
+    if found and not resume:
+        progress.say(f"discarding the unfinished calibration in {work}; --resume would have continued it")
+        shutil.rmtree(work, ignore_errors=True)
+    elif resume and not found:
+        progress.say(f"nothing to resume in {work}; starting from the beginning")
+    keep = found and resume
+    try:
+        result = _quantize(model, recipe, dataset, work, seed, out, resume, overwrite, batch_size, progress)
+        keep = False
+        return result
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise VisqError(f"cannot keep the state of the calibration in {work}: {reason}") from error
+    except KeyboardInterrupt:
+        keep = out is not None
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _quantize(
+    model: Any,
+    recipe: Recipe,
+    dataset: Dataset,
+    work: Path,
+    seed: int,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    batch_size: int,
+    progress: Progress,
+) -> Quantized:
+    reset_peak_rss()
+    check_finite(model, dataset, batch_size=batch_size, progress=progress)
+    with progress.task("calibrating", total=len(model.stages())) as task:
+        calibration = calibrate(
+            model,
+            recipe,
+            dataset,
+            work_dir=work,
+            seed=seed,
+            batch_size=batch_size,
+            resume=resume,
+            report=lambda done, _, name: task.reach(done, note=name),
+        )
+    model.recipe = recipe
+    model.provenance = Provenance(
+        model=model.card.name,
+        checkpoint_sha256=model.card.checkpoint_sha256,
+        calibration=CalibrationData(
+            data=",".join(Path(part).name for part in dataset.name.split(",")),
+            fingerprint=dataset.fingerprint(),
+            images=len(dataset) - len(dataset.skipped),
+            seed=seed,
+        ),
+    )
+    config = None if out is None else save(model, out, overwrite=overwrite)
+    return Quantized(model, calibration, config, peak_rss())
