@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +132,9 @@ class BiMambaMixer(nn.Module):
 
 class Block(nn.Module):
     """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch, residual)."""
+
+    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    norms_before: ClassVar[dict[str, str]] = {"mixer.in_proj": "norm"}
 
     def __init__(self, config: VimConfig, drop_path: float) -> None:
         super().__init__()

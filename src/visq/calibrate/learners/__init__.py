@@ -2,5 +2,6 @@
 
 from visq.calibrate.learners.base import LEARNERS, Learner, make_learner
 from visq.calibrate.learners.bias_correction import BiasCorrection
+from visq.calibrate.learners.jlss import JLSS
 
-__all__ = ["LEARNERS", "BiasCorrection", "Learner", "make_learner"]
+__all__ = ["JLSS", "LEARNERS", "BiasCorrection", "Learner", "make_learner"]

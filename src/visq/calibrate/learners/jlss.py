@@ -14,11 +14,11 @@ from visq.quant.quantizer import Quantizer
 
 @register("jlss")
 class JLSS(Learner):
-    """Learns sigma, the activation steps s_a and the weight steps s_w of every quantized linear of a block, all in the log domain.
+    """Learns sigma, activation steps s_a and weight steps s_w of all quantized linears of a block, in the log domain.
 
-    Block by block: the target is the FP32 block on FP32 inputs, the student the quantized block on the inputs it has in the quantized network.
-    Rounding is passed straight through, clipped values have no gradient. The real-valued minimum of an asymmetric activation stays where
-    calibration put it: its zero point follows from the learned step.
+    Block by block: the target is the FP32 block on FP32 inputs, the student the quantized block on the inputs it has in
+    the quantized network. Rounding is passed straight through, clipped values have no gradient. The real-valued minimum
+    of an asymmetric activation stays where calibration put it: its zero point follows from the learned step.
 
     Arguments:
         epochs, batch, holdout: see `Reconstruction`.
@@ -28,7 +28,9 @@ class JLSS(Learner):
 
     needs_student = True
 
-    def __init__(self, epochs: int = 20, lr_scale: float = 5e-3, lr_smooth: float = 1e-2, batch: int = 32, holdout: float = 0.125) -> None:
+    def __init__(
+        self, epochs: int = 20, lr_scale: float = 5e-3, lr_smooth: float = 1e-2, batch: int = 32, holdout: float = 0.125
+    ) -> None:
         self.reconstruction = Reconstruction(epochs, batch, holdout, cosine_distance, weight_decay=0.0, clip=2.0)
         self.lr_scale, self.lr_smooth = lr_scale, lr_smooth
 
@@ -37,7 +39,10 @@ class JLSS(Learner):
         if not layers:
             return
         groups = [
-            {"params": [p for layer in layers.values() for p in (layer.log_input, layer.log_weight)], "lr": self.lr_scale},
+            {
+                "params": [p for layer in layers.values() for p in (layer.log_input, layer.log_weight)],
+                "lr": self.lr_scale,
+            },
             {"params": [layer.log_smooth for layer in layers.values()], "lr": self.lr_smooth},
         ]
 
@@ -52,10 +57,10 @@ def learned_linears(run: StageRun) -> dict[str, LearnedLinear]:
     """The stage's linears on token sequences whose input and weight both have a uniform quantizer, by path."""
     found = {}
     sites = run.sites()
-    for path in run.modules(Linear):
+    for path, linear in run.modules(Linear).items():
         pair = [sites[f"{path}.{end}"].quantizer if f"{path}.{end}" in sites else None for end in ("in", "weight")]
         if all(isinstance(quantizer, Quantizer) and quantizer.table is None for quantizer in pair):
-            found[path] = LearnedLinear(*pair)  # type: ignore[arg-type]
+            found[path] = LearnedLinear(linear.in_features, *pair)  # type: ignore[arg-type]
     return found
 
 
@@ -67,9 +72,8 @@ class LearnedLinear:
         low: [tokens] the real-valued minimum an asymmetric activation quantizer represents, in the smoothed domain.
     """
 
-    def __init__(self, activation: Quantizer, weight: Quantizer) -> None:
+    def __init__(self, channels: int, activation: Quantizer, weight: Quantizer) -> None:
         self.activation, self.weight = activation, weight
-        channels = weight_columns(weight, activation)
         self.log_smooth = leaf(torch.ones(channels) if activation.smooth is None else activation.smooth)
         self.log_input, self.log_weight = leaf(activation.scale), leaf(weight.scale)
         self.low = None if activation.zero_point is None else -activation.zero_point * activation.scale
@@ -82,7 +86,9 @@ class LearnedLinear:
             zero_point = -self.low / self.activation.scale
             rounded = zero_point.round().clamp(0, self.activation.spec.qmax)
             # Straight-through: with low fixed, only the upper end of the range moves with the step.
-            self.activation.zero_point = zero_point + (rounded - zero_point).detach()
+            self.activation.zero_point = (
+                zero_point + (rounded - zero_point).detach() if torch.is_grad_enabled() else rounded
+            )
 
 
 def leaf(value: Tensor) -> Tensor:

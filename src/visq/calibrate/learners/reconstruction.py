@@ -27,7 +27,7 @@ def cosine_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> 
 
 
 def squared_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-    """Squared error of the stage's output relative to its energy (BRECQ, arXiv 2102.05426, eq. 10 without the Fisher weights)."""
+    """Squared error of the stage's output relative to its energy (BRECQ, arXiv 2102.05426, without Fisher weights)."""
     reference = total(target)
     return (total(student) - reference).square().mean() / reference.square().mean().clamp_min(1e-30)
 
@@ -56,7 +56,8 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or not 0 <= self.holdout < 1:
-            raise VisqError(f"learning needs epochs >= 0, batch >= 1 and 0 <= holdout < 1, got {self.epochs}, {self.batch}, {self.holdout}")
+            got = f"{self.epochs}, {self.batch}, {self.holdout}"
+            raise VisqError(f"learning needs epochs >= 0, batch >= 1 and 0 <= holdout < 1, got {got}")
 
     def fit(
         self,
@@ -67,12 +68,13 @@ class Reconstruction:
     ) -> Outcome:
         """Minimize the distance between the quantized stage on the student's inputs and the FP32 outputs.
 
-        Leaves the parameters, and through `assign(False)` the quantizers, in the state of the smallest held-back loss, the initial state
-        included. Shuffling follows `run.seed` and the stage's name only.
+        Leaves the parameters, and through `assign(False)` the quantizers, in the state of the smallest held-back loss,
+        the initial state included. Shuffling follows `run.seed` and the stage's name only.
 
         Arguments:
             groups: AdamW's parameter groups.
-            assign: writes the parameters into the quantizers; called with True while training, with False to evaluate and at the end.
+            assign: writes the parameters into the quantizers; called with True while training, with False to evaluate
+                and at the end.
             penalty: added to the distance; its argument is the share of the training done, 0 to 1.
         """
         assert run.student is not None
@@ -84,18 +86,20 @@ class Reconstruction:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
         generator = torch.Generator().manual_seed(run.seed * 2**32 + zlib.crc32(run.stage.name.encode()))
 
+        def loss_of(part: Tensor) -> Tensor:
+            return self.distance(run.stage.forward(*pick(inputs, part)), pick(targets, part))
+
         def evaluate() -> float:
             with torch.no_grad():
                 assign(False)
-                parts = [float(self.distance(run.stage.forward(*pick(inputs, part)), pick(targets, part))) * len(part) for part in held_back.split(self.batch)]
-            return sum(parts) / len(held_back)
+                return sum(float(loss_of(part)) * len(part) for part in held_back.split(self.batch)) / len(held_back)
 
         outcome = Outcome([evaluate()])
         best = [parameter.detach().clone() for parameter in parameters]
         while len(outcome.losses) <= self.epochs and not outcome.diverged:
             for part in training[torch.randperm(len(training), generator=generator)].split(self.batch):
                 assign(True)
-                loss = self.distance(run.stage.forward(*pick(inputs, part)), pick(targets, part))
+                loss = loss_of(part)
                 if penalty is not None:
                     loss = loss + penalty(schedule.last_epoch / steps)
                 optimizer.zero_grad()
@@ -128,10 +132,13 @@ class Outcome:
         """The progress line's summary, and a note where learning went wrong."""
         start, best, last = self.losses[0], min(self.losses), self.losses[-1]
         run.summary = f" ({what} {start:.3g} -> {best:.3g})"
+        problem = ""
         if self.diverged:
-            run.notes.append(f"{run.stage.name}: {what} met NaN or Inf in epoch {len(self.losses)}; the best finite state is kept (held-back loss {best:.3g})")
-        elif not last <= start:
-            run.notes.append(f"{run.stage.name}: the held-back loss of {what} rose from {start:.3g} to {last:.3g}; the best state ({best:.3g}) is kept")
+            problem = f"learning met NaN or Inf in epoch {len(self.losses)}"
+        elif last > start:
+            problem = f"the held-back loss rose to {last:.3g} while learning"
+        if problem:
+            run.notes.append(f"{run.stage.name}: {problem}; the best state is kept ({what} {start:.3g} -> {best:.3g})")
 
 
 def gather(batches: Any) -> tuple[Tensor, ...]:

@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
-from visq.quant.estimators.base import Estimator, register
+from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
+from visq.quant.site import WEIGHT
 from visq.quant.spec import Spec
+
+#: Bins of an activation's histogram, equally wide in sign(x) sqrt|x|: ranges shrunk far below an outlier are resolved.
+BINS = 2048
 
 
 @register("mse")
 class MSE(Estimator):
-    """Shrinks each group's range towards zero in `candidates` equal steps, the full range included, and keeps the smallest sum |error|^p.
+    """Shrinks each group's range towards zero in equal steps, the full range included; the smallest sum |error|^p wins.
+
+    A weight's error is summed over its elements, an activation's over a histogram of each group.
 
     Arguments:
         p: exponent of the error.
@@ -25,45 +31,60 @@ class MSE(Estimator):
     passes = 2
 
     def __init__(
-        self, spec: Spec, kind: str, smooth: Tensor | None = None, p: float = 2.0, candidates: int = 100, smallest: float = 0.01
+        self,
+        spec: Spec,
+        kind: str,
+        smooth: Tensor | None = None,
+        p: float = 2.0,
+        candidates: int = 100,
+        smallest: float = 0.01,
     ) -> None:
         super().__init__(spec, kind, smooth)
         if candidates < 1 or p <= 0 or not 0 < smallest <= 1:
-            raise VisqError(f"mse needs candidates >= 1, p > 0 and 0 < smallest <= 1, got {candidates}, {p}, {smallest}")
+            raise VisqError(
+                f"mse needs candidates >= 1, p > 0 and 0 < smallest <= 1, got {candidates}, {p}, {smallest}"
+            )
         self.p = p
         self.shrink = torch.linspace(smallest, 1.0, candidates) if candidates > 1 else torch.ones(1)
 
     def finish_pass(self) -> None:
         if self.pass_index == 0:
             self.labels = self.groups()
-            low, high = self.group_range(self.labels)
-            self.candidates = [self.make(low * c, high * c, self.labels) for c in self.shrink.tolist()]
-            self.error = torch.zeros(len(self.candidates), low.numel(), dtype=torch.double)
+            self.low, self.high = self.group_range(self.labels)
+            self.reach = torch.maximum(self.low.abs(), self.high.abs()).clamp_min(SMALLEST_SCALE)
+            position = (torch.arange(BINS) + 0.5) / (BINS / 2) - 1
+            self.values = position * position.abs() * self.reach[:, None]
+            self.counts = torch.zeros(self.values.shape)
 
     def observe_pass(self, x: Tensor) -> None:
-        groups = self.error.shape[1]
-        for i, quantizer in enumerate(self.candidates):
-            residual = (self.simulate(quantizer, x) - x).abs_()
-            error = self.reduce(residual.square_() if self.p == 2 else residual.pow_(self.p), torch.sum).double()
-            self.error[i] += error if self.labels is None else torch.zeros(groups, dtype=torch.double).index_add_(0, self.labels, error)
-
-    def simulate(self, quantizer: Quantizer, x: Tensor) -> Tensor:
-        """A candidate applied to canonical x, which is smoothed already."""
-        spec = self.spec
-        scale, zero = quantizer.scale, quantizer.zero_point
-        if self.labels is not None:
-            scale, zero = scale[self.labels], None if zero is None else zero[self.labels]
-        shape = (1, 1, 1) if self.axis is None else ((1, -1, 1) if self.row_axis else (1, 1, -1))
-        scale, zero = scale.view(shape), 0.0 if zero is None else zero.view(shape)
-        return (x / scale).round_().add_(zero).clamp_(spec.qmin, spec.qmax).sub_(zero).mul_(scale)
+        if self.kind == WEIGHT and self.labels is None:
+            self.values = x.reshape(self.reach.numel(), -1)
+            self.counts = torch.ones(())
+            return
+        group = torch.zeros(1, dtype=torch.long) if self.axis is None else self.labels
+        group = torch.arange(self.reach.numel()) if group is None else group
+        group = group.view(-1, 1) if self.row_axis else group
+        position = x / self.reach[group]
+        root = position.abs().sqrt_().copysign_(position)
+        bins = root.add_(1).mul_(BINS / 2).long().clamp_max_(BINS - 1).add_(group * BINS)
+        self.counts += torch.bincount(bins.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     def result(self) -> Quantizer:
-        best = self.error.argmin(0)
-        scales = torch.stack([q.scale for q in self.candidates])
-        scale = scales.gather(0, best[None])[0]
+        candidates = [self.make(self.low * share, self.high * share, self.labels) for share in self.shrink.tolist()]
+        best = torch.stack([self.error(candidate) for candidate in candidates]).argmin(0)[None]
+        scale = torch.stack([candidate.scale for candidate in candidates]).gather(0, best)[0]
         if self.spec.granularity.power_of_two and self.labels is not None:
             scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
         zero_point = None
         if not self.spec.symmetric:
-            zero_point = torch.stack([q.zero_point for q in self.candidates]).gather(0, best[None])[0]  # type: ignore[misc]
+            zero_point = torch.stack([candidate.zero_point for candidate in candidates]).gather(0, best)[0]  # type: ignore[misc]
         return Quantizer(self.spec, scale, zero_point, axis=self.axis, group=self.labels, smooth=self.smooth)
+
+    def error(self, candidate: Quantizer) -> Tensor:
+        """[G] sum over a group's values of |error|^p."""
+        scale = candidate.scale[:, None]
+        zero = 0.0 if candidate.zero_point is None else candidate.zero_point[:, None]
+        x_hat = (self.values / scale).round_().add_(zero).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero).mul_(scale)
+        error = x_hat.sub_(self.values).abs_()
+        error = error.square_() if self.p == 2 else error.pow_(self.p)
+        return error.mul_(self.counts).sum(1, dtype=torch.double)

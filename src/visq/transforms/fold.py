@@ -1,0 +1,32 @@
+"""Moving a per-channel factor from a norm's weight to the linear that reads the norm, which changes no output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from visq.models.layers import Linear, RMSNorm
+
+if TYPE_CHECKING:
+    from visq.calibrate.stage_run import StageRun
+
+
+def norm_before(run: StageRun, path: str) -> RMSNorm | None:
+    """The norm whose output is the input of the linear at `path` and of nothing else, as the model declares in `norms_before`."""
+    for prefix in run.stage.modules:
+        declared = getattr(run.model.get_submodule(prefix), "norms_before", {})
+        name = declared.get(path.removeprefix(f"{prefix}."))
+        if name is not None:
+            norm = run.model.get_submodule(f"{prefix}.{name}")
+            assert isinstance(norm, RMSNorm)
+            return norm
+    return None
+
+
+@torch.no_grad()
+def divide_input(norm: RMSNorm, layer: Linear, factor: Tensor) -> None:
+    """The layer's input is divided by `factor` [C], its weight multiplied by it."""
+    norm.weight /= factor
+    layer.weight *= factor

@@ -1,0 +1,107 @@
+"""Smoothing: difficulty moves from a layer's input to its weight, channel by channel.
+
+SmoothQuant, arXiv 2211.10438; PTQ4VM, arXiv 2412.20386:
+
+    y = (x / sigma) (W sigma)^T,    sigma_c = max|x_c|^alpha / max_o|W_oc|^(1 - alpha)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from visq.errors import VisqError
+from visq.models.layers import Linear
+from visq.quant.estimators import make_estimator
+from visq.quant.quantizer import Quantizer
+from visq.quant.site import ACTIVATION, WEIGHT
+from visq.quant.spec import Spec
+from visq.transforms.base import Transform, register
+from visq.transforms.fold import divide_input, norm_before
+from visq.transforms.observe import observe_inputs
+
+if TYPE_CHECKING:
+    from visq.calibrate.stage_run import StageRun
+
+#: Exponents tried by `alpha: search`; None is no smoothing.
+ALPHAS = (None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+#: Maxima below this share of the layer's largest are raised to it: a dead channel must not become a factor of 1e-15.
+FLOOR = 1e-5
+
+
+@register("smooth")
+class Smooth(Transform):
+    """Gives every targeted linear its sigma: explicitly in both quantizers, exact for any layer, or folded into a norm.
+
+    The quantizers divide by `run.smooth`: x by sigma, and W by 1/sigma.
+
+    Arguments:
+        alpha: the exponent, or `search`: per layer, what makes the quantized layer's output error smallest.
+        fold: where the input is a norm's output, rewrite the norm's and the layer's weights instead.
+        images: how many calibration images the search sees.
+    """
+
+    def __init__(self, alpha: float | str = 0.5, fold: bool = False, images: int = 8) -> None:
+        if alpha != "search" and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+            raise VisqError(f"smooth: alpha must lie in 0..1 or be 'search', not {alpha!r}")
+        self.alpha, self.fold, self.images = alpha, fold, images
+
+    def apply(self, run: StageRun) -> None:
+        layers = {path: layer for path, layer in run.modules(Linear).items() if ends(path) <= run.specs.keys()}
+        images = self.images if self.alpha == "search" else 0
+        inputs = observe_inputs(layers, run.stage.forward, run.inputs.batches(), images=images)
+        for path, layer in layers.items():
+            seen = inputs[path]
+            if isinstance(self.alpha, str):
+                sigma = search(seen.kept(), layer, seen.maximum, run.specs[f"{path}.in"], run.specs[f"{path}.weight"])
+            else:
+                sigma = smoothing(seen.maximum, layer.weight, float(self.alpha))
+            if sigma is None:
+                continue
+            norm = norm_before(run, path) if self.fold else None
+            if norm is not None:
+                divide_input(norm, layer, sigma)
+            else:
+                run.smooth[f"{path}.in"], run.smooth[f"{path}.weight"] = sigma, 1 / sigma
+
+
+def ends(path: str) -> set[str]:
+    """The sites of a linear whose sigma they share."""
+    return {f"{path}.in", f"{path}.weight"}
+
+
+def smoothing(maximum: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """sigma [C] of max|x_c| [C] and W [O, C], brought to geometric mean 1, which no quantizer's scale notices."""
+    largest = weight.detach().abs().amax(0)
+    maximum, largest = (value.clamp_min(max(FLOOR * float(value.max()), 1e-30)) for value in (maximum, largest))
+    log_sigma = alpha * maximum.log() - (1 - alpha) * largest.log()
+    return (log_sigma - log_sigma.mean()).exp()
+
+
+def search(x: Tensor, layer: Linear, maximum: Tensor, activation: Spec, weight: Spec) -> Tensor | None:
+    """The sigma with the smallest squared error of the layer's output, both operands quantized as their specs say.
+
+    Arguments:
+        x: [B, L, C] inputs.
+    """
+    target = x @ layer.weight.T
+    best: tuple[float, Tensor | None] = (float("inf"), None)
+    for alpha in ALPHAS:
+        sigma = None if alpha is None else smoothing(maximum, layer.weight, alpha)
+        x_hat = estimate(activation, ACTIVATION, x, sigma)(x)
+        w_hat = estimate(weight, WEIGHT, layer.weight, None if sigma is None else 1 / sigma)(layer.weight)
+        error = float((x_hat @ w_hat.T - target).square().mean())
+        if error < best[0]:
+            best = (error, sigma)
+    return best[1]
+
+
+def estimate(spec: Spec, kind: str, x: Tensor, smooth: Tensor | None) -> Quantizer:
+    """The quantizer a spec's estimator makes of one tensor."""
+    estimator = make_estimator(spec, kind, smooth)
+    for _ in range(estimator.passes):
+        estimator.observe(x)
+        estimator.end_pass()
+    return estimator.result()
