@@ -1,8 +1,9 @@
 """Codebooks: which 2^bits values a quantizer's codes stand for.
 
-A codebook is a function that lays out an ascending table of at most 2^bits values; the full range is [-1, 1] (signed) or [0, 1] (unsigned).
-Encoding is the nearest entry and decoding a look-up (`Quantizer.table`), so any other layout fits: register one more function. Two names are
-special: `uniform` needs no table at run time, and `kmeans` is laid out by the data (`visq.quant.codebook_search`).
+A codebook is a function that lays out an ascending table of at most 2^bits values; the full range is [-1, 1]
+(signed) or [0, 1] (unsigned). Encoding is the nearest entry and decoding a look-up (`Quantizer.table`), so any
+other layout fits: register one more function. Two names are special: `uniform` needs no table at run time, and
+`kmeans` is laid out by the data (`visq.quant.codebook_search`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Layout = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Codebook:
-    """A layout and the values of its parameters that a search tries; the first combination is where nothing is searched."""
+    """A layout and the values of its parameters that a search tries; the first combination is where nothing is
+    searched."""
 
     layout: Layout
     grid: dict[str, Sequence[Any]]
@@ -43,7 +45,8 @@ def register(name: str, signed_only: bool = False, **grid: Sequence[Any]) -> Cal
 
 
 def layouts(codebook: Named, bits: int, signed: bool) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Every table a search tries for a codebook: (parameters, table). Parameters that the recipe gives are not searched.
+    """Every table a search tries for a codebook: (parameters, table). Parameters that the recipe gives are not
+    searched.
 
     Raises:
         VisqError: unknown codebook or parameter, a parameter out of range.
@@ -52,13 +55,19 @@ def layouts(codebook: Named, bits: int, signed: bool) -> Iterator[tuple[dict[str
         raise VisqError(f"unknown codebook '{codebook.name}'; known: {', '.join(CODEBOOKS)}, kmeans")
     known = CODEBOOKS[codebook.name]
     if unknown := sorted(set(codebook.params) - set(known.grid)):
-        raise VisqError(f"codebook {codebook.name} has no {', '.join(unknown)}; known: {', '.join(known.grid) or 'none'}")
+        raise VisqError(
+            f"codebook {codebook.name} has no {', '.join(unknown)}; known: {', '.join(known.grid) or 'none'}"
+        )
     if known.signed_only and not signed:
         raise VisqError(f"codebook {codebook.name} is for signed tensors")
     grid = {name: [codebook.params[name]] if name in codebook.params else values for name, values in known.grid.items()}
     for values in itertools.product(*grid.values()):
         params = dict(zip(grid, values, strict=True))
-        yield params, known.layout(bits, signed, **params)
+        try:
+            table = known.layout(bits, signed, **params)
+        except TypeError as error:
+            raise VisqError(f"codebook {codebook.name}: {params} is not a set of numbers ({error})") from error
+        yield params, table
 
 
 def mirrored(magnitudes: Tensor, signed: bool) -> Tensor:
@@ -89,8 +98,8 @@ def power(bits: int, signed: bool, p: float) -> Tensor:
 
 @register("two_segment", shift=(1, 2, 3, 4, 5, 6), dense=(0.5, 0.25, 0.75))
 def two_segment(bits: int, signed: bool, shift: int, dense: float) -> Tensor:
-    """Two uniform segments: codes up to D = dense * K step by s, the others by s 2^shift. In units of s every value is an integer:
-    k up to D, D + ((k - D) << shift) beyond."""
+    """Two uniform segments: codes up to D = dense * K step by s, the others by s 2^shift. In units of s every value
+    is an integer: k up to D, D + ((k - D) << shift) beyond."""
     if shift < 0 or not 0 < dense < 1:
         raise VisqError(f"codebook two_segment needs shift >= 0 and 0 < dense < 1, got {shift} and {dense}")
     k = torch.arange(levels(bits, signed) + 1, dtype=torch.double)
@@ -101,7 +110,8 @@ def two_segment(bits: int, signed: bool, shift: int, dense: float) -> Tensor:
 
 @register("twin", signed_only=True, shift=(0, 1, 2, 3, 4, 5, 6, 7))
 def twin(bits: int, signed: bool, shift: int) -> Tensor:
-    """Twin uniform (PTQ4ViT, arXiv 2111.12293): half of the codes for the negative side, half for the positive, steps 2^shift apart."""
+    """Twin uniform (PTQ4ViT, arXiv 2111.12293): half of the codes for the negative side, half for the positive,
+    steps 2^shift apart."""
     if shift < 0:
         raise VisqError(f"codebook twin needs shift >= 0, got {shift}")
     half = 2 ** (bits - 1)

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from visq.quant.codebook import layouts
 from visq.quant.spec import Named
 
+Array = npt.NDArray[np.float64]
+
 #: Shares of the full range tried; the rest is clipped.
 CLIPS = torch.linspace(0.01, 1.0, 100).tolist()
 
 
 class Distribution:
-    """Weighted scalars whose squared distance to a table takes O(K log n): only prefix sums at the table's midpoints are looked up.
+    """Weighted scalars whose squared distance to a table takes O(K log n): only prefix sums at the table's
+    midpoints are looked up.
 
     Arguments:
         values: [n] ascending.
@@ -24,36 +29,38 @@ class Distribution:
     """
 
     def __init__(self, values: Tensor, counts: Tensor) -> None:
-        self.values = values.double()
-        self.prefix = torch.stack([_from_zero(counts * self.values**power) for power in range(3)])
+        self.values, weights = values.double().numpy(), counts.double().numpy()
+        self.prefix = np.stack([np.append(0.0, np.cumsum(weights * self.values**power)) for power in range(3)])
 
-    def cells(self, table: Tensor) -> Tensor:
-        """Moments 0, 1 and 2 of the values nearest to each entry of an ascending table [K] (ties go to the lower), [3, K]."""
-        edges = torch.searchsorted(self.values, (table[1:] + table[:-1]) / 2, right=True)
-        ends = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), self.values.numel())])
-        return self.prefix[:, ends].diff()
+    def cells(self, table: Array) -> Array:
+        """Moments 0, 1 and 2 of the values nearest to each entry of an ascending table [K] (ties go to the lower),
+        [3, K]."""
+        edges = np.searchsorted(self.values, (table[1:] + table[:-1]) / 2, side="right")
+        return np.diff(self.prefix[:, [0, *edges, self.values.size]])
 
     def error(self, table: Tensor) -> float:
         """Sum of squared distances to the nearest entry of table [K]."""
-        table = table.double()
-        mass, first, second = self.cells(table)
-        return float((second - 2 * table * first + table.square() * mass).sum().clamp_min(0))
+        entries = table.double().numpy()
+        mass, first, second = self.cells(entries)
+        return max(0.0, float((second - 2 * entries * first + entries**2 * mass).sum()))
 
     def kmeans(self, start: Tensor, iterations: int = 100) -> Tensor:
-        """Lloyd's algorithm from an ascending table [K]; the error never rises. An entry nearest to no value stays where it is."""
-        table = start.double()
+        """Lloyd's algorithm from an ascending table [K]; the error never rises. An entry nearest to no value stays
+        where it is."""
+        table = start.double().numpy()
         for _ in range(iterations):
             mass, first, _ = self.cells(table)
-            moved = torch.where(mass > 0, first / mass.clamp_min(1e-300), table).sort().values
-            if torch.equal(moved, table):
+            moved = np.sort(np.where(mass > 0, first / np.maximum(mass, 1e-300), table))
+            if np.array_equal(moved, table):
                 break
             table = moved
-        return table.float()
+        return torch.from_numpy(table).float()
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One table [K], in units of the full range, and its sum of squared errors; made by a layout's parameters and a clip."""
+    """One table [K], in units of the full range, and its sum of squared errors; made by a layout's parameters and a
+    clip."""
 
     params: dict[str, Any]
     clip: float
@@ -62,7 +69,8 @@ class Fit:
 
 
 def fits(codebook: Named, bits: int, signed: bool, distribution: Distribution) -> list[list[Fit]]:
-    """All candidates for a distribution over [-1, 1] or [0, 1]: for each combination of a layout's parameters, one for each clip.
+    """All candidates for a distribution over [-1, 1] or [0, 1]: for each combination of a layout's parameters, one
+    for each clip.
 
     `kmeans` has one candidate, grown from the best power table and therefore never worse than it.
     """
@@ -79,7 +87,3 @@ def fits(codebook: Named, bits: int, signed: bool, distribution: Distribution) -
 def best(candidates: list[list[Fit]]) -> Fit:
     """The fit of smallest error; the first of equals."""
     return min((fit for group in candidates for fit in group), key=lambda fit: fit.error)
-
-
-def _from_zero(x: Tensor) -> Tensor:
-    return torch.cat([x.new_zeros(1), x.cumsum(0)])

@@ -1,4 +1,5 @@
-"""A histogram over the floating-point numbers themselves: no range is needed beforehand, and counts do not depend on the order of batches."""
+"""A histogram over the floating-point numbers themselves: no range is needed beforehand, and counts do not depend
+on the order of batches."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ _HALF = 1 << (31 - _SHIFT)
 
 
 def float_counts(x: Tensor) -> Tensor:
-    """Counts of the values of x (any shape, finite float32) by sign, exponent and leading bits of the fraction, [2^18] int64."""
+    """Counts of the values of x (any shape, finite float32) by sign, exponent and leading bits of the fraction,
+    [2^18] int64."""
     return torch.bincount((x.contiguous().view(torch.int32) >> _SHIFT).flatten() + _HALF, minlength=2 * _HALF)
 
 
 def weighted_values(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The non-empty bins of `float_counts`: (middles [n] ascending float32, counts [n] float64). The bins next to zero stand for zero."""
+    """The non-empty bins of `float_counts`: (middles [n] ascending float32, counts [n] float64). The bins next to
+    zero stand for zero."""
     bins = counts.nonzero()[:, 0]
     middles = (((bins - _HALF).int() << _SHIFT) | (1 << (_SHIFT - 1))).view(torch.float32)
     middles = torch.where(middles.abs() < torch.finfo(torch.float32).tiny, 0.0, middles)

@@ -1,7 +1,10 @@
 """Estimators of the discretized parameters Abar and Bbar, which exist only inside the scan.
 
-Neither tensor is ever materialized for its range: Abar = exp(delta A) is monotone in both factors and Bbar = delta B is a product, so their
-extremes follow from the extremes of the factors.
+Abar = exp(delta A) lies in (0, 1] with its mode at 1 and a long tail towards 0; Bbar = delta B is signed, peaked at 0,
+heavy-tailed. Neither is ever held whole: their extremes follow from those of the factors, and their distribution is
+a histogram of a fixed part of the values.
+
+LtSQ (QMamba, arXiv 2501.13624; our reconstruction) is `codebook: power` with `estimator: scan_output`.
 """
 
 from __future__ import annotations
@@ -12,15 +15,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from visq import parallel
 from visq.errors import VisqError
+from visq.quant.codebook_search import Distribution, Fit, best, fits
+from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
 from visq.quant.quantizer import Quantizer
 from visq.quant.spec import Spec
 
 INNER_ESTIMATORS: dict[str, type[InnerMinMax]] = {}
 
+#: Values a batch adds to the histogram, at most.
+SAMPLES = 2**20
+
+#: The loss of a candidate on the scan's output.
+Score = Callable[[Quantizer], float]
+
 
 def make_inner_estimator(spec: Spec, site: str) -> InnerMinMax:
-    """site is `abar` or `bbar`; raises VisqError for an unknown estimator or a granularity other than tensor."""
+    """site is `abar` or `bbar`.
+
+    Raises:
+        VisqError: an unknown estimator, parameter or codebook, a granularity other than tensor.
+    """
     name = spec.estimator.name
     if name not in INNER_ESTIMATORS:
         raise VisqError(f"{site} knows estimators {', '.join(INNER_ESTIMATORS)}, not {name}")
@@ -42,13 +58,21 @@ def register(name: str) -> Callable[[type[InnerMinMax]], type[InnerMinMax]]:
 
 @register("minmax")
 class InnerMinMax:
-    """The full range of Abar (in (0, 1], hence unsigned codes) or Bbar (signed)."""
+    """The full range of Abar (in (0, 1], hence unsigned codes) or Bbar (signed), uniform."""
 
-    passes: ClassVar[int] = 1
+    #: Codebooks that follow the data need the histogram, which this estimator does not keep.
+    uniform_only: ClassVar[bool] = True
+    #: How many images' inputs of the scan the choice is scored on; 0 for none.
+    images = 0
 
     def __init__(self, spec: Spec, site: str) -> None:
         if not spec.symmetric or spec.signed != (site == "bbar"):
-            raise VisqError("Abar lies in (0, 1] and Bbar around zero: both are symmetric, Abar with signed: false, Bbar with signed: true")
+            raise VisqError(
+                "Abar lies in (0, 1] and Bbar around zero: both are symmetric, Abar with signed: false, Bbar with "
+                "signed: true"
+            )
+        if self.uniform_only and spec.codebook.name != "uniform":
+            raise VisqError(f"{site}: codebook {spec.codebook.name} needs estimator mse or scan_output")
         self.spec, self.site = spec, site
         self.maximum = torch.zeros(())
 
@@ -58,10 +82,118 @@ class InnerMinMax:
             largest = (delta.amin((0, 1)) * A.amax(1)).exp().max()
         else:
             largest = (delta.amax(-1) * B.abs().amax(-1)).max()
-        self.maximum = torch.maximum(self.maximum, largest)
+        for value in parallel.each(largest):
+            self.maximum = torch.maximum(self.maximum, value)
 
-    def end_pass(self) -> None:
-        pass
+    def result(self, score: Score | None = None) -> Quantizer:
+        """`score` is there when `images` > 0; smaller is better."""
+        return self.uniform(float(self.maximum))
 
-    def result(self) -> Quantizer:
-        return Quantizer(self.spec, (self.maximum / self.spec.qmax).clamp_min(1e-12).view(1))
+    def uniform(self, largest: float) -> Quantizer:
+        return Quantizer(self.spec, torch.tensor([max(largest, 1e-12) / self.spec.qmax]))
+
+
+class InnerHistogram(InnerMinMax):
+    """Keeps the distribution of Bbar, or of 1 - Abar, whose small values a float tells apart."""
+
+    def __init__(self, spec: Spec, site: str) -> None:
+        super().__init__(spec, site)
+        self.counts = torch.zeros((), dtype=torch.long)
+
+    def observe(self, delta: Tensor, A: Tensor, B: Tensor) -> None:
+        super().observe(delta, A, B)
+        for counts in parallel.each(float_counts(self.sample(delta, A, B))):
+            self.counts = self.counts + counts
+
+    def sample(self, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """Every k-th (image, token, channel) with all its states, [n, N]; k is prime to the number of channels, so that
+        all channels and tokens take part. 1 - Abar or Bbar."""
+        channels, states = A.shape
+        stride = max(1, -(-delta.numel() * states // SAMPLES))
+        while any(stride % prime == 0 and channels % prime == 0 for prime in (2, 3, 5, 7, 11, 13)):
+            stride += 1
+        index = torch.arange(0, delta.numel(), stride)
+        chosen = delta.flatten()[index, None]
+        if self.site == "abar":
+            return -torch.expm1(chosen * A[index % channels])
+        return chosen * B.reshape(-1, states)[index // channels]
+
+    def distribution(self) -> tuple[float, Tensor, Tensor]:
+        """(full range, values over it ascending, counts) of Bbar or, for a codebook anchored at 1, of 1 - Abar."""
+        values, counts = weighted_values(self.counts)
+        if self.site == "abar" and self.spec.codebook.name == "uniform":
+            values, counts = (1 - values).flip(0), counts.flip(0)
+        largest = max(float(values.abs().max()), 1e-12)
+        return largest, values / largest, counts
+
+    def make(self, fit: Fit, largest: float) -> Quantizer:
+        """The quantizer of a fit. Abar's table is anchored at 1, which it holds exactly: 1 - fit."""
+        if self.spec.codebook.name == "uniform":
+            return self.uniform(largest * fit.clip)
+        if self.site == "abar":
+            return Quantizer(self.spec, torch.ones(1), table=1 - (largest * fit.table.double()).flip(0))
+        return Quantizer(self.spec, torch.tensor([largest]), table=fit.table)
+
+
+@register("percentile")
+class InnerPercentile(InnerHistogram):
+    """Clips Bbar so that `percentile` of |Bbar| lie inside; Abar, whose mass is at its largest value, is not
+    clipped."""
+
+    def __init__(self, spec: Spec, site: str, percentile: float = 99.99) -> None:
+        super().__init__(spec, site)
+        if not 50 < percentile <= 100:
+            raise VisqError(f"percentile must be above 50 and at most 100, got {percentile}")
+        self.percentile = percentile
+
+    def result(self, score: Score | None = None) -> Quantizer:
+        if self.site == "abar" or self.percentile == 100:
+            return super().result()
+        values, counts = weighted_values(self.counts)
+        order = values.abs().argsort(stable=True)
+        return self.uniform(weighted_quantile(values.abs()[order], counts[order], self.percentile / 100))
+
+
+@register("mse")
+class InnerMSE(InnerHistogram):
+    """Layout and clip of smallest squared error of the tensor itself; with the uniform codebook, OMSE."""
+
+    uniform_only = False
+
+    def result(self, score: Score | None = None) -> Quantizer:
+        largest, values, counts = self.distribution()
+        candidates = fits(self.spec.codebook, self.spec.bits, self.spec.signed, Distribution(values, counts))
+        return self.make(self.choose(candidates, lambda fit: self.make(fit, largest), score), largest)
+
+    def choose(self, candidates: list[list[Fit]], make: Callable[[Fit], Quantizer], score: Score | None) -> Fit:
+        return best(candidates)
+
+
+@register("scan_output")
+class InnerScanOutput(InnerMSE):
+    """Re-ranks by the squared error of the scan's output y: first the layouts, each at the clip of smallest tensor
+    error; then the clips of the best layout.
+
+    Arguments:
+        images: how many images' scans are scored.
+        clips: how many clips of the best layout are scored, spread evenly over the range from a third of the
+            tensor's choice up to the full range.
+    """
+
+    def __init__(self, spec: Spec, site: str, images: int = 16, clips: int = 12) -> None:
+        super().__init__(spec, site)
+        if images < 1 or clips < 1:
+            raise VisqError(f"{site}: estimator scan_output needs images >= 1 and clips >= 1, got {images} and {clips}")
+        self.images, self.clips = images, clips
+
+    def choose(self, candidates: list[list[Fit]], make: Callable[[Fit], Quantizer], score: Score | None) -> Fit:
+        assert score is not None
+        shortlist = [min(group, key=lambda fit: fit.error) for group in candidates]
+        losses = [score(make(fit)) for fit in shortlist]
+        found = min(range(len(losses)), key=losses.__getitem__)
+        group, chosen, loss = candidates[found], shortlist[found], losses[found]
+        tried = [fit for fit in group if fit.clip >= chosen.clip / 3 and fit is not chosen]
+        for fit in tried[:: max(1, len(tried) // self.clips)]:
+            if (other := score(make(fit))) < loss:
+                chosen, loss = fit, other
+        return chosen

@@ -5,5 +5,6 @@ from visq.quant.estimators.minmax import MinMax
 from visq.quant.estimators.mse import MSE
 from visq.quant.estimators.percentile import Percentile
 from visq.quant.estimators.similarity import Similarity
+from visq.quant.estimators.table import TableMSE
 
-__all__ = ["ESTIMATORS", "MSE", "Estimator", "MinMax", "Percentile", "Similarity", "make_estimator"]
+__all__ = ["ESTIMATORS", "MSE", "Estimator", "MinMax", "Percentile", "Similarity", "TableMSE", "make_estimator"]

@@ -15,7 +15,9 @@ from visq.quant.quantizer import Quantizer
 from visq.quant.site import WEIGHT
 from visq.quant.spec import Spec
 
+#: Estimators of uniform quantizers, and of those with another codebook.
 ESTIMATORS: dict[str, type[Estimator]] = {}
+TABLE_ESTIMATORS: dict[str, type[Estimator]] = {}
 
 E = TypeVar("E", bound="type[Estimator]")
 
@@ -23,9 +25,9 @@ E = TypeVar("E", bound="type[Estimator]")
 SMALLEST_SCALE = 1e-12
 
 
-def register(name: str) -> Callable[[E], E]:
+def register(name: str, registry: dict[str, type[Estimator]] = ESTIMATORS) -> Callable[[E], E]:
     def decorate(cls: E) -> E:
-        ESTIMATORS[name] = cls
+        registry[name] = cls
         return cls
 
     return decorate
@@ -41,9 +43,11 @@ def make_estimator(spec: Spec, kind: str, smooth: Tensor | None = None) -> Estim
         VisqError: unknown estimator or parameter.
     """
     name, params = spec.estimator.name, spec.estimator.params
-    if name not in ESTIMATORS:
-        raise VisqError(f"unknown estimator '{name}'; known: {', '.join(sorted(ESTIMATORS))}")
-    cls = ESTIMATORS[name]
+    registry = ESTIMATORS if spec.codebook.name == "uniform" else TABLE_ESTIMATORS
+    if name not in registry:
+        what = "estimator" if registry is ESTIMATORS else f"estimator for codebook {spec.codebook.name}:"
+        raise VisqError(f"unknown {what} '{name}'; known: {', '.join(sorted(registry))}")
+    cls = registry[name]
     allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "spec", "kind", "smooth"}
     if unknown := sorted(set(params) - allowed):
         raise VisqError(f"estimator '{name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")

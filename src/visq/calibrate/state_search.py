@@ -1,0 +1,237 @@
+"""Scales of the hidden state: groups of time steps, and estimators of each group's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visq import ops, parallel
+from visq.errors import VisqError
+from visq.quant.spec import Spec
+from visq.transforms.reparameterize import Factors, chunks
+
+#: Bits dropped from |h| when a percentile is wanted: 5 bits of the fraction stay, 1/32 to 1/64 of the value.
+_SHIFT = 18
+
+
+class StepRange:
+    """r_t: the maximum, or a percentile, of |h_t| / (r_C r_D) over images, channels and states; streamed.
+
+    Arguments:
+        percentile: in percent, above 50; 100 is the maximum.
+    """
+
+    def __init__(self, percentile: float = 100.0) -> None:
+        if not 50 < percentile <= 100:
+            raise VisqError(f"percentile must be above 50 and at most 100, got {percentile}")
+        self.percentile = percentile
+        self.maximum: Tensor | None = None
+        self.counts = torch.zeros((), dtype=torch.long)
+
+    def observe(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, factors: Factors) -> None:
+        spread = factors.channel[:, None] * factors.state
+        for u_i, delta_i, B_i in chunks(u, delta, B, states=A.shape[1]):
+            magnitude = ops.scan_states(u_i, delta_i, A, B_i).abs_().div_(spread)
+            for largest in parallel.each(magnitude.amax((0, 2, 3))):
+                if self.maximum is not None and self.maximum.shape != largest.shape:
+                    raise VisqError("a scale per step needs images of one size; use granularity tensor")
+                self.maximum = largest if self.maximum is None else torch.maximum(self.maximum, largest)
+            if self.percentile < 100:
+                for counts in parallel.each(step_counts(magnitude)):
+                    self.counts = self.counts + counts
+
+    def result(self) -> Tensor:
+        """r [L]."""
+        assert self.maximum is not None
+        if self.percentile == 100:
+            return self.maximum
+        inside = self.counts.cumsum(1) < self.percentile / 100 * self.counts.sum(1, keepdim=True) * (1 - 1e-12)
+        upper_edge = ((inside.sum(1) + 1).int() << _SHIFT).view(torch.float32)
+        return torch.minimum(upper_edge, self.maximum)
+
+
+def step_counts(magnitude: Tensor) -> Tensor:
+    """Counts by exponent and leading bits of the fraction, step by step. magnitude [B, L, C, N] >= 0 -> [L, 2^13]
+    int64."""
+    length, bins = magnitude.shape[1], 1 << (31 - _SHIFT)
+    index = (magnitude.view(torch.int32) >> _SHIFT) + (torch.arange(length) * bins).int().view(-1, 1, 1)
+    return torch.bincount(index.flatten(), minlength=length * bins).view(length, bins)
+
+
+def step_scales(maximum: Tensor, factors: Factors, spec: Spec) -> tuple[Tensor, Tensor]:
+    """Full-range scales of the steps, and the group of each step.
+
+    Arguments:
+        maximum: [L] range of |h_t| / (r_C r_D) over images, channels and states.
+    Returns:
+        base [L]: S[group] * r_L with the smallest S that clips nothing; groups [L] int32.
+    """
+    length = maximum.numel()
+    kind = spec.granularity.kind
+    smooth_maximum = maximum / factors.step
+    if kind == "tensor":
+        groups = torch.zeros(length, dtype=torch.int32)
+    elif kind == "step":
+        groups = torch.arange(length, dtype=torch.int32)
+    elif kind == "step_groups":
+        groups = contiguous_groups(smooth_maximum, spec.granularity.k)
+    else:
+        raise VisqError(f"the hidden state knows granularities tensor, step and step_groups, not {kind}")
+    count = int(groups.max()) + 1
+    largest = torch.zeros(count).scatter_reduce_(0, groups.long(), smooth_maximum, "amax")
+    largest = largest.clamp_min(1e-6 * float(largest.max())).clamp_min(1e-12)
+    return largest[groups.long()] / spec.qmax * factors.step, groups
+
+
+def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
+    """Temporal groups (QMamba's TGQ): k consecutive groups of steps minimizing sum_g |g| max_{t in g} r_t^2, by dynamic
+    programming. With a common step the squared rounding error is proportional to that sum.
+
+    maximum [L] -> labels [L] int32, ascending.
+    """
+    length = maximum.numel()
+    if k > length:
+        raise VisqError(f"k={k} groups of steps are asked for, but the sequence has only {length} steps")
+    square = maximum.double().square()
+    cost = torch.full((length, length + 1), torch.inf, dtype=torch.double)
+    for start in range(length):
+        sizes = torch.arange(1, length - start + 1)
+        cost[start, start + 1 :] = square[start:].cummax(0).values * sizes
+    best = cost[0].clone()
+    cuts = []
+    for _ in range(1, k):
+        total = best[:length, None] + cost
+        best, cut = total.min(0)
+        cuts.append(cut)
+    labels = torch.zeros(length, dtype=torch.int32)
+    end = length
+    for group in range(k - 1, 0, -1):
+        start = int(cuts[group - 1][end])
+        labels[start:end] = group
+        end = start
+    return labels
+
+
+@dataclass(frozen=True)
+class ScanInputs:
+    """What the scans of a few images read: u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; and y [B, L, C], their
+    FP32 output."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    y: Tensor
+
+    def loss(self, **quantizers: Any) -> float:
+        """Sum of squared errors of y when the scan runs with the given `abar`, `bbar`, `state`."""
+        y = ops.quantized_scan(self.u, self.delta, self.A, self.B, self.C, **quantizers)
+        return float((y - self.y).square_().sum(dtype=torch.double))
+
+
+#: (inputs, base [L], groups [L], factors, spec, scan arguments of abar and bbar) -> step [L].
+Search = Callable[[ScanInputs, Tensor, Tensor, Factors, Spec, dict[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class StateEstimator:
+    """How the scale of each group is chosen.
+
+    Arguments:
+        search: chooses multipliers of the range, or None to keep it.
+        images: how many images the search sees.
+        percentile: of |h_t|, which makes the range that groups and multipliers refer to.
+    """
+
+    search: Search | None
+    images: int
+    percentile: float
+
+
+def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
+    """name is the site's.
+
+    Raises:
+        VisqError: an unknown estimator or parameter, a codebook.
+    """
+    known: dict[str, Callable[..., StateEstimator]] = {
+        "minmax": lambda: StateEstimator(None, 0, 100.0),
+        "percentile": lambda percentile=99.99: StateEstimator(None, 0, percentile),
+        "mse": lambda images=16, candidates=24, percentile=100.0: StateEstimator(
+            lambda *args: tensor_error(multipliers(candidates), *args), images, percentile
+        ),
+        "scan_output": lambda images=32, candidates=24, percentile=100.0: StateEstimator(
+            lambda *args: scan_output(multipliers(candidates), *args), images, percentile
+        ),
+    }
+    estimator = spec.estimator
+    if estimator.name not in known:
+        raise VisqError(f"{name}: the hidden state knows estimators {', '.join(known)}, not {estimator.name}")
+    if spec.codebook.name != "uniform":
+        raise VisqError(f"{name}: the hidden state is quantized uniformly, not with codebook {spec.codebook.name}")
+    try:
+        return known[estimator.name](**estimator.params)
+    except TypeError as error:
+        raise VisqError(f"{name}: estimator {estimator.name}: {str(error).replace('<lambda>()', 'it')}") from error
+
+
+def multipliers(candidates: int) -> Tensor:
+    """Shares of the range tried for each group, evenly spaced in [0.05, 1.2], the full range included."""
+    return torch.cat([torch.linspace(0.05, 1.2, candidates - 1), torch.ones(1)]).sort().values
+
+
+def scan_output(
+    candidates: Tensor,
+    inputs: ScanInputs,
+    base: Tensor,
+    groups: Tensor,
+    factors: Factors,
+    spec: Spec,
+    inner: dict[str, Any],
+) -> Tensor:
+    """Greedy in time order: the candidate of highest cosine similarity of the group's outputs y, and of the step
+    after it, with the history already quantized (the public code of arXiv 2501.16738)."""
+    return ops.search_state_scales(
+        inputs.u,
+        inputs.delta,
+        inputs.A,
+        inputs.B,
+        inputs.C,
+        inputs.y,
+        groups=groups,
+        base=base,
+        channel=factors.channel,
+        state=factors.state,
+        candidates=candidates,
+        qmin=spec.qmin,
+        qmax=spec.qmax,
+        read_quantized=True,
+        **inner,
+    )
+
+
+def tensor_error(
+    candidates: Tensor,
+    inputs: ScanInputs,
+    base: Tensor,
+    groups: Tensor,
+    factors: Factors,
+    spec: Spec,
+    inner: dict[str, Any],
+) -> Tensor:
+    """The candidate of smallest squared error of the group's own states, which are exact up to there (OMSE)."""
+    count = int(groups.max()) + 1
+    error = torch.zeros(candidates.numel(), count, dtype=torch.double)
+    spread = factors.channel[:, None] * factors.state
+    scales = (candidates[:, None] * base)[..., None, None]
+    for u, delta, B in chunks(inputs.u, inputs.delta, inputs.B, states=inputs.A.shape[1]):
+        h = ops.scan_states(u, delta, inputs.A, B).div_(spread)
+        for i, scale in enumerate(scales):
+            residual = (h / scale).round_().clamp_(spec.qmin, spec.qmax).mul_(scale).sub_(h).mul_(spread)
+            error[i].index_add_(0, groups.long(), residual.square_().sum((0, 2, 3), dtype=torch.double))
+    return base * candidates[error.argmin(0)][groups.long()]
