@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models import VimConfig, VisionMamba, create_model, get_card, load_model, save_checkpoint
+from visq.models import VimConfig, VisionMamba, create_model, get_card, load_model, registry, save_checkpoint
 from visq.models.checkpoint import official_parameters
 
 from .conftest import SMALL
@@ -283,7 +283,27 @@ def test_classes_must_fit_the_head(small_file: Path) -> None:
     refused("3 class names for a head of 5 classes", None, small_file, classes=["a", "b", "c"])
 
 
-def test_packaged_model() -> None:
+def test_a_packaged_model_takes_its_geometry_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "PRETRAINED", tmp_path)
+    with pytest.raises(VisqError, match=r"packaged weights vim_nano_fmnist\.safetensors are missing"):
+        load_model("vim_nano_fmnist")
+    geometry = {
+        "image_size": 28,
+        "patch_size": 7,
+        "stride": 3,
+        "channels": 1,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_classes": 10,
+    }
+    save_checkpoint(create_model("vim", **geometry), tmp_path / "vim_nano_fmnist.safetensors")
+    assert get_card("vim_nano_fmnist").config == VimConfig(**geometry)
+
+
+def test_the_packaged_model_loads() -> None:
     card = get_card("vim_nano_fmnist")
     assert (card.preprocess, len(card.classes or ())) == (Preprocess.fashion_mnist(), 10)
     assert (card.config.image_size, card.config.channels, card.config.num_classes) == (28, 1, 10)
+    if (registry.PRETRAINED / "vim_nano_fmnist.safetensors").exists():
+        model = load_model("vim_nano_fmnist")
+        assert (model.card.preprocess, model.card.classes) == (card.preprocess, card.classes)

@@ -12,10 +12,10 @@ import torch
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.models import registry
 from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint
 from visq.models.geometry import differences, infer_config, refuse_variants, resembling, sizes_that_fit
 from visq.models.registry import (
-    PRETRAINED,
     ModelCard,
     adapt,
     check_fields,
@@ -89,7 +89,7 @@ def _packaged(card: ModelCard) -> Path:
             f"the weights of {card.name} do not come with visq; pass --checkpoint with the authors' file "
             "(https://github.com/hustvl/Vim links them) or your own"
         )
-    path = PRETRAINED / card.weights
+    path = registry.PRETRAINED / card.weights
     if not path.exists():
         raise VisqError(f"the packaged weights {card.weights} are missing; install visq again or pass --checkpoint")
     return path

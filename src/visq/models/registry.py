@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,6 @@ def _vim_nano_fmnist() -> ModelCard:
     )
 
 
-@cache
 def _packaged_config(weights: str) -> VimConfig:
     """The geometry of packaged weights, from the file itself."""
     path = PRETRAINED / weights
