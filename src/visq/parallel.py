@@ -107,14 +107,21 @@ def gather(value: T) -> list[T]:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 alone, while the others wait, and returns its result everywhere."""
-    outcome: list[Any] = [None]
+    """Runs `function` on rank 0 alone, while the others wait; returns its result, or raises its VisqError, everywhere."""
+    if world() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
     if rank() == 0:
-        outcome = [function()]
-    if world() > 1:
-        with _clear_errors():
-            dist.broadcast_object_list(outcome, src=0)
-    result: T = outcome[0]
+        try:
+            outcome[0] = function()
+        except VisqError as error:
+            outcome[1] = error
+    with _clear_errors():
+        dist.broadcast_object_list(outcome, src=0)
+    result: T
+    result, problem = outcome
+    if problem is not None:
+        raise problem
     return result
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visq.calibrate.checkpoint import WorkFolder
+from visq import parallel
+from visq.calibrate.checkpoint import StageCheckpoint, WorkFolder
 from visq.calibrate.jobs import ActivationJob, Job, estimate_weight
 from visq.calibrate.layer_search import LayerSearch
 from visq.calibrate.learners import make_learner
@@ -21,6 +22,7 @@ from visq.calibrate.stream import Stream, check_finite
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
+from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, bake_weights, named_sites
 from visq.quant.spec import Spec
@@ -82,7 +84,7 @@ def calibrate(
     folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
     stages = model.stages()
     with_student = any(learner.needs_student for learner in learners)
-    done = folder.open(resume, with_student)
+    done = parallel.on_rank_zero(lambda: folder.open(resume, with_student))
     for index in range(done):
         folder.checkpoint(index).restore(model)
     if done == 0:
@@ -115,7 +117,7 @@ def calibrate(
         if run.student is not None:
             advance_student(run, folder.student(index + 1))
         run.targets.close()
-        folder.checkpoint(index).save(model, stage)
+        finish(model, stage, folder.checkpoint(index))
         run.inputs.remove()
         if run.student is not None:
             run.student.remove()
@@ -128,13 +130,25 @@ def calibrate(
     return Calibration(specs, len(dataset), time.perf_counter() - start, notes)
 
 
+def finish(model: nn.Module, stage: Stage, checkpoint: StageCheckpoint) -> None:
+    """Save the stage. The other processes take over what rank 0 saved, which is what they computed themselves unless their
+    arithmetic differs (another processor, another number of threads)."""
+    parallel.on_rank_zero(lambda: checkpoint.save(model, stage))
+    if parallel.rank() > 0:
+        checkpoint.restore(model)
+
+
 def write_images(folder: Path, dataset: Dataset, batch_size: int) -> None:
     """The images themselves are the first stage's inputs."""
     stream = Stream.create(folder)
-    for images, _ in dataset.batches(batch_size):
-        stream.append((images,))
-    if len(stream) == 0:
-        raise VisqError("no calibration image could be read")
+
+    def read() -> None:
+        for images, _ in dataset.batches(batch_size):
+            stream.append((images,))
+        if len(stream) == 0:
+            raise VisqError("no calibration image could be read")
+
+    parallel.on_rank_zero(read)
     stream.close()
 
 
@@ -143,8 +157,10 @@ def advance_student(run: StageRun, folder: Path) -> None:
     """Stream the student through the finished stage: the next stage's inputs in the quantized network."""
     assert run.student is not None
     stream = Stream.create(folder)
-    for batch in run.student.batches():
-        stream.append(run.stage.forward(*batch))
+    for index, batch in run.student.share():
+        outputs = run.stage.forward(*batch)
+        if not parallel.ghost():
+            stream.append(outputs, index)
     stream.close()
 
 
@@ -176,6 +192,8 @@ def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, nn.Module]]:
     for name, site in sites.items():
         spec = run.specs[name]
         if site.kind == WEIGHT and spec.estimator.name == "similarity":
+            if name in run.smooth or name in run.rotations:
+                raise VisqError(f"{name}: a similarity search cannot follow a smoothing or rotation; use estimator mse")
             layer, out_name = name.rpartition(".")[0], name.rpartition(".")[0] + ".out"
             output = None
             if out_name in run.specs and run.specs[out_name].estimator.name == "similarity":
@@ -187,7 +205,7 @@ def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, nn.Module]]:
         elif site.kind == WEIGHT:
             quantizers[name] = estimate_weight(run, name, site)
     jobs += [
-        ActivationJob(name, site, run.specs[name], run.smooth.get(name))
+        ActivationJob(name, site, run.specs[name], run.smooth.get(name), run.rotations.get(name))
         for name, site in sites.items()
         if site.kind == ACTIVATION and name not in taken
     ]
@@ -200,19 +218,20 @@ def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, nn.Module]]:
 def stream_plain(run: StageRun, jobs: Iterable[Job], images: int | None, write: bool) -> None:
     handles = [job.watched().register_forward_hook(job.observe) for job in jobs]
     try:
-        for batch in run.inputs.batches(images):
+        for index, batch in run.inputs.share(images):
             outputs = run.stage.forward(*batch)
-            if write:
+            if write and not parallel.ghost():
                 check_finite(outputs, run.stage.name)
-                run.targets.append(outputs)
+                run.targets.append(outputs, index)
     finally:
         for handle in handles:
             handle.remove()
+    parallel.barrier()
 
 
 def stream_guided(run: StageRun, jobs: list[Job], images: int | None) -> None:
     """A pass with gradients of the task loss: cross-entropy of the network's logits against its own decision."""
-    for batch in run.inputs.batches(images):
+    for _, batch in run.inputs.share(images):
         seen: dict[Job, tuple[Tensor, Tensor]] = {}
 
         def remember(job: Job, seen: dict[Job, tuple[Tensor, Tensor]] = seen) -> Callable[..., None]:

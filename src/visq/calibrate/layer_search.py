@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from visq import parallel
 from visq.calibrate.hooks import without_hooks
 from visq.calibrate.jobs import Job
 from visq.errors import VisqError
@@ -65,11 +66,14 @@ class LayerSearch(Job):
         step = self.steps[self.pass_index]
         if step == "weight":
             present = self.output.quantizer() if self.output is not None else None
+            own = torch.zeros_like(self.total)
             for i, candidate in enumerate((self.full_range * CANDIDATES).tolist()):
                 simulated = self.apply(x, candidate)
                 if present is not None:
                     simulated = present(simulated)
-                self.total[i] += similarity(output, simulated, self.score, gradient)
+                own[i] = similarity(output, simulated, self.score, gradient)
+            for total in parallel.each(own):
+                self.total += total
         else:
             assert self.output is not None
             simulated = output if step == "range" else self.apply(x, float(self.scale))

@@ -9,8 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from visq import parallel
 from visq.calibrate.stream import Stream
 from visq.models.stage import Stage
+from visq.quant.rotated import Rotation
 from visq.quant.site import Site, named_sites
 from visq.quant.spec import Spec
 from visq.transforms.reparameterize import Factors
@@ -28,6 +30,7 @@ class StageRun:
         student: its inputs in the network quantized so far; None unless a learner of the recipe needs them.
         specs: the targeted sites of this stage.
         smooth: per site, the per-channel divisor its quantizer applies.
+        rotations: per site, the coordinates its quantizer works in.
         factors: per scan, the reparameterization factors of its state.
         search_images: how many images passes after the first see.
         seed: for anything that draws random numbers.
@@ -45,6 +48,7 @@ class StageRun:
     seed: int
     student: Stream | None = None
     smooth: dict[str, Tensor] = field(default_factory=dict)
+    rotations: dict[str, Rotation] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
     summary: str = ""
     notes: list[str] = field(default_factory=list)
@@ -63,10 +67,11 @@ class StageRun:
 
     @torch.no_grad()
     def forward(self, images: int | None = None) -> Iterator[int]:
-        """Run the stage over its inputs (hooks see what they are attached to); yields the size of each batch."""
-        for batch in self.inputs.batches(images):
+        """Run the stage over this process' share of its inputs. Hooks see what they are attached to, and merge what they
+        find through `parallel.each`; yields the size of each batch, of all processes in order."""
+        for _, batch in self.inputs.share(images):
             self.stage.forward(*batch)
-            yield batch[0].shape[0]
+            yield from parallel.each(batch[0].shape[0])
 
 
 def belongs(path: str, stage: Stage) -> bool:

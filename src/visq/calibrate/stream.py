@@ -11,11 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from visq import parallel
 from visq.errors import VisqError
 
 
 class Stream:
-    """A folder of batches; each a tuple of tensors. A stream under construction has the suffix `.part` until `close`."""
+    """A folder of batches; each a tuple of tensors. A stream under construction has the suffix `.part` until `close`.
+
+    Several processes share the folder: each appends the batches it made, rank 0 creates, renames and removes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,41 +27,61 @@ class Stream:
     @staticmethod
     def create(folder: Path) -> Stream:
         part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.mkdir(parents=True)
+
+        def make() -> None:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.mkdir(parents=True)
+
+        parallel.on_rank_zero(make)
         return Stream(part)
 
-    def append(self, batch: tuple[Tensor, ...]) -> None:
-        path = self.folder / f"{len(self):05d}.safetensors"
+    def append(self, batch: tuple[Tensor, ...], index: int | None = None) -> None:
+        """Write batch number `index`, by default the next one."""
+        path = self.folder / f"{len(self) if index is None else index:05d}.safetensors"
         save_file({str(i): tensor.contiguous() for i, tensor in enumerate(batch)}, path)
 
     def close(self) -> None:
         target = self.folder.with_name(self.folder.name.removesuffix(".part"))
-        os.replace(self.folder, target)
+        parallel.barrier()
+        parallel.on_rank_zero(lambda: os.replace(self.folder, target))
         self.folder = target
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        parallel.barrier()
+        parallel.on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.safetensors")))
 
     def batches(self, images: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         """All batches, or as many as hold the first `images` images (the last one cut to fit)."""
-        left = images
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if left is not None and left <= 0:
-                return
-            try:
-                tensors = load_file(path)
-            except Exception as error:
-                raise VisqError(f"calibration state {path} is damaged; delete {path.parent.parent} and start again") from error
-            batch = tuple(tensors[str(i)] for i in range(len(tensors)))
-            if left is not None:
-                batch = tuple(tensor[:left] for tensor in batch)
-                left -= batch[0].shape[0]
-            yield batch
+        for path, rows in self._plan(images):
+            yield _load(path, rows)
+
+    def share(self, images: int | None = None) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """This process' share of `batches` (see `visq.parallel.share`), each with its number."""
+        for index, (path, rows) in parallel.share(list(enumerate(self._plan(images)))):
+            yield index, _load(path, rows)
+
+    def _plan(self, images: int | None) -> list[tuple[Path, int | None]]:
+        """The files to read, and how many images of each; all batches but the last are of one size."""
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if images is None or not paths:
+            return [(path, None) for path in paths]
+        size = _load(paths[0], None)[0].shape[0]
+        needed = paths[: -(-images // size)]
+        return [(path, images - i * size) for i, path in enumerate(needed)]
+
+
+def _load(path: Path, rows: int | None) -> tuple[Tensor, ...]:
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise VisqError(
+            f"calibration state {path} is damaged; delete {path.parent.parent} and start again"
+        ) from error
+    return tuple(tensors[str(i)][:rows] for i in range(len(tensors)))
 
 
 def check_finite(batch: tuple[Tensor, ...], where: str) -> None:

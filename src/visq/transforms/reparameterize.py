@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from visq import ops
+from visq import ops, parallel
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.transforms.base import Transform, register
@@ -112,8 +112,12 @@ class Reparameterize(Transform):
         def observe(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 u, delta, A, B, _ = args
-                for u_i, delta_i, B_i in chunks(u, delta, B, states=A.shape[1]):
-                    sums[name] = sums.get(name, 0) + ops.scan_states(u_i, delta_i, A, B_i).abs_().sum(0)
+                parts = chunks(u, delta, B, states=A.shape[1])
+                own = torch.zeros(())
+                for u_i, delta_i, B_i in parts:
+                    own = own + ops.scan_states(u_i, delta_i, A, B_i).abs_().sum(0)
+                for total in parallel.each(own):
+                    sums[name] = sums.get(name, 0) + total
 
             return hook
 

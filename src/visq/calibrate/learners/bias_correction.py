@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from visq import parallel
 from visq.calibrate.hooks import detached, without_hooks
 from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.stage_run import StageRun
@@ -40,8 +41,9 @@ class BiasCorrection(Learner):
                     error = (output - layer(*args)).flatten(0, -2)
                 for site in own:
                     site.quantizer = None
-                sums[path] = sums[path] + error.sum(0, dtype=torch.double)
-                counts[path] += error.shape[0]
+                for total, count in parallel.each((error.sum(0, dtype=torch.double), error.shape[0])):
+                    sums[path] = sums[path] + total
+                    counts[path] += count
 
             return hook
 

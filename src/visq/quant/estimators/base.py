@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from visq import parallel
 from visq.errors import VisqError
 from visq.quant.groups import kmeans_1d, power_of_two_shifts
 from visq.quant.quantizer import Quantizer
@@ -136,7 +137,12 @@ class Estimator:
     # -- the range ------------------------------------------------------------------------------------------------------------------
 
     def observe_range(self, x: Tensor) -> None:
-        low, high, magnitude = self.reduce(x, torch.amin), self.reduce(x, torch.amax), self.reduce(x.abs(), torch.mean).double()
+        own = self.reduce(x, torch.amin), self.reduce(x, torch.amax), self.reduce(x.abs(), torch.mean).double()
+        for low, high, magnitude in parallel.each(own):
+            self.merge_range(low, high, magnitude)
+
+    def merge_range(self, low: Tensor, high: Tensor, magnitude: Tensor) -> None:
+        """One batch's minimum, maximum and mean magnitude, each [G]."""
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise VisqError("NaN or Inf in the activations of a calibration image")
         if self.minimum is None or self.maximum is None or self.magnitude is None:

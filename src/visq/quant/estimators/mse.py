@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visq import parallel
 from visq.errors import VisqError
 from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
@@ -67,7 +68,8 @@ class MSE(Estimator):
         position = x / self.reach[group]
         root = position.abs().sqrt_().copysign_(position)
         bins = root.add_(1).mul_(BINS / 2).long().clamp_max_(BINS - 1).add_(group * BINS)
-        self.counts += torch.bincount(bins.flatten(), minlength=self.counts.numel()).view_as(self.counts)
+        for counts in parallel.each(torch.bincount(bins.flatten(), minlength=self.counts.numel())):
+            self.counts += counts.view_as(self.counts)
 
     def result(self) -> Quantizer:
         candidates = [self.make(self.low * share, self.high * share, self.labels) for share in self.shrink.tolist()]

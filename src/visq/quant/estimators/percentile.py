@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visq import parallel
 from visq.errors import VisqError
 from visq.quant.estimators.base import Estimator, register
 from visq.quant.quantizer import Quantizer
@@ -43,7 +44,8 @@ class Percentile(Estimator):
             group = index.view(1, -1, 1) if self.row_axis else index.view(1, 1, -1)
         low, width = self.low[group], (self.high - self.low).clamp_min(1e-30)[group]
         bins = ((x - low) / width * BINS).long().clamp_(0, BINS - 1) + group * BINS
-        self.histogram += torch.bincount(bins.flatten(), minlength=self.histogram.numel()).view_as(self.histogram)
+        for counts in parallel.each(torch.bincount(bins.flatten(), minlength=self.histogram.numel())):
+            self.histogram += counts.view_as(self.histogram)
 
     def result(self) -> Quantizer:
         width = (self.high - self.low) / BINS

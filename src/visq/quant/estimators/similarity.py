@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq import ops
+from visq import ops, parallel
 from visq.errors import VisqError
 from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
@@ -45,9 +45,11 @@ class ScaleSearch:
         sums = ops.similarity_sums(x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight)
         per_row = self._cosine(reference, sums["dot"], sums["sq"]) if metric == "cosine" else -sums[metric]
         if self.axis == "channel":
-            self.total += per_row.sum(0, dtype=torch.double)
+            own = per_row.sum(0, dtype=torch.double)
         else:
-            self.total.index_add_(0, labels.long(), per_row.double())
+            own = torch.zeros_like(self.total).index_add_(0, labels.long(), per_row.double())
+        for total in parallel.each(own):
+            self.total += total
 
     def _cosine(self, reference: Tensor, dot: Tensor, square: Tensor) -> Tensor:
         if self.axis == "channel":
