@@ -256,5 +256,3 @@ def stream_guided(run: StageRun, jobs: list[Job], images: int | None) -> None:
             for job, (x, output) in seen.items():
                 gradient = torch.zeros_like(output) if output.grad is None else output.grad
                 job.observe_gradient(x.detach(), output.detach(), gradient)
-
-

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
 from visq.quant.estimators import make_estimator
+from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer, Rotation
 from visq.quant.site import ACTIVATION, WEIGHT, Site, site_parameter
 from visq.quant.spec import Spec
 
@@ -51,8 +53,10 @@ class Job:
 class ActivationJob(Job):
     """An activation site and its estimator."""
 
-    def __init__(self, name: str, site: Site, spec: Spec, smooth: Tensor | None) -> None:
-        self.name, self.site = name, site
+    def __init__(
+        self, name: str, site: Site, spec: Spec, smooth: Tensor | None, rotation: Rotation | None = None
+    ) -> None:
+        self.name, self.site, self.rotation = name, site, rotation
         self.estimator = make_estimator(spec, ACTIVATION, smooth)
         self.passes = self.estimator.passes
 
@@ -64,9 +68,11 @@ class ActivationJob(Job):
         return self.site
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._named(self.estimator.observe, output)
+        self._named(self.estimator.observe, output if self.rotation is None else self.rotation.into(output))
 
     def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
+        if self.rotation is not None:
+            raise VisqError(f"{self.name}: an estimator that wants gradients cannot work in rotated coordinates")
         self._named(self.estimator.observe, output, gradient)
 
     def end_pass(self) -> None:
@@ -74,7 +80,7 @@ class ActivationJob(Job):
             self._named(self.estimator.end_pass)
 
     def result(self) -> dict[str, nn.Module]:
-        return {self.name: self._named(self.estimator.result)}
+        return {self.name: rotated(self._named(self.estimator.result), self.rotation)}
 
     def _named(self, function: Callable[..., Any], *args: Any) -> Any:
         """Errors of an estimator name the site they come from."""
@@ -89,11 +95,18 @@ def estimate_weight(run: StageRun, name: str, site: Site) -> nn.Module:
     weight = site_parameter(run.model, name, site).detach()
     if not torch.isfinite(weight).all():
         raise VisqError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged")
+    rotation = run.rotations.get(name)
+    weight = weight if rotation is None else rotation.into(weight)
     estimator = make_estimator(run.specs[name], WEIGHT, run.smooth.get(name))
     try:
         for _ in range(estimator.passes):
             estimator.observe(weight)
             estimator.end_pass()
-        return estimator.result()
+        return rotated(estimator.result(), rotation)
     except VisqError as error:
         raise VisqError(f"{name}: {error}") from error
+
+
+def rotated(quantizer: Quantizer, rotation: Rotation | None) -> Quantizer:
+    """A quantizer made for a rotated tensor, ready for the tensor itself."""
+    return quantizer if rotation is None else RotatedQuantizer.around(quantizer, rotation)

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 
 from visq.errors import VisqError
 from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.rotated import RotatedQuantizer
 from visq.quant.spec import Spec
 
-_KINDS: dict[str, type[nn.Module]] = {"quantizer": Quantizer, "state": StateQuantizer}
+_KINDS: dict[str, type[nn.Module]] = {"quantizer": Quantizer, "rotated": RotatedQuantizer, "state": StateQuantizer}
 
 
 def quantizer_to_parts(quantizer: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(metadata for JSON, tensors by short name) of a quantizer."""
     tensors = dict(quantizer.named_buffers())
     assert isinstance(quantizer, (Quantizer, StateQuantizer))
-    meta: dict[str, Any] = {"kind": "state" if isinstance(quantizer, StateQuantizer) else "quantizer", "spec": quantizer.spec.model_dump()}
+    kind = next(kind for kind, cls in _KINDS.items() if type(quantizer) is cls)
+    meta: dict[str, Any] = {"kind": kind, "spec": quantizer.spec.model_dump()}
     if isinstance(quantizer, StateQuantizer):
         meta["read_quantized"] = quantizer.read_quantized
     else:

@@ -2,6 +2,7 @@
 
 from visq.transforms.base import TRANSFORMS, Transform, make_transform
 from visq.transforms.reparameterize import Reparameterize
+from visq.transforms.rotate import Rotate
 from visq.transforms.smooth import Smooth
 
-__all__ = ["TRANSFORMS", "Reparameterize", "Smooth", "Transform", "make_transform"]
+__all__ = ["TRANSFORMS", "Reparameterize", "Rotate", "Smooth", "Transform", "make_transform"]

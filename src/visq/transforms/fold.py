@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def norm_before(run: StageRun, path: str) -> RMSNorm | None:
-    """The norm whose output is the input of the linear at `path` and of nothing else, as the model declares in `norms_before`."""
+    """The norm whose output the linear at `path` reads and nothing else does; the model declares it in `norms_before`."""
     for prefix in run.stage.modules:
         declared = getattr(run.model.get_submodule(prefix), "norms_before", {})
         name = declared.get(path.removeprefix(f"{prefix}."))
@@ -28,5 +28,5 @@ def norm_before(run: StageRun, path: str) -> RMSNorm | None:
 @torch.no_grad()
 def divide_input(norm: RMSNorm, layer: Linear, factor: Tensor) -> None:
     """The layer's input is divided by `factor` [C], its weight multiplied by it."""
-    norm.weight /= factor
-    layer.weight *= factor
+    norm.weight.div_(factor)
+    layer.weight.mul_(factor)

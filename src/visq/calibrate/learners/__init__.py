@@ -1,7 +1,9 @@
 """Learners tune what is in place after a stage's quantizers were made."""
 
+from visq.calibrate.learners.adaround import AdaRound
 from visq.calibrate.learners.base import LEARNERS, Learner, make_learner
 from visq.calibrate.learners.bias_correction import BiasCorrection
+from visq.calibrate.learners.gptq import GPTQ
 from visq.calibrate.learners.jlss import JLSS
 
-__all__ = ["JLSS", "LEARNERS", "BiasCorrection", "Learner", "make_learner"]
+__all__ = ["GPTQ", "JLSS", "LEARNERS", "AdaRound", "BiasCorrection", "Learner", "make_learner"]

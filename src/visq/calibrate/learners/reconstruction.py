@@ -75,7 +75,8 @@ class Reconstruction:
             groups: AdamW's parameter groups.
             assign: writes the parameters into the quantizers; called with True while training, with False to evaluate
                 and at the end.
-            penalty: added to the distance; its argument is the share of the training done, 0 to 1.
+            penalty: added to the distance, in units of the initial loss; its argument is the share of the training
+                done, 0 to 1.
         """
         assert run.student is not None
         inputs, targets = gather(run.student.batches()), gather(run.targets.batches())
@@ -101,7 +102,7 @@ class Reconstruction:
                 assign(True)
                 loss = loss_of(part)
                 if penalty is not None:
-                    loss = loss + penalty(schedule.last_epoch / steps)
+                    loss = loss + outcome.losses[0] * penalty(schedule.last_epoch / steps)
                 optimizer.zero_grad()
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)

@@ -1,0 +1,81 @@
+"""Rotation of a linear's input and weight, which cancels in their product.
+
+QuaRot, arXiv 2404.00456; MambaQuant, arXiv 2501.13484.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from visq.errors import VisqError
+from visq.models.layers import Linear
+from visq.quant.rotated import Rotation
+from visq.transforms.base import Transform, register
+from visq.transforms.fold import divide_input, norm_before
+from visq.transforms.hadamard import spreading_matrix
+from visq.transforms.observe import observe_inputs
+from visq.transforms.smooth import ends, smoothing
+
+if TYPE_CHECKING:
+    from visq.calibrate.stage_run import StageRun
+
+
+@register("rotate")
+class Rotate(Transform):
+    """Rotates linears: x W^T = (x R) (W R)^T.
+
+    R is a randomized Hadamard matrix H, which makes the channels of x R alike unless they are correlated; with `klt`,
+    R = K H with the eigenvectors K of the input's second moment, and every channel of x R has the same second moment.
+    A norm weight before a rotated linear is folded into it first, so that R may be taken into the residual stream.
+
+    Arguments:
+        layers: patterns over the paths of linears.
+        klt: align to the principal axes before the Hadamard matrix.
+        smooth: divide by SmoothQuant's sigma at this exponent before rotating (MambaQuant's smooth-fused rotation).
+        seed: of the random signs.
+    """
+
+    def __init__(
+        self, layers: Sequence[str] | str, klt: bool = False, smooth: float | None = None, seed: int = 0
+    ) -> None:
+        self.patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+        if smooth is not None and not 0 <= smooth <= 1:
+            raise VisqError(f"rotate: smooth is an exponent in 0..1, not {smooth!r}")
+        self.klt, self.smooth, self.seed = klt, smooth, seed
+
+    def apply(self, run: StageRun) -> None:
+        layers = {
+            path: layer
+            for path, layer in run.modules(Linear).items()
+            if ends(path) <= run.specs.keys() and any(fnmatchcase(path, pattern) for pattern in self.patterns)
+        }
+        for path, layer in layers.items():
+            norm = norm_before(run, path)
+            if norm is not None:
+                divide_input(norm, layer, torch.where(norm.weight == 0, 1, norm.weight))
+        observing = self.klt or self.smooth is not None
+        inputs = observe_inputs(
+            layers, run.stage.forward, run.inputs.batches(0 if not observing else None), moment=self.klt
+        )
+        for path, layer in layers.items():
+            matrix = spreading_matrix(layer.in_features, self.seed)
+            divisor = None
+            if self.smooth is not None:
+                divisor = smoothing(inputs[path].maximum, layer.weight, self.smooth)
+            if self.klt:
+                moment = inputs[path].moment
+                matrix = principal_axes(moment if divisor is None else moment / divisor / divisor[:, None]) @ matrix
+            rotation = Rotation(matrix, divisor)
+            run.rotations[f"{path}.in"], run.rotations[f"{path}.weight"] = rotation, rotation.of_weight()
+
+
+def principal_axes(moment: Tensor) -> Tensor:
+    """Eigenvectors [C, C] (columns) of a symmetric matrix, each with its largest entry positive."""
+    axes = torch.linalg.eigh(moment.double()).eigenvectors
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return (axes * largest.sign()).float()
