@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def norm_before(run: StageRun, path: str) -> RMSNorm | None:
-    """The norm whose output the linear at `path` reads and nothing else does; the model declares it in `norms_before`."""
+    """The norm whose output only the linear at `path` reads; the model declares it in `norms_before`."""
     for prefix in run.stage.modules:
         declared = getattr(run.model.get_submodule(prefix), "norms_before", {})
         name = declared.get(path.removeprefix(f"{prefix}."))
