@@ -1,0 +1,5 @@
+"""`python -m visq.cli`."""
+
+from visq.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from visq import __version__
+from visq.cli import compare, demo, evaluate, inspect, listing, quantize, train
+
+app = typer.Typer(
+    name="visq",
+    help="Post-training quantization for Vision Mamba: calibrate, measure, save, compare.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def show_version(value: bool) -> None:
+    if value:
+        print(f"visq {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks; may stand anywhere on the line.")] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("models")(listing.models)
+app.command("recipes")(listing.recipes)
+app.command("backends")(listing.backends)
+app.command("train")(train.train)
+app.command("quantize")(quantize.quantize)
+app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("inspect")(inspect.inspect)

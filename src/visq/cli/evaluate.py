@@ -1,0 +1,81 @@
+"""`visq eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output, megabytes, set_threads
+from visq.errors import VisqError
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's name or an artifact's folder.")],
+    data: options.Data,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="fp32 (models by name) or sim (artifacts); chosen by TARGET.")
+    ] = None,
+    limit: options.Limit = None,
+    json_to: options.JsonTo = None,
+    strict: options.Strict = False,
+    threads: options.Threads = None,
+    batch: options.Batch = 32,
+    checkpoint: options.Checkpoint = None,
+    ema: options.Ema = False,
+    image_size: options.ImageSize = None,
+    stride: options.Stride = None,
+    resize: options.Resize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.Interpolation = None,
+    classes: options.Classes = None,
+) -> None:
+    """Measure top-1 and top-5 of an FP32 model or of an artifact."""
+    output = Output(json_to)
+    from visq import analysis
+    from visq.data import open_dataset
+
+    set_threads(threads)
+    model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
+    model, used, size = open_target(target, backend, model_options)
+    dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
+    output.kernels()
+    result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)
+    output.skipped(result.skipped)
+    row = analysis.evaluation_row(model, result, backend=used, size=size)
+    output.say(f"{row['model']} {row['recipe']} ({used}): top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
+    speed = f"{result.seconds:.1f} s, {result.images_per_second:.1f} images a second, {row['threads']} threads"
+    output.say(f"{result.n} images of {data} in {speed}; {megabytes(size)}")
+    output.emit(row)
+
+
+def open_target(target: str, backend: str | None, model_options: options.ModelOptions) -> tuple[Any, str, int]:
+    """(model, backend, bytes) of a TARGET. Raises VisqError where target, backend and options do not fit."""
+    from visq.analysis import fp32_bytes
+    from visq.artifact import artifact_bytes, is_artifact, load
+    from visq.models import list_models
+
+    if backend not in (None, "fp32", "sim", "int"):
+        raise VisqError(f"backend '{backend}' is unknown; there are fp32 and sim")
+    if backend == "int":
+        raise VisqError("backend int comes with the integer engine, which this version does not have yet; use sim")
+    folder = Path(target)
+    known = {"vim", *(card.name for card in list_models())}
+    if is_artifact(folder) or (folder.is_dir() and target not in known):
+        model = load(folder)
+        model_options.refuse_for_artifact(folder, model)
+        if backend == "fp32":
+            raise VisqError(
+                f"{folder} is an artifact and holds no FP32 weights; evaluate the model by name for FP32, "
+                "or use --backend sim"
+            )
+        return model, "sim", artifact_bytes(folder)
+    if target not in known:
+        raise VisqError(f"'{target}' is neither an artifact's folder nor a model's name (`visq models` lists them)")
+    if backend == "sim":
+        raise VisqError(f"'{target}' is an FP32 model, sim is for artifacts; quantize it first or use --backend fp32")
+    model = model_options.load(target)
+    return model, "fp32", fp32_bytes(model)

@@ -1,0 +1,31 @@
+"""`visq inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output
+from visq.cli.quantize import report
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
+    json_to: options.JsonTo = None,
+) -> None:
+    """Check an artifact completely and print what it holds."""
+    output = Output(json_to)
+    from visq.artifact import load
+
+    model = load(folder)
+    config = model.artifact
+    calibration = config.provenance.calibration
+    output.say(f"{config.provenance.model}, checkpoint {config.provenance.checkpoint_sha256 or 'of random weights'}")
+    output.say(f"recipe {config.recipe.name} ({config.recipe.title}), scope {config.recipe.scope_name}")
+    if calibration is not None:
+        output.say(f"calibrated on {calibration.images} images of {calibration.data}, seed {calibration.seed}")
+    output.say(f"written by visq {config.visq_version}, schema {config.schema_version}; everything in it was checked")
+    report(output, folder, model, {})

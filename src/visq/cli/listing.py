@@ -1,0 +1,114 @@
+"""`visq models`, `visq recipes`, `visq backends`: what there is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output
+
+
+def models(json_to: options.JsonTo = None) -> None:
+    """List the models known by name."""
+    output = Output(json_to)
+    from visq.models import ModelCard, list_models
+
+    def line(card: ModelCard) -> tuple[str, ...]:
+        config = card.config
+        return (
+            card.name,
+            f"{config.channels}x{config.image_size}x{config.image_size}",
+            str(config.embed_dim),
+            str(config.depth),
+            str(config.num_classes),
+            f"{card.published_top1:.1f}" if card.published_top1 else "",
+            "included" if card.weights else "--checkpoint",
+            card.alias_of or card.description,
+        )
+
+    cards = list_models()
+    official = {card.alias_of for card in cards}
+    header = ("name", "images", "width", "depth", "classes", "published top-1", "weights", "")
+    output.table(header, [line(card) for card in cards if card.name not in official])
+    output.say("Official names work as well as the short ones.")
+    output.say("`--model vim --checkpoint FILE` takes any Vim; its geometry is read from the file.")
+    output.emit([{**asdict(card), "preprocess": card.preprocess.to_dict()} for card in cards])
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to describe in full.")] = None,
+    json_to: options.JsonTo = None,
+) -> None:
+    """List the packaged recipes, or describe one."""
+    output = Output(json_to)
+    from visq.recipes import Recipe, get_recipe, list_recipes
+
+    if name is not None:
+        recipe = get_recipe(name)
+        for line in describe(recipe):
+            output.say(line)
+        output.emit(recipe.model_dump(mode="json"))
+        return
+    found = list_recipes()
+    groups: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in found:
+        groups.setdefault((recipe.family, recipe.scope_name), []).append(recipe)
+    lines = [
+        (same[0].name, scope, ", ".join(str(r.bits) for r in same if r.scope.sites), same[0].title, same[0].source)
+        for (_, scope), same in groups.items()
+    ]
+    output.table(("name", "scope", "bits", "method", "source"), lines)
+    output.say("The bits of a name may be any from 2 to 8: kscaled-w4a8, or kscaled-w4a4h8 with the hidden state at 8.")
+    output.say("`visq recipes NAME` says what a recipe does; a YAML file of your own is used like a name.")
+    output.emit([recipe.model_dump(mode="json") for recipe in found])
+
+
+def describe(recipe: Any) -> list[str]:
+    """A recipe in lines of text."""
+    lines = [f"{recipe.name}: {recipe.title}" + (f" ({recipe.source})" if recipe.source else "")]
+    lines.append(f"scope {recipe.scope_name}, bits {recipe.bits}")
+    for what in ("transforms", "learners"):
+        for named in getattr(recipe.scope, what):
+            lines.append(f"{what[:-1]} {_named(named)}")
+    for rule in recipe.scope.sites:
+        if rule.skip:
+            lines.append(f"left alone: {', '.join(rule.match)}")
+            continue
+        spec = rule.spec(recipe.bits)
+        form = "symmetric" if spec.symmetric else "with zero point"
+        words = [f"{spec.bits} bits {form}", f"per {_granularity(spec)}", f"range by {_named(spec.estimator)}"]
+        if spec.codebook.name != "uniform":
+            words.append(f"codebook {_named(spec.codebook)}")
+        lines.append(f"{', '.join(words)}: {', '.join(rule.match)}")
+    return lines
+
+
+def _named(named: Any) -> str:
+    params = ", ".join(f"{key}={value}" for key, value in named.params.items())
+    return named.name + (f" ({params})" if params else "")
+
+
+def _granularity(spec: Any) -> str:
+    from visq.artifact.coverage import describe_granularity
+
+    return describe_granularity(spec).replace("_", " ")
+
+
+def backends(json_to: options.JsonTo = None) -> None:
+    """Say which kernel computes each op on this machine, and why a faster one does not."""
+    output = Output(json_to)
+    from visq.analysis.machine import machine, versions
+    from visq.ops import backends as ops
+
+    choices = ops.describe()
+    lines = [
+        (op, choice.kernel, "; ".join(f"{n}: {why}" for n, why in choice.not_used)) for op, choice in choices.items()
+    ]
+    output.table(("op", "kernel", "not used"), lines)
+    found = machine()
+    output.say(f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
+    used = {op: {"kernel": choice.kernel, "not_used": dict(choice.not_used)} for op, choice in choices.items()}
+    output.emit({"ops": used, "machine": found, "versions": versions()})

@@ -1,0 +1,104 @@
+"""What commands print: text for people, or JSON alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visq.errors import VisqError
+from visq.progress import Progress
+
+
+class Output:
+    """Text on stdout unless the JSON goes there, warnings on stderr, results as JSON where asked for."""
+
+    def __init__(self, json_to: str | None = None) -> None:
+        self.json_to = json_to
+        self.progress = Progress("silent" if json_to == "-" else None)
+        if json_to not in (None, "-") and not Path(str(json_to)).absolute().parent.is_dir():
+            raise VisqError(f"--json {json_to}: its folder does not exist")
+
+    def say(self, line: str = "") -> None:
+        self.progress.say(line)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns; those that hold numbers only are aligned to the right."""
+        for line in align(header, rows):
+            self.say(line)
+
+    def warn(self, line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def emit(self, document: Any) -> None:
+        """Write the results, if JSON was asked for."""
+        if self.json_to is None:
+            return
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        if self.json_to == "-":
+            sys.stdout.write(text)
+            return
+        write_text(Path(self.json_to), text)
+
+    def kernels(self) -> None:
+        """Which kernel computes each op, and a warning for each that is a slow loop."""
+        from visq.analysis.machine import kernels, slow_kernels
+
+        by_kernel: dict[str, list[str]] = {}
+        for op, kernel in kernels().items():
+            by_kernel.setdefault(kernel, []).append(op)
+        self.say("kernels: " + "; ".join(f"{kernel} ({', '.join(ops)})" for kernel, ops in by_kernel.items()))
+        slow: dict[str, list[str]] = {}
+        for op, why in slow_kernels().items():
+            slow.setdefault(why, []).append(op)
+        for why, ops in slow.items():
+            self.warn(f"{', '.join(ops)} run as slow PyTorch loops ({why})")
+
+    def skipped(self, names: Sequence[str]) -> None:
+        """Say how many images could not be read."""
+        if names:
+            self.say(f"skipped {len(names)} image{'s' * (len(names) > 1)} that cannot be read: {', '.join(names[:3])}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise VisqError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in plain text."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    right = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(cells, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return [line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)]
+
+
+def _is_number(text: str) -> bool:
+    return not text or text[0].isdigit() or text[0] in "+-<"
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch and the kernels use so many threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,118 @@
+"""`visq quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output, megabytes, set_threads
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Option("--model", help="A name that `visq models` lists; `vim` for any Vim checkpoint.")
+    ],
+    recipe: Annotated[str, typer.Option("--recipe", help="A name that `visq recipes` lists, or a YAML file.")],
+    calib: Annotated[str, typer.Option("--calib", help="Calibration images: `fashion-mnist`, a folder, or a tar.")],
+    out: Annotated[Path, typer.Option("--out", help="The artifact's folder; must not exist yet.")],
+    samples: options.Samples = 256,
+    seed: options.Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+    strict: options.Strict = False,
+    threads: options.Threads = None,
+    batch: options.Batch = 16,
+    json_to: options.JsonTo = None,
+    checkpoint: options.Checkpoint = None,
+    ema: options.Ema = False,
+    image_size: options.ImageSize = None,
+    stride: options.Stride = None,
+    resize: options.Resize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.Interpolation = None,
+    classes: options.Classes = None,
+) -> None:
+    """Calibrate a model with a recipe and write the quantized model as an artifact."""
+    output = Output(json_to)
+    from visq.analysis import pipeline
+    from visq.artifact import check_destination
+    from visq.data import open_dataset
+    from visq.recipes import get_recipe
+
+    set_threads(threads)
+    chosen = get_recipe(recipe)
+    check_destination(out, overwrite)
+    model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
+    network = model_options.load(model)
+    dataset = open_dataset(calib, network.card.preprocess, split="calib", strict=strict).subset(samples, seed)
+    output.say(
+        f"{network.card.name} with {chosen.name} (scope {chosen.scope_name}) "
+        f"on {samples} images of {calib}, seed {seed}"
+    )
+    output.kernels()
+    result = pipeline.quantize(
+        network,
+        chosen,
+        dataset,
+        seed=seed,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        batch_size=batch,
+        progress=output.progress,
+    )
+    output.skipped(dataset.skipped)
+    for note in result.calibration.notes:
+        output.say(f"note: {note}")
+    extra = {"calibration_seconds": result.calibration.seconds, "peak_rss_bytes": result.peak_rss}
+    report(output, out, result.model, extra)
+    output.say(f"calibrated in {result.calibration.seconds:.1f} s, peak memory {result.peak_rss / 1e6:.0f} MB")
+
+
+def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> None:
+    """Print and emit what an artifact holds: its config, coverage and size. `model` is the one in the artifact."""
+    from visq.analysis import coverage
+    from visq.artifact import artifact_bytes, read_config
+
+    config = read_config(folder)
+    rows = coverage(model, config.recipe)
+    size = artifact_bytes(folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print_coverage(output, rows)
+    output.say(f"{folder}: {megabytes(size)}, {size / parameters:.3f} bytes for each of {parameters:,} parameters")
+    output.emit(
+        {
+            **config.model_dump(mode="json"),
+            "coverage": rows,
+            "bytes": size,
+            "parameters": parameters,
+            "bytes_per_parameter": size / parameters,
+            **extra,
+        }
+    )
+
+
+def print_coverage(output: Output, rows: list[dict[str, Any]]) -> None:
+    """The coverage table, and in one line the kinds of sites that the recipe leaves in floating point."""
+    quantized = [row for row in rows if row["targeted"]]
+    lines = [
+        (
+            row["kind"],
+            f"{row['quantized']}/{row['targeted']}",
+            ",".join(map(str, row["bits"])),
+            "; ".join(row["granularity"]),
+            row["kernel"],
+        )
+        for row in quantized
+    ]
+    if lines:
+        output.table(("sites", "quantized", "bits", "granularity", "computed by"), lines)
+    rest = [f"{row['kind']} ({row['sites']})" for row in rows if not row["targeted"]]
+    if rest:
+        output.say(f"in floating point: {', '.join(rest)}")
+    done, wanted = (sum(row[key] for row in rows) for key in ("quantized", "targeted"))
+    output.say(f"{done} of {wanted} targeted sites quantized")

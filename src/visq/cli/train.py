@@ -1,0 +1,37 @@
+"""`visq train`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output, set_threads
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/train holds some.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; runs/<name of CONFIG> by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of CONFIG.")
+    ] = None,
+    threads: options.Threads = None,
+    json_to: options.JsonTo = None,
+) -> None:
+    """Train a model from scratch."""
+    output = Output(json_to)
+    from visq import train as trainer
+
+    set_threads(threads)
+    settings = trainer.load_config(config, override or [])
+    folder = out or Path("runs") / config.stem
+    output.kernels()
+    result = trainer.train(settings, out=folder, resume=resume, progress=output.progress.mode != "silent")
+    output.say(f"top-1 {result.top1:.2f} % on {result.n} images; {result.seconds:.0f} s; weights in {result.model}")
+    output.emit({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})

@@ -1,0 +1,87 @@
+"""The real command in a process of its own, on a tiny random checkpoint and a folder of images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import visq
+from visq.models import VisionMamba, create_model, save_checkpoint
+
+GEOMETRY = dict(image_size=16, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=4)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A session's inputs, made once for each worker."""
+
+    checkpoint: Path
+    images: Path
+    artifact: Path
+
+    @property
+    def model(self) -> list[str]:
+        return ["--model", "vim", "--checkpoint", str(self.checkpoint)]
+
+
+def visq_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(visq.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "visq.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )  # type: ignore[call-overload, no-any-return]
+
+
+def visq_command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    process = visq_process(*arguments, **options)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], number: int = signal.SIGKILL) -> None:
+    """Send a signal as soon as `condition` holds; fails when the process ends before."""
+    for _ in range(12_000):
+        if condition():
+            process.send_signal(number)
+            process.communicate()
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    raise AssertionError("the condition never held")
+
+
+def tiny_model(seed: int = 0) -> VisionMamba:
+    torch.manual_seed(seed)
+    return create_model("vim", **GEOMETRY).eval().requires_grad_(False)
+
+
+def write_images(folder: Path, count: int = 24, side: int = 16) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class{i % 4}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("cli")
+    place = Workplace(folder / "tiny.safetensors", write_images(folder / "images"), folder / "artifact")
+    save_checkpoint(tiny_model(), place.checkpoint)
+    visq.quantize(
+        visq.load_model("vim", place.checkpoint), "minmax-w8a8", str(place.images), samples=8, out=place.artifact
+    )
+    return place

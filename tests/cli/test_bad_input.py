@@ -1,0 +1,217 @@
+"""Everything that can be wrong ends in an exit code, one line on stderr that says what to do, and nothing left
+behind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.conftest import Workplace, kill_when, tiny_model, visq_command, visq_process, write_images
+from visq.cli.main import run
+from visq.models import save_checkpoint
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
+    """Run a command line in this process (a process each would take minutes); it must fail with one line on stderr."""
+    assert run([str(argument) for argument in arguments]) == code
+    captured = capfd.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in captured.out, captured
+    return lines[0]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def quantize(place: Workplace, out: Path, **replaced: object) -> list[object]:
+    options = {"--recipe": "minmax-w8a8", "--calib": place.images, "--samples": 8, "--out": out / "a"}
+    options |= {f"--{key.replace('_', '-')}": value for key, value in replaced.items()}
+    model = {"--model": "vim", "--checkpoint": place.checkpoint}
+    return ["quantize", *(part for pair in {**model, **options}.items() for part in pair)]
+
+
+def test_checkpoints(workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    missing = refused(capfd, *quantize(workplace, out, checkpoint=tmp_path / "none.safetensors"))
+    assert "none.safetensors does not exist" in missing
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(workplace.checkpoint.read_bytes()[:-100])
+    assert "cut.safetensors" in refused(capfd, *quantize(workplace, out, checkpoint=cut))
+    other = refused(capfd, *quantize(workplace, out, model="vim_tiny"))
+    assert "is not vim_tiny" in other and "layers." in other
+    broken = tiny_model()
+    broken.layers[1].mixer.in_proj.weight[0, 0] = float("nan")
+    save_checkpoint(broken, tmp_path / "nan.safetensors")
+    nan = refused(capfd, *quantize(workplace, out, checkpoint=tmp_path / "nan.safetensors"))
+    assert "NaN" in nan and "layers.1.mixer.in_proj.weight" in nan
+    huge = tiny_model()
+    huge.layers[0].mixer.in_proj.weight.mul_(1e38)
+    save_checkpoint(huge, tmp_path / "huge.safetensors")
+    infinite = refused(capfd, *quantize(workplace, out, checkpoint=tmp_path / "huge.safetensors"))
+    assert "NaN or Inf" in infinite and "layers.0" in infinite
+    assert "unknown model" in refused(capfd, *quantize(workplace, out, model="vim_tiney"))
+    assert list(out.iterdir()) == []
+
+
+def test_images(workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "only 24 are there" in refused(capfd, *quantize(workplace, out, samples=25))
+    assert "at least 1" in refused(capfd, *quantize(workplace, out, samples=0))
+    (tmp_path / "empty").mkdir()
+    assert "no images" in refused(capfd, *quantize(workplace, out, calib=tmp_path / "empty"))
+    assert "no such folder" in refused(capfd, *quantize(workplace, out, calib=tmp_path / "nowhere"))
+    corrupt = write_images(tmp_path / "corrupt", 9)
+    (corrupt / "class0/004.png").write_bytes(b"not an image")
+    strict = refused(capfd, *quantize(workplace, out, calib=corrupt, samples=9), "--strict")
+    assert "class0/004.png cannot be read" in strict
+    assert list(out.iterdir()) == []
+
+
+def test_a_corrupt_image_is_named_skipped_and_counted(workplace: Workplace, out: Path, tmp_path: Path) -> None:
+    corrupt = write_images(tmp_path / "corrupt", 9)
+    (corrupt / "class0/004.png").write_bytes(b"not an image")
+    done = visq_command(*quantize(workplace, out, calib=corrupt, samples=9))
+    assert done.returncode == 0 and "skipped 1 image that cannot be read: class0/004.png" in done.stdout
+    assert len(done.stderr.splitlines()) == 1 and "warning: " in done.stderr and "class0/004.png" in done.stderr
+    assert json.loads((out / "a/config.json").read_text())["provenance"]["calibration"]["images"] == 8
+    measured = visq_command("eval", out / "a", "--data", corrupt, "--json", "-")
+    assert json.loads(measured.stdout)["n"] == 8 and json.loads(measured.stdout)["skipped"] == ["class0/004.png"]
+
+
+def test_recipes(workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def family(**rule: object) -> Path:
+        sites = [{"match": "*.in_proj.weight", "bits": "weight", **rule}]
+        path = tmp_path / "own.yaml"
+        path.write_text(
+            yaml.safe_dump({"name": "own", "title": "", "default_scope": "s", "scopes": {"s": {"sites": sites}}})
+        )
+        return path
+
+    channels = {"kind": "channel_groups", "k": 100}
+    many = refused(capfd, *quantize(workplace, out, recipe=family(match="*.in_proj.in", granularity=channels)))
+    assert "k=100" in many and "only 16" in many
+    assert "bits" in refused(capfd, *quantize(workplace, out, recipe=family(bits=9)))
+    assert "bits must be 2 to 8" in refused(capfd, *quantize(workplace, out, recipe="minmax-w9a9"))
+    assert "colour" in refused(capfd, *quantize(workplace, out, recipe=family(colour="red")))
+    assert "'*.attention.*' matches no site" in refused(
+        capfd, *quantize(workplace, out, recipe=family(match="*.attention.*"))
+    )
+    assert "did you mean" in refused(capfd, *quantize(workplace, out, recipe="minmaks-w8a8"))
+    (tmp_path / "own.yaml").write_text("{[")
+    assert "not valid YAML" in refused(capfd, *quantize(workplace, out, recipe=tmp_path / "own.yaml"))
+    assert list(out.iterdir()) == []
+
+
+def test_artifacts(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    evaluate = ("eval", workplace.artifact, "--data", workplace.images)
+    assert "images of 16 pixels, not 24" in refused(capfd, *evaluate, "--image-size", 24)
+    assert "holds no FP32 weights" in refused(capfd, *evaluate, "--backend", "fp32")
+    assert "comes with the integer engine" in refused(capfd, *evaluate, "--backend", "int")
+    assert "--mean" in refused(capfd, *evaluate, "--mean", "0.5")
+    assert "neither" in refused(capfd, "eval", tmp_path / "nowhere", "--data", workplace.images)
+    assert "exists" in refused(capfd, *quantize(workplace, workplace.artifact.parent, out=workplace.artifact))
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workplace.artifact, damaged)
+    data = bytearray((damaged / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(data)
+    assert "model.safetensors: sha256" in refused(capfd, "inspect", damaged)
+    edited = tmp_path / "edited"
+    shutil.copytree(workplace.artifact, edited)
+    text = (edited / "config.json").read_text()
+    (edited / "config.json").write_text(text.replace('"images": 8', '"images": 9'))
+    assert "config.json: self_hash" in refused(capfd, "eval", edited, "--data", workplace.images)
+    assert "no such folder" in refused(capfd, "inspect", tmp_path / "nowhere")
+
+
+def test_wrong_usage(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "'--data'" in refused(capfd, "eval", "x", code=2)
+    assert "No such command 'evl'" in refused(capfd, "evl", code=2)
+    assert "--nope" in refused(capfd, "quantize", "--nope", code=2)
+    assert "--seeds" in refused(
+        capfd, "compare", *workplace.model, "--recipes", "fp32", "--data", workplace.images, "--seeds", "a"
+    )
+    assert "folder does not exist" in refused(
+        capfd, "eval", workplace.artifact, "--data", workplace.images, "--json", tmp_path / "no" / "f.json"
+    )
+    assert "train.yaml" in refused(capfd, "train", tmp_path / "train.yaml")
+
+
+def test_unexpected_errors_are_one_line(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("visq.artifact.load", broken)
+    line = refused(capfd, "inspect", workplace.artifact)
+    assert line == "error: ZeroDivisionError: two lines; this is not expected, use --debug for the traceback"
+    assert run(["inspect", str(workplace.artifact), "--debug"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_full_disk_leaves_nothing(workplace: Workplace, out: Path) -> None:
+    """The system refuses files of more than 16 kilobytes, as a full disk refuses any."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
+
+    done = visq_command(*quantize(workplace, out), preexec_fn=limit)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "error: cannot" in done.stderr and "large" in done.stderr.lower()
+    assert list(out.iterdir()) == []
+
+
+def test_kill_and_resume(workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """kill -9 after a finished stage: another run's state is refused, the same command ends in the same bytes."""
+    command = quantize(workplace, out, samples=24, recipe="kscaled-w4a4")
+    work = out / "a.calibration"
+    whole = visq_command(*quantize(workplace, tmp_path, samples=24, recipe="kscaled-w4a4"))
+    assert whole.returncode == 0, whole.stderr
+
+    kill_when(visq_process(*command), lambda: (work / "stage-000.safetensors").exists())
+    assert not (out / "a").exists() and work.exists()
+    for replaced in ({"recipe": "kscaled-w8a8"}, {"seed": 1}, {"samples": 20}):
+        options = {"samples": 24, "recipe": "kscaled-w4a4", **replaced}
+        assert "another" in refused(capfd, *quantize(workplace, out, **options), "--resume")
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(tiny_model(seed=1), other)
+    assert "model" in refused(
+        capfd, *quantize(workplace, out, samples=24, recipe="kscaled-w4a4", checkpoint=other), "--resume"
+    )
+    assert work.exists()
+
+    resumed = visq_command(*command, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("config.json", "model.safetensors"):
+        assert (out / "a" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert [path.name for path in out.iterdir()] == ["a"]
+
+
+def test_interrupt(workplace: Workplace, out: Path) -> None:
+    """Ctrl-C keeps the state, says how to go on, and without --resume the state is discarded with a note."""
+    command = quantize(workplace, out, samples=24, recipe="kscaled-w4a4")
+    work = out / "a.calibration"
+    process = visq_process(*command)
+    for _ in range(12_000):
+        if (work / "stage-000.safetensors").exists():
+            break
+        signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and "--resume" in err and len(err.splitlines()) == 1
+    assert work.exists() and not (out / "a").exists()
+    again = visq_command(*command)
+    assert again.returncode == 0 and "discarding the unfinished calibration" in again.stdout
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert torch.isfinite(torch.tensor(json.loads((out / "a/config.json").read_text())["tensor_file"]["bytes"]))
