@@ -49,9 +49,10 @@ VISQ_INLINE void quantize_rows(const Quantizer& q, int64_t N, float* rows, float
     }
   } else if (q.kind == Quantizer::kTable) {
     const auto lo = V::set1(q.values[0]), hi = V::set1(q.values[q.count]);
+    const typename V::Lookup nearest{q.values, q.thresholds, q.count};
     for (int64_t i = 0; i < N * V::W; i += V::W) {
       const auto x = V::load(rows + i);
-      V::store(rows + i, V::nan_from(V::lookup(q.values, q.thresholds, q.count, x), x));
+      V::store(rows + i, V::nan_from(nearest(x), x));
       if (slope) V::store(slope + i, V::keep_within(V::load(slope + i), x, lo, hi));
     }
   }
@@ -79,22 +80,28 @@ VISQ_INLINE void abar_rows(const Quantizer& q, int64_t N, typename V::T delta, c
   quantize_rows<V>(q, N, rows, nullptr);
 }
 
+// rows[n] = bbar[n] u, where bbar = delta B may be quantized.
 template <class V>
-VISQ_INLINE void bbar_rows(const Quantizer& q, int64_t N, typename V::T delta, const float* Bt, float* rows) {
-  for (int64_t n = 0; n < N; ++n) V::store(rows + n * V::W, V::mul(delta, V::set1(Bt[n])));
+VISQ_INLINE void input_rows(const Quantizer& q, int64_t N, typename V::T delta, typename V::T u, const float* Bt,
+                            float* rows) {
+  const auto delta_u = V::mul(delta, u);
+  for (int64_t n = 0; n < N; ++n) V::store(rows + n * V::W, V::mul(q.kind ? delta : delta_u, V::set1(Bt[n])));
+  if (!q.kind) return;
   quantize_rows<V>(q, N, rows, nullptr);
+  for (int64_t i = 0; i < N * V::W; i += V::W) V::store(rows + i, V::mul(V::load(rows + i), u));
 }
 
-// What one channel block needs beside the sequences: rows of log2(e) A (exp(delta A) is then one exp2) and of the state's scales, scratch for abar and bbar.
+// What one channel block needs beside the sequences: rows of log2(e) A (exp(delta A) is then one exp2) and of the
+// state's scales, scratch for abar and bbar u.
 struct Block {
   const float *A, *scale, *inv;
-  float *abar, *bbar;
+  float *abar, *input;  // (the backward keeps bbar itself in `input`)
 };
 
 // What is common to the states of one step.
 template <class V>
 struct StepInputs {
-  typename V::T delta, u, step, inv_step, lo, hi;
+  typename V::T delta, delta_u, step, inv_step, lo, hi;
   const float *Bt, *Ct;
 };
 
@@ -106,8 +113,8 @@ VISQ_INLINE void scan_part(const Block& k, const StepInputs<V>& in, int64_t n, f
   for (int j = 0; j < U; ++j) abar[j] = QA ? V::load(k.abar + i + j * W) : V::mul(in.delta, V::load(k.A + i + j * W));
   if constexpr (!QA) V::template exp2<U>(abar);
   for (int j = 0; j < U; ++j) {
-    const auto bbar = QB ? V::load(k.bbar + i + j * W) : V::mul(in.delta, V::set1(in.Bt[n + j]));
-    state[j] = V::fma(abar[j], V::load(h + i + j * W), V::mul(bbar, in.u));
+    const auto input = QB ? V::load(k.input + i + j * W) : V::mul(in.delta_u, V::set1(in.Bt[n + j]));
+    state[j] = V::fma(abar[j], V::load(h + i + j * W), input);
   }
   if constexpr (S == State::kReadRaw)
     for (int j = 0; j < U; ++j) *y = V::fma(V::set1(in.Ct[n + j]), state[j], *y);
@@ -126,8 +133,8 @@ template <class V, bool QA, bool QB, State S>
 VISQ_INLINE typename V::T scan_step(const QuantArgs& q, const Block& k, int64_t N, typename V::T delta,
                                     typename V::T u, const float* Bt, const float* Ct, int64_t t, float* h) {
   if constexpr (QA) abar_rows<V>(q.abar, N, delta, k.A, k.abar);
-  if constexpr (QB) bbar_rows<V>(q.bbar, N, delta, Bt, k.bbar);
-  StepInputs<V> in = {delta, u, V::zero(), V::zero(), V::zero(), V::zero(), Bt, Ct};
+  if constexpr (QB) input_rows<V>(q.bbar, N, delta, u, Bt, k.input);
+  StepInputs<V> in = {delta, V::mul(delta, u), V::zero(), V::zero(), V::zero(), V::zero(), Bt, Ct};
   if constexpr (S != State::kPlain) {
     in.step = V::set1(q.state.step[t]), in.inv_step = V::set1(1.0f / q.state.step[t]);
     in.lo = V::set1(q.state.qmin), in.hi = V::set1(q.state.qmax);

@@ -1,8 +1,8 @@
-// Backward of the scan, plain or quantized (straight-through: the derivative of a quantizer is 1 inside its clip range, 0
-// outside). States are recomputed: in one pass when the sequence is short, else chunk by chunk from checkpoints.
+// Backward of the scan, plain or quantized (straight-through: the derivative of a quantizer is 1 inside its clip range,
+// 0 outside). States are recomputed: in one pass when the sequence is short, else chunk by chunk from checkpoints.
 //
-// Tasks are fixed: groups of images times groups of channel blocks. Sums over images (grad A) and over channels (grad B,
-// grad C) are kept per task and added in task order at the end.
+// Tasks are fixed: groups of images times groups of channel blocks. Sums over images (grad A) and over channels
+// (grad B, grad C) are kept per task and added in task order at the end.
 #pragma once
 #include "scan.h"
 
@@ -33,8 +33,8 @@ struct Trace {
 };
 
 template <class V>
-VISQ_INLINE void record_step(const ScanArgs& a, const QuantArgs& q, const Block& k, const Trace& r, int64_t b, int64_t t,
-                             int64_t c, int lanes, int64_t at) {
+VISQ_INLINE void record_step(const ScanArgs& a, const QuantArgs& q, const Block& k, const Trace& r, int64_t b,
+                             int64_t t, int64_t c, int lanes, int64_t at) {
   const int64_t size = a.N * V::W;
   const auto delta = V::load_n(a.delta.at(b, t) + c, lanes), u = V::load_n(a.u.at(b, t) + c, lanes);
   float *abar = r.abar + at * size, *slope = r.slope + at * size, *raw = r.raw + at * size;
@@ -45,9 +45,9 @@ VISQ_INLINE void record_step(const ScanArgs& a, const QuantArgs& q, const Block&
     for (int64_t i = 0; i < size; i += V::W) V::store(slope + i, V::load(abar + i));
     quantize_rows<V>(q.abar, a.N, abar, slope);
   }
-  bbar_rows<V>(q.bbar, a.N, delta, a.Bm.at(b, t), k.bbar);
+  input_rows<V>(q.bbar, a.N, delta, u, a.Bm.at(b, t), k.input);
   for (int64_t i = 0; i < size; i += V::W)
-    V::store(raw + i, V::fma(V::load(abar + i), V::load(before + i), V::mul(V::load(k.bbar + i), u)));
+    V::store(raw + i, V::fma(V::load(abar + i), V::load(before + i), V::load(k.input + i)));
   if (!q.state.step) return;
   const auto step = V::set1(q.state.step[t]), inv_step = V::set1(1.0f / q.state.step[t]);
   const auto lo = V::set1(q.state.qmin), hi = V::set1(q.state.qmax);
@@ -67,9 +67,9 @@ struct StepGrads {
 };
 
 template <class V, State S>
-VISQ_INLINE void backward_step(const ScanArgs& a, const QuantArgs& q, const Block& k, const Trace& r, const StepGrads& g,
-                               const Rows& gy, const ScanGrads& out, int64_t b, int64_t t, int64_t c, int lanes,
-                               int64_t at) {
+VISQ_INLINE void backward_step(const ScanArgs& a, const QuantArgs& q, const Block& k, const Trace& r,
+                               const StepGrads& g, const Rows& gy, const ScanGrads& out, int64_t b, int64_t t,
+                               int64_t c, int lanes, int64_t at) {
   const int64_t size = a.N * V::W;
   const auto delta = V::load_n(a.delta.at(b, t) + c, lanes), u = V::load_n(a.u.at(b, t) + c, lanes);
   const auto gyt = V::load_n(gy.at(b, t) + c, lanes);
@@ -78,10 +78,10 @@ VISQ_INLINE void backward_step(const ScanArgs& a, const QuantArgs& q, const Bloc
   const float *abar = r.abar + at * size, *slope = r.slope + at * size;
   if (q.bbar.kind) {
     for (int64_t n = 0; n < a.N; ++n) {
-      V::store(k.bbar + n * V::W, V::mul(delta, V::set1(Bt[n])));
+      V::store(k.input + n * V::W, V::mul(delta, V::set1(Bt[n])));
       V::store(g.slope_B + n * V::W, V::set1(1.0f));
     }
-    quantize_rows<V>(q.bbar, a.N, k.bbar, g.slope_B);
+    quantize_rows<V>(q.bbar, a.N, k.input, g.slope_B);
   }
   typename V::T inv_step = V::zero(), lo = V::zero(), hi = V::zero();
   if constexpr (S != State::kPlain) {
@@ -104,7 +104,7 @@ VISQ_INLINE void backward_step(const ScanArgs& a, const QuantArgs& q, const Bloc
     auto bbar = V::mul(delta, Bn);
     if (q.bbar.kind) {
       gb = V::mul(gb, V::load(g.slope_B + i));
-      bbar = V::load(k.bbar + i);
+      bbar = V::load(k.input + i);
     }
     gu = V::fma(gh, bbar, gu);
     gdelta = V::fma(gb, Bn, gdelta);

@@ -1,7 +1,7 @@
 // Sums behind a scale search: how close is x quantized with each candidate scale to a reference, row by row?
 //
-// Lanes are candidates: every element is broadcast once and meets all its candidates in registers, so nothing is reduced
-// across lanes and no quantized tensor is ever written.
+// Lanes are candidates: every element is broadcast once and meets all its candidates in registers, so nothing is
+// reduced across lanes and no quantized tensor is ever written.
 #pragma once
 #include "kernels.h"
 #include "threads.h"
@@ -14,8 +14,9 @@ constexpr int kSimilarityVectors = 4;     // vectors of candidates held in regis
 
 // Elements of one row that share candidates, and NV vectors of those candidates with their inverses.
 template <class V, int NV, int Metric, bool Weighted>
-VISQ_INLINE void similarity_part(const float* x, const float* ref, const float* weight, int64_t count, const float* scale,
-                                 const float* inv, float qmin, float qmax, float* first, float* second) {
+VISQ_INLINE void similarity_part(const float* x, const float* ref, const float* weight, int64_t count,
+                                 const float* scale, const float* inv, float qmin, float qmax, float* first,
+                                 float* second) {
   const auto lo = V::set1(qmin), hi = V::set1(qmax);
   typename V::T a[NV], b[NV], inverse[NV], step[NV];
   for (int j = 0; j < NV; ++j) {
@@ -51,8 +52,9 @@ VISQ_INLINE void similarity_part(const float* x, const float* ref, const float* 
 }
 
 template <class V, int Metric, bool Weighted>
-VISQ_INLINE void similarity_row(const float* x, const float* ref, const float* weight, int64_t count, const float* scale,
-                                const float* inv, int64_t vectors, float qmin, float qmax, float* first, float* second) {
+VISQ_INLINE void similarity_row(const float* x, const float* ref, const float* weight, int64_t count,
+                                const float* scale, const float* inv, int64_t vectors, float qmin, float qmax,
+                                float* first, float* second) {
   for (int64_t v = 0; v < vectors; v += kSimilarityVectors) {
     const int64_t at = v * V::W;
     const float *s = scale + at, *i = inv + at;
@@ -100,7 +102,8 @@ void similarity_sums_as(const SimilarityArgs& s) {
       };
       if (s.by_token) {
         const int64_t at = s.labels[r] * padded;
-        similarity_row<V, Metric, Weighted>(xr, refr, wr, s.C, scale + at, inv + at, vectors, s.qmin, s.qmax, first, second);
+        similarity_row<V, Metric, Weighted>(xr, refr, wr, s.C, scale + at, inv + at, vectors, s.qmin, s.qmax, first,
+                                            second);
         finish(r);
         continue;
       }
@@ -111,8 +114,8 @@ void similarity_sums_as(const SimilarityArgs& s) {
       }
       for (int64_t g = 0; g < s.G; ++g) {
         const int64_t from = begin[g], at = g * padded;
-        similarity_row<V, Metric, Weighted>(x + from, ref + from, weight + from, begin[g + 1] - from, scale + at, inv + at,
-                                            vectors, s.qmin, s.qmax, first, second);
+        similarity_row<V, Metric, Weighted>(x + from, ref + from, weight + from, begin[g + 1] - from, scale + at,
+                                            inv + at, vectors, s.qmin, s.qmax, first, second);
         finish(r * s.G + g);
       }
     }

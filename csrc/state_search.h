@@ -37,10 +37,8 @@ VISQ_INLINE void prepare_group(const ScanArgs& a, const QuantArgs& q, const Sear
   for (int64_t row = 0; row < g.rows; ++row) {
     const int64_t t = g.begin + row;
     const auto delta = V::load_n(a.delta.at(b, t) + c, lanes), u = V::load_n(a.u.at(b, t) + c, lanes);
-    float* input = s.input + row * size;
     abar_rows<V>(q.abar, a.N, delta, s.A, s.abar + row * size);
-    bbar_rows<V>(q.bbar, a.N, delta, a.Bm.at(b, t), input);
-    for (int64_t i = 0; i < size; i += V::W) V::store(input + i, V::mul(V::load(input + i), u));
+    input_rows<V>(q.bbar, a.N, delta, u, a.Bm.at(b, t), s.input + row * size);
   }
 }
 
@@ -89,10 +87,11 @@ VISQ_INLINE void first_states(const SearchScratch<V>& s, int64_t size, const flo
     V::store(s.first + i, V::fma(V::load(s.abar + i), V::load(history + i), V::load(s.input + i)));
 }
 
-// Scores of all candidates for one image and one block. sums: [rows][K][2] (y . y_ref, y . y), ref: [rows] (y_ref . y_ref).
+// Scores of all candidates for one image and one block. sums: [rows][K][2] (y . y_ref and y . y), ref: [rows]
+// (y_ref . y_ref).
 template <class V, bool ReadQuantized>
-void score_block(const StateSearchArgs& p, const SearchScratch<V>& s, const StepGroup& g, int64_t b, int64_t c, int lanes,
-                 double* sums, double* ref) {
+void score_block(const StateSearchArgs& p, const SearchScratch<V>& s, const StepGroup& g, int64_t b, int64_t c,
+                 int lanes, double* sums, double* ref) {
   const ScanArgs& a = p.scan;
   const StateQuantizer& q = p.quant.state;
   auto add = [&](int64_t row, int64_t k, typename V::T y) {

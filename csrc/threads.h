@@ -1,4 +1,5 @@
-// A small persistent thread pool. Not OpenMP: torch brings its own OpenMP runtime, and two of them fight over the cores.
+// A small persistent thread pool. Not OpenMP: torch brings its own OpenMP runtime, and two of them fight over the
+// cores.
 //
 // Work is cut into tasks whose number and contents never depend on the thread count, and every task writes its own
 // output, so results are bit-identical for any number of threads.

@@ -1,7 +1,7 @@
 // One vocabulary of vector operations, written three times; every kernel is written once over it.
 //
-// Partial loads fill the missing lanes with zeros. min and max return the second argument when either is NaN (as the x86
-// instructions do), so clamp(x) = max(lo, min(hi, x)) propagates NaN. rint is round half to even.
+// Partial loads fill the missing lanes with zeros. min and max return the second argument when either is NaN (as the
+// x86 instructions do), so clamp(x) = max(lo, min(hi, x)) propagates NaN. rint is round half to even.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -14,16 +14,18 @@
 
 namespace visq {
 
-// 2^x = 2^n 2^r with n = rint(x), |r| <= 1/2; the polynomial of Cephes' exp2f (error below 1 ulp of the result).
-constexpr float kExp2[] = {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f,
-                           5.550332471162809e-2f, 2.402264791363012e-1f, 6.931472028550421e-1f};
+// 2^x = 2^n 2^r with n = rint(x), |r| <= 1/2 and 2^r = 1 + r P(r), P minimax in relative error (1.6e-7 with rounding).
+// The constant is exactly 1, so exp(0) is exactly 1.
+constexpr int kExp2Terms = 5;
+constexpr float kExp2[kExp2Terms] = {1.326472731307149e-3f, 9.671512991189957e-3f, 5.550733581185341e-2f,
+                                     2.4022242426872253e-1f, 6.931470036506653e-1f};
 constexpr float kLog2e = 1.44269504088896341f;
 
 // Several vectors at once, in lockstep: one exponential alone is a long chain of dependent instructions.
 template <class V, int U>
 VISQ_INLINE void exp2_fraction(const typename V::T* r, typename V::T* p) {
   for (int j = 0; j < U; ++j) p[j] = V::set1(kExp2[0]);
-  for (int i = 1; i < 6; ++i)
+  for (int i = 1; i < kExp2Terms; ++i)
     for (int j = 0; j < U; ++j) p[j] = V::fma(p[j], r[j], V::set1(kExp2[i]));
   for (int j = 0; j < U; ++j) p[j] = V::fma(p[j], r[j], V::set1(1.0f));
 }
@@ -59,13 +61,17 @@ struct VecScalar {
   VISQ_INLINE T keep_within(T v, T x, T lo, T hi) { return x >= lo && x <= hi ? v : 0.0f; }
   // v, or x where x is NaN.
   VISQ_INLINE T nan_from(T v, T x) { return x == x ? v : x; }
-  // Position in a sorted table of `count` thresholds: how many are strictly below x. Then the value there.
-  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
-    int at = 0;
-    for (int half = 128; half; half /= 2)
-      if (at + half <= count && thresholds[at + half - 1] < x) at += half;
-    return values[at];
-  }
+  // Value of a sorted table of `count` thresholds at x: values[how many thresholds are strictly below x].
+  struct Lookup {
+    const float *values, *thresholds;
+    int count;
+    T operator()(T x) const {
+      int at = 0;
+      for (int half = 128; half; half /= 2)
+        if (at + half <= count && thresholds[at + half - 1] < x) at += half;
+      return values[at];
+    }
+  };
 };
 
 #if defined(__AVX2__)
@@ -120,19 +126,23 @@ struct VecAvx2 {
     return _mm256_and_ps(v, _mm256_and_ps(_mm256_cmp_ps(x, lo, _CMP_GE_OQ), _mm256_cmp_ps(x, hi, _CMP_LE_OQ)));
   }
   VISQ_INLINE T nan_from(T v, T x) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
-  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
-    __m256i at = _mm256_setzero_si256();
-    const __m256i last = _mm256_set1_epi32(count);
-    for (int half = 128; half; half /= 2) {
-      if (half > count) continue;
-      const __m256i next = _mm256_add_epi32(at, _mm256_set1_epi32(half));
-      const __m256i outside = _mm256_cmpgt_epi32(next, last);
-      const __m256i probe = _mm256_sub_epi32(_mm256_min_epi32(next, last), _mm256_set1_epi32(1));
-      const T below = _mm256_cmp_ps(_mm256_i32gather_ps(thresholds, probe, 4), x, _CMP_LT_OQ);
-      at = _mm256_blendv_epi8(at, next, _mm256_andnot_si256(outside, _mm256_castps_si256(below)));
+  struct Lookup {
+    const float *values, *thresholds;
+    int count;
+    T operator()(T x) const {
+      __m256i at = _mm256_setzero_si256();
+      const __m256i last = _mm256_set1_epi32(count);
+      for (int half = 128; half; half /= 2) {
+        if (half > count) continue;
+        const __m256i next = _mm256_add_epi32(at, _mm256_set1_epi32(half));
+        const __m256i outside = _mm256_cmpgt_epi32(next, last);
+        const __m256i probe = _mm256_sub_epi32(_mm256_min_epi32(next, last), _mm256_set1_epi32(1));
+        const T below = _mm256_cmp_ps(_mm256_i32gather_ps(thresholds, probe, 4), x, _CMP_LT_OQ);
+        at = _mm256_blendv_epi8(at, next, _mm256_andnot_si256(outside, _mm256_castps_si256(below)));
+      }
+      return _mm256_i32gather_ps(values, at, 4);
     }
-    return _mm256_i32gather_ps(values, at, 4);
-  }
+  };
 };
 #endif
 
@@ -183,19 +193,49 @@ struct VecAvx512 {
     return _mm512_maskz_mov_ps(m, v);
   }
   VISQ_INLINE T nan_from(T v, T x) { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
-  VISQ_INLINE T lookup(const float* values, const float* thresholds, int count, T x) {
-    __m512i at = _mm512_setzero_si512();
-    const __m512i last = _mm512_set1_epi32(count);
-    for (int half = 128; half; half /= 2) {
-      if (half > count) continue;
-      const __m512i next = _mm512_add_epi32(at, _mm512_set1_epi32(half));
-      const __mmask16 inside = _mm512_cmple_epi32_mask(next, last);
-      const __m512i probe = _mm512_sub_epi32(next, _mm512_set1_epi32(1));
-      const T threshold = _mm512_mask_i32gather_ps(zero(), inside, probe, thresholds, 4);
-      at = _mm512_mask_mov_epi32(at, _mm512_mask_cmp_ps_mask(inside, threshold, x, _CMP_LT_OQ), next);
+  // Gathers are slow on many machines; permutes are not. Thresholds lie in blocks of 16: a binary search over the last
+  // one of each block finds the block, a second one inside it the position.
+  struct Lookup {
+    T values[16], thresholds[16], last_of_block;
+    int pairs;  // of blocks in use
+
+    Lookup(const float* v, const float* t, int count) : pairs(count / 32 + 1) {
+      alignas(64) float last[16];
+      for (int b = 0; b < 16; ++b) {
+        last[b] = 16 * b + 15 < count ? t[16 * b + 15] : __builtin_inff();
+        if (b >= 2 * pairs) continue;
+        thresholds[b] = _mm512_mask_loadu_ps(set1(__builtin_inff()), filled(count - 16 * b), t + 16 * b);
+        values[b] = _mm512_maskz_loadu_ps(filled(count + 1 - 16 * b), v + 16 * b);
+      }
+      last_of_block = load(last);
     }
-    return _mm512_i32gather_ps(at, values, 4);
-  }
+    static __mmask16 filled(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u); }
+
+    T operator()(T x) const {
+      __m512i block = _mm512_setzero_si512(), at = block;
+      for (int half = 8; half; half /= 2) {
+        const T probe = _mm512_permutexvar_ps(_mm512_add_epi32(block, _mm512_set1_epi32(half - 1)), last_of_block);
+        block = advance(block, half, probe, x);
+      }
+      const __m512i pair = _mm512_srli_epi32(block, 1);
+      const __m512i in_pair = _mm512_slli_epi32(_mm512_and_si512(block, _mm512_set1_epi32(1)), 4);
+      at = in_pair;
+      for (int half = 8; half; half /= 2)
+        at = advance(at, half, pick(thresholds, pair, _mm512_add_epi32(at, _mm512_set1_epi32(half - 1))), x);
+      return pick(values, pair, at);
+    }
+    static __m512i advance(__m512i at, int half, T probe, T x) {
+      return _mm512_mask_add_epi32(at, _mm512_cmp_ps_mask(probe, x, _CMP_LT_OQ), at, _mm512_set1_epi32(half));
+    }
+    // table[32 pair + at], lane by lane
+    T pick(const T* table, __m512i pair, __m512i at) const {
+      T found = _mm512_permutex2var_ps(table[0], at, table[1]);
+      for (int p = 1; p < pairs; ++p)
+        found = _mm512_mask_mov_ps(found, _mm512_cmpeq_epi32_mask(pair, _mm512_set1_epi32(p)),
+                                   _mm512_permutex2var_ps(table[2 * p], at, table[2 * p + 1]));
+      return found;
+    }
+  };
 };
 #endif
 
