@@ -1,0 +1,213 @@
+"""The training configuration: its keys, their units, and reading it from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from visq.data import Preprocess
+from visq.errors import VisqError
+
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(_Strict):
+    """Which network: a registered name, and geometry that replaces or (with `vim`) gives its sizes."""
+
+    name: str = "vim"
+    geometry: dict[str, Any] = {}
+
+
+class DataConfig(_Strict):
+    """Where images come from and how they become input; `train` and `eval` are what `open_dataset` takes.
+
+    `holdout` takes that many training images out of training and evaluates on them instead of on `eval`, so that
+    settings can be tried without looking at the test set.
+    """
+
+    train: str
+    eval: str
+    classes: tuple[str, ...] | None = None
+    holdout: Count = 0
+    preprocess: dict[str, Any]
+
+    @field_validator("preprocess")
+    @classmethod
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return Preprocess.from_dict(values).to_dict()
+        except VisqError as error:
+            raise ValueError(str(error)) from error
+
+
+class AugmentConfig(_Strict):
+    """Random changes of training images, drawn anew for each image; zero turns one off.
+
+    Attributes:
+        crop_padding: pixels of zeros around the image before a crop of the original size.
+        resized_crop: range of the area fraction that is cut out and enlarged; None to keep the whole image.
+        flip: probability of a horizontal flip.
+        rotate, shear: largest angle in degrees. zoom: largest change of size, 0.1 is +-10 %.
+        brightness, contrast, saturation: largest relative change.
+        erase: probability that a rectangle of 2 to `erase_area` of the image is filled with noise.
+        mixup, cutmix: alpha of the Beta distribution; a batch uses one of the two, with probability `mix_probability`.
+    """
+
+    crop_padding: Count = 0
+    resized_crop: tuple[float, float] | None = None
+    flip: Rate = 0.0
+    rotate: NonNegative = 0.0
+    shear: NonNegative = 0.0
+    zoom: Fraction = 0.0
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    erase: Rate = 0.0
+    erase_area: Annotated[float, Field(gt=0.02, le=1.0)] = 0.2
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    mix_probability: Rate = 1.0
+
+    @field_validator("resized_crop")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("needs 0 < low <= high <= 1")
+        return scale
+
+
+class TrainConfig(_Strict):
+    """Everything a training run depends on.
+
+    Attributes:
+        lr, min_lr: learning rate after `warmup_epochs` of linear warm-up and at the end of the cosine.
+        weight_decay: for matrices only; not for 1-D parameters, A_log, D, cls_token and pos_embed.
+        ema_decay: of the moving average of the weights, approached as (1 + step) / (10 + step); 0 for none.
+        grad_clip: largest norm of the gradient; 0 for none.
+        compile: run the model through torch.compile.
+        save: which weights `model.safetensors` gets.
+        eval_every, checkpoint_every: in epochs; the last epoch always does both.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    epochs: AtLeastOne
+    batch_size: AtLeastOne = 128
+    lr: Positive = 1e-3
+    min_lr: NonNegative = 1e-5
+    warmup_epochs: NonNegative = 1.0
+    weight_decay: NonNegative = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: NonNegative = 1.0
+    label_smoothing: Fraction = 0.0
+    drop_path: Fraction = 0.0
+    ema_decay: Fraction = 0.999
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    device: str = "auto"
+    seed: Count = 0
+    eval_every: AtLeastOne = 1
+    checkpoint_every: AtLeastOne = 1
+    save: Literal["ema", "raw"] = "ema"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.save == "ema" and self.ema_decay == 0:
+            raise ValueError("save: ema needs ema_decay > 0")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+        return self
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The transform of `data.preprocess`."""
+        return Preprocess.from_dict(self.data.preprocess)
+
+    def to_yaml(self) -> str:
+        """Return YAML that `load_config` reads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a training YAML, with `key.sub=value` overrides (values in YAML) put over it.
+
+    Raises VisqError that names the file and the key.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise VisqError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise VisqError(f"{path}: a training configuration is a mapping of keys")
+    for override in overrides:
+        _put(values, override)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise VisqError(f"{path}: {describe(error)}") from error
+
+
+def differences(stored: str, config: TrainConfig) -> list[str]:
+    """Name the keys in which `config` differs from one stored as YAML, with both values.
+
+    Keys the stored one lacks count as their defaults. Raises VisqError when it cannot be understood.
+    """
+    try:
+        old = TrainConfig.model_validate(yaml.safe_load(stored))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise VisqError(f"the stored configuration cannot be read ({' '.join(str(error).split())})") from error
+    before, after = _flat(old.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    keys = sorted(before.keys() | after.keys())
+    return [f"{k}: {before.get(k)} there, {after.get(k)} here" for k in keys if before.get(k) != after.get(k)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def describe(error: ValidationError) -> str:
+    """Say in one line which keys are wrong and why."""
+    lines = []
+    for entry in error.errors():
+        key = ".".join(str(part) for part in entry["loc"]) or "configuration"
+        message = "unknown key" if entry["type"] == "extra_forbidden" else entry["msg"].removeprefix("Value error, ")
+        lines.append(f"{key}: {message}")
+    return "; ".join(lines)
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value` in nested dictionaries."""
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise VisqError(f"override {override!r} is not of the form key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise VisqError(f"override {override!r}: {' '.join(str(error).split())}") from error
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise VisqError(f"override {override!r}: {part} has no keys below it")
+        values = inner
+    values[path[-1]] = value

@@ -1,0 +1,308 @@
+"""The training loop: epochs of AdamW steps with augmentation, evaluation, and checkpoints a kill cannot spoil."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from visq.data import Dataset, open_dataset
+from visq.errors import VisqError
+from visq.models import VisionMamba, create_model
+from visq.train.augment import Augment
+from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
+from visq.train.config import TrainConfig, differences
+from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
+from visq.train.report import EpochLog, Reporter
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        model: the float16 weights. log: one JSON line an epoch.
+        top1: percent, of the file just written, read back, in float32. top1_raw, top1_ema: of the weights in memory.
+        n: evaluated images. seconds: time trained, over all resumptions. images_per_second: of training.
+    """
+
+    model: Path
+    log: Path
+    top1: float
+    top1_raw: float
+    top1_ema: float | None
+    n: int
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """A whole set in memory: pixels [N, channels, H, W] uint8 and labels [N] int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+def train(config: TrainConfig, *, out: Path, resume: bool = False, progress: bool = True) -> TrainResult:
+    """Train and leave `model.safetensors`, `config.yaml`, `log.jsonl` and `checkpoint.safetensors` in `out`.
+
+    With `resume` an interrupted run in `out` goes on and ends in the same weights as an uninterrupted one.
+    Raises VisqError for a configuration that does not fit the data or model, an `out` that holds another run, and a
+    loss that is not finite.
+    """
+    return _Run(config, Path(out), resume, progress).finish()
+
+
+class _Run:
+    """One training run: everything that lives between the first and the last step."""
+
+    def __init__(self, config: TrainConfig, out: Path, resume: bool, progress: bool) -> None:
+        self.config, self.out, self.progress = config, out, progress
+        self.checkpoint = out / "checkpoint.safetensors"
+        self.device = choose_device(config.device)
+        train_set, eval_set = open_data(config)
+        self.classes = train_set.classes
+        self.data = train_set.fingerprint()
+        self.model = build_model(config, self.classes).to(self.device)
+        self.optimizer = make_optimizer(self.model, config)
+        self.ema = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.log = EpochLog(out / "log.jsonl")
+        self.done = self._continue_from(resume)
+        self.train_images, self.eval_images = load_images(train_set), load_images(eval_set)
+        self.steps = len(self.train_images.labels) // config.batch_size
+        if self.steps == 0:
+            raise VisqError(f"batch_size {config.batch_size} is more than {len(self.train_images.labels)} images")
+        self.augment = Augment(config.augment, config.preprocess, len(self.classes), config.label_smoothing)
+        self.forward: Forward = torch.compile(self.model) if config.compile else self.model
+
+    def finish(self) -> TrainResult:
+        """Train the epochs that are left, write the model, evaluate what was written."""
+        config = self.config
+        with Reporter(self.progress, config.epochs, self.steps, self.done.step) as reporter:
+            reporter.say(
+                f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {len(self.train_images.labels)} "
+                f"training and {len(self.eval_images.labels)} evaluation images, {config.precision} on {self.device}"
+            )
+            if self.done.epoch:
+                reporter.say(f"continuing after epoch {self.done.epoch}")
+            while self.done.epoch < config.epochs:
+                self._epoch(reporter)
+        raw, averaged = self._evaluate()
+        path = self.out / "model.safetensors"
+        self._write(path)
+        self.model.load_state_dict(load_file(path))  # copies into float32 parameters
+        trained = self.done.step * config.batch_size
+        return TrainResult(
+            model=path,
+            log=self.log.path,
+            top1=top1(self.model, self.eval_images, config, self.device, precision="fp32"),
+            top1_raw=raw,
+            top1_ema=averaged,
+            n=len(self.eval_images.labels),
+            seconds=self.done.seconds,
+            images_per_second=trained / self.done.seconds if self.done.seconds else 0.0,
+        )
+
+    def _continue_from(self, resume: bool) -> Progress:
+        """Return the state to start from: a checkpoint's when resuming, else the beginning."""
+        config = self.config.to_yaml()
+        if self.checkpoint.exists() and not resume:
+            raise VisqError(f"{self.out} holds a run already: resume it or choose another folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        progress = Progress(0, 0, 0.0, config, self.data)
+        if self.checkpoint.exists():
+            progress = read_progress(self.checkpoint)
+            different = differences(progress.config, self.config)
+            if different:
+                raise VisqError(f"{self.checkpoint}: belongs to another configuration ({', '.join(different)})")
+            if progress.data != self.data:
+                raise VisqError(f"{self.checkpoint}: was trained on other images than {self.config.data.train} has now")
+            restore(self.checkpoint, self.model, self.optimizer, self.ema)
+        (self.out / "config.yaml").write_text(config)
+        self.log.keep_until(progress.epoch)
+        return progress
+
+    def _epoch(self, reporter: Reporter) -> None:
+        """Train one epoch, then evaluate, log and checkpoint."""
+        config, start = self.config, time.perf_counter()
+        epoch, step = self.done.epoch, self.done.step
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train_images.labels), generator=generator)
+        self.model.train()
+        total = 0.0
+        # Stochastic depth draws from the global generator, which belongs to the caller.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(config.seed * 1_000_003 + epoch)
+            for batch in order[: self.steps * config.batch_size].split(config.batch_size):
+                loss = self._step(batch, generator, step)
+                total += loss
+                step += 1
+                reporter.step(loss)
+        seconds = time.perf_counter() - start
+        last = epoch + 1 == config.epochs
+        entry = {
+            "epoch": epoch + 1,
+            "train_loss": total / self.steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.steps * config.batch_size / seconds, 1),
+        }
+        if last or (epoch + 1) % config.eval_every == 0:
+            raw, averaged = self._evaluate()
+            entry |= {"top1_raw": raw, "top1_ema": averaged}
+        self.log.append(entry)
+        reporter.epoch(entry)
+        self.done = Progress(epoch + 1, step, self.done.seconds + seconds, self.done.config, self.data)
+        if last or (epoch + 1) % config.checkpoint_every == 0:
+            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.ema, self.done)
+
+    def _step(self, batch: Tensor, generator: torch.Generator, step: int) -> float:
+        """Do one optimizer step on the images at indices `batch`; return the loss. Not finite is a VisqError."""
+        config = self.config
+        rate = learning_rate(config, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pixels, labels = self.train_images.pixels[batch], self.train_images.labels[batch]
+        images, targets = self.augment(pixels.to(self.device), labels.to(self.device), generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = self.forward(images)
+        loss = F.cross_entropy(logits.float(), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        for what, value in (("loss", loss.item()), ("gradient", norm.item())):
+            if not math.isfinite(value):
+                raise VisqError(
+                    f"{what} is {value} at epoch {step // self.steps + 1}, step {step}, learning rate {rate:.2e}: "
+                    f"lower lr (try {config.lr / 3:.1e}) or raise warmup_epochs"
+                )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(step)
+        return loss.item()
+
+    def _evaluate(self) -> tuple[float, float | None]:
+        """Return top-1 in percent of the raw weights and of their average."""
+        raw = top1(self.forward, self.eval_images, self.config, self.device, self.config.precision, self.model)
+        if self.ema is None:
+            return raw, None
+        with self.ema.applied():
+            return raw, top1(
+                self.forward, self.eval_images, self.config, self.device, self.config.precision, self.model
+            )
+
+    def _write(self, path: Path) -> None:
+        """Write the configured weights as float16, in the model's own key format."""
+        weights = dict(self.model.state_dict())
+        if self.config.save == "ema" and self.ema is not None:
+            weights |= self.ema.shadow
+        half = {name: tensor.half() for name, tensor in weights.items()}
+        damaged = [name for name, tensor in half.items() if not tensor.isfinite().all()]
+        if damaged:
+            raise VisqError(f"{damaged[0]} does not fit float16")
+        geometry = self.model.config
+        notes = {
+            "image_size": geometry.image_size,
+            "stride": geometry.stride,
+            "preprocess": self.config.data.preprocess,
+            "classes": list(self.classes),
+        }
+        # The one header entry that visq.models reads; several would come out in a different order every time.
+        write_safetensors(path, half, {"visq": json.dumps(notes, sort_keys=True)})
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the named device, for `auto` the GPU if there is one. Raises VisqError for one that is not there."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VisqError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Open the training and the evaluation set, labelled in the same order of classes."""
+    data = config.data
+    train_set = open_dataset(data.train, config.preprocess, split="train", classes=data.classes)
+    if not train_set.labelled:
+        raise VisqError(f"data.train {data.train!r} has no labels to learn")
+    if data.holdout:
+        if data.holdout >= len(train_set):
+            raise VisqError(f"data.holdout {data.holdout} leaves nothing of {len(train_set)} training images")
+        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0)).tolist()
+        return train_set.select(sorted(order[data.holdout :])), train_set.select(sorted(order[: data.holdout]))
+    eval_set = open_dataset(data.eval, config.preprocess, split="test", classes=train_set.classes)
+    if not eval_set.labelled:
+        raise VisqError(f"data.eval {data.eval!r} has no labels to compare with")
+    return train_set, eval_set
+
+
+def load_images(dataset: Dataset) -> Images:
+    """Decode a whole set into memory, which is where a small set is fastest.
+
+    Raises VisqError when it would take more than half of the machine's memory.
+    """
+    transform = dataset.preprocess
+    size = len(dataset) * transform.channels * transform.image_size**2
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+        raise VisqError(
+            f"{dataset.name}: {len(dataset)} images take {size / 1e9:.1f} GB, too much to train from memory"
+        )
+    batches = list(dataset.pixel_batches(1024))
+    return Images(torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches]))
+
+
+def build_model(config: TrainConfig, classes: tuple[str, ...]) -> VisionMamba:
+    """Build the configured network from `config.seed`. Raises VisqError when it does not fit the data."""
+    geometry = {**config.model.geometry, "drop_path": config.drop_path}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = create_model(config.model.name, **geometry)
+    got, transform = model.config, config.preprocess
+    pairs = (
+        ("image_size", got.image_size, transform.image_size),
+        ("channels", got.channels, transform.channels),
+        ("num_classes", got.num_classes, len(classes)),
+    )
+    for name, has, needs in pairs:
+        if has != needs:
+            raise VisqError(f"model.geometry.{name} is {has} but the data has {needs}")
+    return model
+
+
+@torch.no_grad()
+def top1(
+    forward: Forward,
+    images: Images,
+    config: TrainConfig,
+    device: torch.device,
+    precision: str,
+    model: nn.Module | None = None,
+) -> float:
+    """Return top-1 in percent. `model` is what is switched to evaluation when `forward` is its compiled form."""
+    module = model or forward
+    assert isinstance(module, nn.Module)
+    module.eval()
+    size, correct = 2 * config.batch_size, 0
+    for start in range(0, len(images.labels), size):
+        pixels, labels = images.pixels[start : start + size], images.labels[start : start + size]
+        missing = size - len(labels)
+        if missing:  # a compiled model would be compiled again for the smaller last batch
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = forward(config.preprocess.normalize(pixels.to(device)))
+        correct += int((logits[: len(labels)].argmax(1).cpu() == labels).sum())
+    return 100 * correct / len(images.labels)

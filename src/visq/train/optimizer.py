@@ -1,0 +1,73 @@
+"""AdamW with the parameter groups of the field, its learning-rate curve, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from visq.train.config import TrainConfig
+
+_NO_DECAY = frozenset({"A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed"})
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Say whether weight decay applies: to matrices, not to norms, biases, A, D, the class token and positions."""
+    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _NO_DECAY
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the model's parameters in two groups, with and without weight decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the rate of a step: linear warm-up that never starts at zero, then a cosine down to `min_lr`."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, total - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters.
+
+    The decay warms up as (1 + step) / (10 + step), so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the model's present weights after optimizer step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the context the model has the averaged weights, in place (so a compiled model sees them too)."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            kept = parameter.clone()
+            parameter.copy_(self.shadow[name])
+            self.shadow[name].copy_(kept)
