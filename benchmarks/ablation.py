@@ -2,10 +2,12 @@
 
     python benchmarks/ablation.py [--seeds 3] [--samples 256] [--limit N] [--out benchmarks/results/ablation.json]
 
-Table I: linears and convolutions only (weight and output of each, the paper's sites), baseline / similarity / k-scaled / both.
-Table II: the paper's scope with every Rep x Disp, one scale of h per step and one per tensor, against no reparameterization.
-Every cell is calibrated on `samples` training images under each seed and evaluated on the test images; finished cells are kept in the JSON file,
-so that an interrupted run goes on where it stopped.
+Table I: linears and convolutions only (weight and output of each, the paper's sites), baseline / similarity / k-scaled
+    / both.
+Table II: the paper's scope with every Rep x Disp, one scale of h per step and one per tensor, against no
+    reparameterization.
+Every cell is calibrated on `samples` training images under each seed and evaluated on the test images; finished cells
+are kept in the JSON file, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, write_json
-
 from visq.analysis import evaluate
 from visq.calibrate import calibrate
 from visq.data import open_dataset
@@ -41,7 +42,9 @@ def linear_rules(similarity: bool, groups: bool) -> list[dict[str, Any]]:
         rule: dict[str, Any] = {"estimator": SIMILAR} if similarity else {}
         return rule | ({"granularity": {"kind": kind, "k": 4, "power_of_two": True}} if groups else {})
 
-    hard = {"match": ["*.conv1d*.weight", "*.out_proj.weight"], "bits": "weight"} | ({"estimator": LAYER} if similarity else {})
+    hard = {"match": ["*.conv1d*.weight", "*.out_proj.weight"], "bits": "weight"} | (
+        {"estimator": LAYER} if similarity else {}
+    )
     return [
         {"match": PLAIN_WEIGHTS, "bits": "weight"},
         {"match": PLAIN_OUTPUTS},
@@ -53,7 +56,11 @@ def linear_rules(similarity: bool, groups: bool) -> list[dict[str, Any]]:
 
 def state_rules(granularity: str) -> list[dict[str, Any]]:
     return [
-        {"match": "*.scan*.y", "granularity": {"kind": "token_groups", "k": 4, "power_of_two": True}, "estimator": SIMILAR},
+        {
+            "match": "*.scan*.y",
+            "granularity": {"kind": "token_groups", "k": 4, "power_of_two": True},
+            "estimator": SIMILAR,
+        },
         {"match": "*.scan*.h", "bits": "state", "granularity": granularity, "estimator": "scan_output"},
     ]
 
@@ -123,10 +130,17 @@ def markdown(report: dict[str, Any], bits: list[int]) -> str:
     for b in bits:
         for granularity in ("step", "tensor"):
             prefix = f"II/w{b}a{b}/{granularity}"
-            lines += ["", f"W{b}A{b}, one scale of h per {granularity}; without reparameterization: {spread(results[prefix + '/none'])}", ""]
+            lines += [
+                "",
+                f"W{b}A{b}, one scale of h per {granularity}; "
+                f"without reparameterization: {spread(results[prefix + '/none'])}",
+                "",
+            ]
             lines += ["| rep \\ disp | " + " | ".join(DISPERSIONS) + " |", "|---|" + "---|" * len(DISPERSIONS)]
             for rep in REPRESENTATIVES:
-                lines.append(f"| {rep} | " + " | ".join(spread(results[f"{prefix}/{rep}-{disp}"]) for disp in DISPERSIONS) + " |")
+                lines.append(
+                    f"| {rep} | " + " | ".join(spread(results[f"{prefix}/{rep}-{disp}"]) for disp in DISPERSIONS) + " |"
+                )
     return "\n".join(lines)
 
 

@@ -107,7 +107,8 @@ def gather(value: T) -> list[T]:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 alone, while the others wait; returns its result, or raises its VisqError, everywhere."""
+    """Runs `function` on rank 0 alone, while the others wait; returns its result, or raises its VisqError,
+    everywhere."""
     if world() == 1:
         return function()
     outcome: list[Any] = [None, None]
@@ -137,6 +138,7 @@ def _clear_errors() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise VisqError(
             f"rank {os.environ.get('RANK')}: another process of this run has ended or does not answer, so this one "
-            f"ends too; look for its message above ({' '.join(str(error).split())[:160]}). A run that is only slow may set "
+            f"ends too; look for its message above ({' '.join(str(error).split())[:160]}). "
+            "A run that is only slow may set "
             f"{TIMEOUT} to more seconds"
         ) from error

@@ -32,7 +32,9 @@ class Images:
 @pytest.fixture
 def model() -> VisionMamba:
     torch.manual_seed(0)
-    model = create_model("vim", image_size=12, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=5)
+    model = create_model(
+        "vim", image_size=12, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=5
+    )
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", "norm_f.weight")):
             parameter.data.uniform_(0.5, 2)

@@ -32,7 +32,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("family", ["minmax", "minmax-channel", "similarity", "kscaled"])
 @pytest.mark.parametrize("scope", ["linear", "full"])
-def test_every_targeted_site_is_quantized(model: VisionMamba, images: Images, tmp_path: Path, family: str, scope: str) -> None:
+def test_every_targeted_site_is_quantized(
+    model: VisionMamba, images: Images, tmp_path: Path, family: str, scope: str
+) -> None:
     recipe = get_recipe(f"{family}-w8a8" + ("" if scope == "full" else f"-{scope}"))
     reference = model(images.images)
     result = calibrate(model, recipe, images, work_dir=tmp_path / "work", batch_size=4)  # type: ignore[arg-type]
@@ -58,7 +60,9 @@ def test_fewer_bits_are_less_exact(model: VisionMamba, images: Images, tmp_path:
     assert errors[0] < errors[1] < errors[2]
 
 
-def test_calibration_does_not_depend_on_how_images_are_batched_for_ranges(model: VisionMamba, images: Images, tmp_path: Path) -> None:
+def test_calibration_does_not_depend_on_how_images_are_batched_for_ranges(
+    model: VisionMamba, images: Images, tmp_path: Path
+) -> None:
     other = copy.deepcopy(model)
     calibrate(model, get_recipe("minmax-w8a8"), images, work_dir=tmp_path / "a", batch_size=3)  # type: ignore[arg-type]
     calibrate(other, get_recipe("minmax-w8a8"), images, work_dir=tmp_path / "b", batch_size=12)  # type: ignore[arg-type]
@@ -86,7 +90,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         calibrate(half, recipe, images, work_dir=tmp_path / "half", batch_size=4, report=kill)  # type: ignore[arg-type]
     seen: list[int] = []
     calibrate(
-        model, recipe, images, work_dir=tmp_path / "half", batch_size=4, resume=True, report=lambda done, *_: seen.append(done)  # type: ignore[arg-type]
+        model,
+        recipe,
+        images,
+        work_dir=tmp_path / "half",
+        batch_size=4,
+        resume=True,
+        report=lambda done, *_: seen.append(done),  # type: ignore[arg-type]
     )
     assert seen == list(range(stage + 1, 5))
     assert same(state_of(model), state_of(whole))
@@ -101,7 +111,9 @@ def test_the_state_of_another_run_is_refused(model: VisionMamba, images: Images,
     recipe = get_recipe("minmax-w6a6" if change == "recipe" else "minmax-w8a8")
     data = Images(images.images, "other") if change == "data" else images
     with pytest.raises(VisqError, match={"data": "calibration data", "weights": "model"}.get(change, change)):
-        calibrate(model, recipe, data, work_dir=tmp_path / "work", seed=int(change == "seed"), batch_size=4, resume=True)  # type: ignore[arg-type]
+        calibrate(
+            model, recipe, data, work_dir=tmp_path / "work", seed=int(change == "seed"), batch_size=4, resume=True
+        )  # type: ignore[arg-type]
 
 
 def test_a_half_written_stage_is_done_again(model: VisionMamba, images: Images, tmp_path: Path) -> None:
@@ -126,7 +138,9 @@ def test_nan_in_a_weight_is_named(model: VisionMamba, images: Images, tmp_path: 
 
 def test_more_groups_than_tokens_is_named(model: VisionMamba, images: Images, tmp_path: Path) -> None:
     with pytest.raises(VisqError, match=r"out_proj\.in: k=99 .* only 10"):
-        calibrate(model, custom(tmp_path, {"kind": "token_groups", "k": 99}), images, work_dir=tmp_path / "w", batch_size=4)  # type: ignore[arg-type]
+        calibrate(
+            model, custom(tmp_path, {"kind": "token_groups", "k": 99}), images, work_dir=tmp_path / "w", batch_size=4
+        )  # type: ignore[arg-type]
 
 
 def custom(tmp_path: Path, granularity: dict[str, object]) -> Recipe:

@@ -21,13 +21,17 @@ from .conftest import Images
 
 def recipe_from(tmp_path: Path, sites: str, learners: str = "[]") -> Recipe:
     file = tmp_path / "recipe.yaml"
-    file.write_text(f"name: custom\ntitle: t\ndefault_scope: s\nscopes: {{s: {{sites: {sites}, learners: {learners}}}}}\n")
+    file.write_text(
+        f"name: custom\ntitle: t\ndefault_scope: s\nscopes: {{s: {{sites: {sites}, learners: {learners}}}}}\n"
+    )
     family = load_family(file)
     return make_recipe(family, family.bits, "s")
 
 
 @pytest.mark.parametrize("layer", ["out_proj", "conv1d"])
-def test_the_weight_scale_maximizes_the_output_cosine(model: VisionMamba, images: Images, tmp_path: Path, layer: str) -> None:
+def test_the_weight_scale_maximizes_the_output_cosine(
+    model: VisionMamba, images: Images, tmp_path: Path, layer: str
+) -> None:
     module = model.layers[0].mixer.get_submodule(layer)
     weight = module.weight.clone()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -51,7 +55,8 @@ def test_the_weight_scale_maximizes_the_output_cosine(model: VisionMamba, images
 
 def test_weight_and_output_are_searched_in_turn(model: VisionMamba, images: Images, tmp_path: Path) -> None:
     sites = """[{match: "layers.0.mixer.conv1d.weight", bits: 4, estimator: {name: similarity, rounds: 2}},
-        {match: "layers.0.mixer.conv1d.out", bits: 4, granularity: {kind: channel_groups, k: 3, power_of_two: true}, estimator: similarity}]"""
+        {match: "layers.0.mixer.conv1d.out", bits: 4, granularity: {kind: channel_groups, k: 3, power_of_two: true},
+        estimator: similarity}]"""
     calibrate(model, recipe_from(tmp_path, sites), images, work_dir=tmp_path / "w", batch_size=5)  # type: ignore[arg-type]
     out = dict(named_sites(model))["layers.0.mixer.conv1d.out"].quantizer
     shifts = torch.log2(out.scale.max() / out.scale)  # type: ignore[union-attr,operator]

@@ -40,24 +40,27 @@ def visq_process(*arguments: object, **options: object) -> subprocess.Popen[str]
     command = [sys.executable, "-m", "visq.cli", *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )  # type: ignore[call-overload, no-any-return]
+    )  # type: ignore[call-overload]
 
 
 def visq_command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     process = visq_process(*arguments, **options)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], number: int = signal.SIGKILL) -> None:
+def kill_when(
+    process: subprocess.Popen[str], condition: Callable[[], bool], number: int = signal.SIGKILL
+) -> subprocess.CompletedProcess[str]:
     """Send a signal as soon as `condition` holds; fails when the process ends before."""
-    for _ in range(12_000):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         if condition():
             process.send_signal(number)
-            process.communicate()
-            return
+            out, err = process.communicate()
+            return subprocess.CompletedProcess(process.args, process.returncode, out, err)
         assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.kill()
     raise AssertionError("the condition never held")
 

@@ -11,8 +11,8 @@ from tests.cli.conftest import Workplace, visq_command
 from visq.models.registry import PRETRAINED
 
 EVAL_KEYS = {
-    "model", "checkpoint_sha256", "recipe", "scope", "weight_bits", "activation_bits", "state_bits", "backend", "kernels", "n",
-    "top1", "top5", "bytes", "seconds", "images_per_second", "threads", "seed", "versions",
+    "model", "checkpoint_sha256", "recipe", "scope", "weight_bits", "activation_bits", "state_bits", "backend", "kernels",
+    "n", "top1", "top5", "bytes", "seconds", "images_per_second", "threads", "seed", "versions",
 }  # fmt: skip
 COMPARE_KEYS = EVAL_KEYS | {
     "fp32_top1", "drop", "calibration_seconds", "peak_rss_bytes", "sites_quantized", "sites_targeted",

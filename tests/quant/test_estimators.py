@@ -120,8 +120,13 @@ def test_mse_never_loses_to_minmax(batches: list[Tensor], p: float) -> None:
     for symmetric in (True, False):
         for granularity in ("tensor", "token", "channel"):
             spec = Spec(bits=4, symmetric=symmetric, granularity=granularity)
-            searched = estimate(spec.model_copy(update={"estimator": Spec(bits=4, estimator={"name": "mse", "p": p}).estimator}), batches)
-            assert (searched(x) - x).abs().pow(p).sum() <= (estimate(spec, batches)(x) - x).abs().pow(p).sum() * (1 + 1e-5)
+            searched = estimate(
+                spec.model_copy(update={"estimator": Spec(bits=4, estimator={"name": "mse", "p": p}).estimator}),
+                batches,
+            )
+            assert (searched(x) - x).abs().pow(p).sum() <= (estimate(spec, batches)(x) - x).abs().pow(p).sum() * (
+                1 + 1e-5
+            )
 
 
 def test_a_tensor_of_zeros_gets_a_harmless_quantizer() -> None:

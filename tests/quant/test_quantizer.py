@@ -39,7 +39,9 @@ def quantizers(draw: st.DrawFn) -> tuple[Quantizer, torch.Tensor]:
 def test_simulation_is_decode_of_encode(case: tuple[Quantizer, torch.Tensor]) -> None:
     quantizer, x = case
     codes = quantizer.encode(x)
-    low, high = (0, 2**quantizer.spec.bits - 1) if quantizer.table is not None else (quantizer.spec.qmin, quantizer.spec.qmax)
+    low, high = (
+        (0, 2**quantizer.spec.bits - 1) if quantizer.table is not None else (quantizer.spec.qmin, quantizer.spec.qmax)
+    )
     assert codes.dtype == torch.int16
     assert codes.min() >= low
     assert codes.max() <= high
@@ -91,13 +93,15 @@ def test_bad_scales_are_refused(scale: float) -> None:
 
 def test_another_sequence_length_is_refused() -> None:
     quantizer = Quantizer(Spec(bits=8, granularity="token"), torch.ones(4), axis=-2)
-    with pytest.raises(VisqError, match="4 tokens.*got 5"):
+    with pytest.raises(VisqError, match=r"4 tokens.*got 5"):
         quantizer(torch.zeros(1, 5, 3))
 
 
-@pytest.mark.parametrize("fields", [{"bits": 1}, {"bits": 9}, {"bits": 8, "narrow": True, "symmetric": False}, {"bits": 8, "unknown": 1}])
+@pytest.mark.parametrize(
+    "fields", [{"bits": 1}, {"bits": 9}, {"bits": 8, "narrow": True, "symmetric": False}, {"bits": 8, "unknown": 1}]
+)
 def test_invalid_specs_are_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="bits|narrow|unknown"):
+    with pytest.raises(ValueError, match=r"bits|narrow|unknown"):
         Spec(**fields)  # type: ignore[arg-type]
 
 

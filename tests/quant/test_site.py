@@ -9,7 +9,16 @@ from visq.quant.estimators import make_estimator
 from visq.quant.site import WEIGHT, bake_weights, named_sites, site_name, site_parameter
 from visq.quant.spec import Spec
 
-TINY = {"image_size": 8, "patch_size": 4, "stride": 4, "channels": 1, "embed_dim": 16, "depth": 1, "d_state": 4, "num_classes": 3}
+TINY = {
+    "image_size": 8,
+    "patch_size": 4,
+    "stride": 4,
+    "channels": 1,
+    "embed_dim": 16,
+    "depth": 1,
+    "d_state": 4,
+    "num_classes": 3,
+}
 
 
 def test_public_names_drop_the_prefix() -> None:

@@ -1,4 +1,5 @@
-"""Reparameterization: the factors' formula, and that a rank-1 scale of h is the paper's eqs. 16-21 written literally."""
+"""Reparameterization: the factors' formula, and that a rank-1 scale of h is the paper's eqs. 16-21 written
+literally."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from visq.transforms.reparameterize import DISPERSIONS, REPRESENTATIVES, Factors
 
 def scan_inputs(batch: int = 2, length: int = 7, channels: int = 5, states: int = 3) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    u, delta = torch.randn(batch, length, channels, generator=generator), torch.rand(batch, length, channels, generator=generator)
+    u, delta = (
+        torch.randn(batch, length, channels, generator=generator),
+        torch.rand(batch, length, channels, generator=generator),
+    )
     B, C = (torch.randn(batch, length, states, generator=generator) for _ in range(2))
     return u, delta, -torch.rand(channels, states, generator=generator) - 0.1, B, C
 
@@ -85,7 +89,9 @@ def test_without_rounding_the_factors_cancel() -> None:
 
 def test_folding_the_state_factor_keeps_the_function() -> None:
     torch.manual_seed(0)
-    model = create_model("vim", image_size=8, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=3)
+    model = create_model(
+        "vim", image_size=8, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=3
+    )
     model.eval().requires_grad_(False)
     tokens, residual = torch.randn(2, 5, 16), torch.zeros(2, 5, 16)
     block = model.layers[1]

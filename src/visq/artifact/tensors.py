@@ -18,7 +18,7 @@ from visq.artifact.schema import Codes, SiteRecord
 from visq.errors import VisqError
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
-from visq.quant.site import WEIGHT, Site, named_sites, site_parameter
+from visq.quant.site import WEIGHT, Site, SiteQuantizer, named_sites, site_parameter
 
 #: Parts that are stored as small integers: (dtype, smallest, largest), the first that fits.
 SMALL_INTEGERS = {
@@ -101,7 +101,7 @@ def shrink(name: str, part: str, tensor: Tensor) -> Tensor:
 
 def restore_site(
     name: str, record: SiteRecord, parts: dict[str, Tensor], expected: Site, shape: torch.Size | None
-) -> tuple[nn.Module, Tensor | None]:
+) -> tuple[SiteQuantizer, Tensor | None]:
     """The quantizer of a stored site and, for a weight, the parameter its codes decode to.
 
     Arguments:

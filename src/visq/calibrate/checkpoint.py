@@ -24,10 +24,12 @@ from visq.recipes import Recipe
 
 
 class WorkFolder:
-    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (FP32 inputs of the stage at hand), `student-NNN/`
-    (its inputs in the network quantized so far, when a learner needs them)."""
+    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (FP32 inputs of the stage
+    at hand), `student-NNN/` (its inputs in the network quantized so far, when a learner needs them)."""
 
-    def __init__(self, path: Path, *, model: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, path: Path, *, model: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, batch_size: int
+    ) -> None:
         self.path = path
         self.fingerprint = {
             "recipe": recipe.digest(),
@@ -53,7 +55,10 @@ class WorkFolder:
                 raise VisqError(f"{run_file} is damaged; delete {self.path} and start again") from error
             different = [key for key, value in self.fingerprint.items() if found.get(key) != value]
             if different:
-                raise VisqError(f"{self.path} holds a calibration with another {', '.join(different)}; resume that one, or start without --resume")
+                raise VisqError(
+                    f"{self.path} holds a calibration with another {', '.join(different)}; "
+                    "resume that one, or start without --resume"
+                )
             finished = 0
             while self.checkpoint(finished).exists():
                 finished += 1

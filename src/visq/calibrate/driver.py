@@ -24,7 +24,7 @@ from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
-from visq.quant.site import ACTIVATION, INNER, WEIGHT, bake_weights, named_sites
+from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
 from visq.quant.spec import Spec
 from visq.recipes import Recipe
 from visq.transforms import make_transform
@@ -63,16 +63,18 @@ def calibrate(
 ) -> Calibration:
     """Quantize `model` in place, one stage at a time.
 
-    Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. The state of a run lives in `work_dir`:
-    a killed run continues there with `resume` and ends in the same bytes; the caller deletes the folder when the artifact is safe.
+    Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. The state of a
+    run lives in `work_dir`: a killed run continues there with `resume` and ends in the same bytes; the caller deletes
+        the folder when the
+    artifact is safe.
 
     Arguments:
         model: FP32, with `stages()` and sites; put into eval mode.
         dataset: the calibration images, already chosen.
         seed: for learners that draw random numbers.
     Raises:
-        VisqError: an unusable recipe, no images, NaN or Inf in weights or activations, a work_dir of a different run, a targeted site that
-            stayed unquantized.
+        VisqError: an unusable recipe, no images, NaN or Inf in weights or activations, a work_dir of a different run,
+            a targeted site that stayed unquantized.
     """
     start = time.perf_counter()
     model.eval().requires_grad_(False)
@@ -82,7 +84,7 @@ def calibrate(
     if len(dataset) == 0:
         raise VisqError("the calibration set is empty; pass images with --calib and at least --samples 1")
     folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
-    stages = model.stages()
+    stages: list[Stage] = model.stages()  # type: ignore[operator]
     with_student = any(learner.needs_student for learner in learners)
     done = parallel.on_rank_zero(lambda: folder.open(resume, with_student))
     for index in range(done):
@@ -131,8 +133,8 @@ def calibrate(
 
 
 def finish(model: nn.Module, stage: Stage, checkpoint: StageCheckpoint) -> None:
-    """Save the stage. The other processes take over what rank 0 saved, which is what they computed themselves unless their
-    arithmetic differs (another processor, another number of threads)."""
+    """Save the stage. The other processes take over what rank 0 saved, which is what they computed themselves unless
+    their arithmetic differs (another processor, another number of threads)."""
     parallel.on_rank_zero(lambda: checkpoint.save(model, stage))
     if parallel.rank() > 0:
         checkpoint.restore(model)
@@ -164,8 +166,9 @@ def advance_student(run: StageRun, folder: Path) -> None:
     stream.close()
 
 
-def observe(run: StageRun) -> dict[str, nn.Module]:
-    """Stream the stage as often as its jobs need; the first pass also writes its FP32 outputs. Returns quantizers by site name."""
+def observe(run: StageRun) -> dict[str, SiteQuantizer]:
+    """Stream the stage as often as its jobs need; the first pass also writes its FP32 outputs. Returns quantizers by
+    site name."""
     jobs, quantizers = make_jobs(run)
     for index in range(max([1, *(job.passes for job in jobs)])):
         active = [job for job in jobs if index < job.passes]
@@ -183,10 +186,10 @@ def observe(run: StageRun) -> dict[str, nn.Module]:
     return quantizers
 
 
-def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, nn.Module]]:
+def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, SiteQuantizer]]:
     """The jobs of a stage's targeted sites, and the quantizers of weights that need no data."""
     jobs: list[Job] = []
-    quantizers: dict[str, nn.Module] = {}
+    quantizers: dict[str, SiteQuantizer] = {}
     sites = run.sites()
     taken: set[str] = set()
     for name, site in sites.items():
@@ -235,10 +238,10 @@ def stream_guided(run: StageRun, jobs: list[Job], images: int | None) -> None:
         seen: dict[Job, tuple[Tensor, Tensor]] = {}
 
         def remember(job: Job, seen: dict[Job, tuple[Tensor, Tensor]] = seen) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                if not output.is_leaf:
-                    output.retain_grad()
-                seen[job] = (args[0], output)
+            def hook(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+                if not result.is_leaf:
+                    result.retain_grad()
+                seen[job] = (args[0], result)
 
             return hook
 

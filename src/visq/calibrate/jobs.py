@@ -13,7 +13,7 @@ from visq.errors import VisqError
 from visq.quant.estimators import make_estimator
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer, Rotation
-from visq.quant.site import ACTIVATION, WEIGHT, Site, site_parameter
+from visq.quant.site import ACTIVATION, WEIGHT, Site, SiteQuantizer, site_parameter
 from visq.quant.spec import Spec
 
 Observe = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -45,7 +45,7 @@ class Job:
     def end_pass(self) -> None:
         raise NotImplementedError
 
-    def result(self) -> dict[str, nn.Module]:
+    def result(self) -> dict[str, SiteQuantizer]:
         """Quantizers by site name."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class ActivationJob(Job):
         if self.estimator.pass_index < self.estimator.passes:
             self._named(self.estimator.end_pass)
 
-    def result(self) -> dict[str, nn.Module]:
+    def result(self) -> dict[str, SiteQuantizer]:
         return {self.name: rotated(self._named(self.estimator.result), self.rotation)}
 
     def _named(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -90,7 +90,7 @@ class ActivationJob(Job):
             raise VisqError(f"{self.name}: {error}") from error
 
 
-def estimate_weight(run: StageRun, name: str, site: Site) -> nn.Module:
+def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
     """The quantizer of a weight whose estimator looks at the weight alone."""
     weight = site_parameter(run.model, name, site).detach()
     if not torch.isfinite(weight).all():

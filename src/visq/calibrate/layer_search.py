@@ -1,4 +1,5 @@
-"""Similarity search of a layer's weight scale against the layer's output, alternating with the output's own scale (arXiv 2501.16738)."""
+"""Similarity search of a layer's weight scale against the layer's output, alternating with the output's own scale
+(arXiv 2501.16738)."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ from visq.errors import VisqError
 from visq.quant.estimators import Similarity
 from visq.quant.estimators.similarity import CANDIDATES
 from visq.quant.quantizer import Quantizer
+from visq.quant.site import SiteQuantizer
 from visq.quant.spec import Spec
 
 
 class LayerSearch(Job):
-    """Weight scale, then output scale, `rounds` times; both scored on the similarity of the layer's quantized and FP32 outputs.
+    """Weight scale, then output scale, `rounds` times; both scored on the similarity of the layer's quantized and FP32
+    outputs.
 
-    Pass 0 collects the output's range and groups. Then each round scores the weight's candidates under the present output quantizer, and the
-    output's candidates under the present weight.
+    Pass 0 collects the output's range and groups. Then each round scores the weight's candidates under the present
+    output quantizer, and the output's candidates under the present weight.
 
     Arguments:
         layer: a module with a `weight` parameter and sites `in`, `weight`, `out`.
@@ -30,12 +33,22 @@ class LayerSearch(Job):
     """
 
     def __init__(
-        self, name: str, layer: nn.Module, weight_spec: Spec, output: tuple[str, Similarity] | None, score: str = "cosine", rounds: int = 3
+        self,
+        name: str,
+        layer: nn.Module,
+        weight_spec: Spec,
+        output: tuple[str, Similarity] | None,
+        score: str = "cosine",
+        rounds: int = 3,
     ) -> None:
         if weight_spec.granularity.kind != "tensor" or not weight_spec.symmetric:
-            raise VisqError(f"{name}: a weight's similarity search takes one symmetric scale per tensor; use estimator mse for scales per channel")
+            raise VisqError(
+                f"{name}: a weight's similarity search takes one symmetric scale per tensor; "
+                "use estimator mse for scales per channel"
+            )
         self.name, self.layer, self.spec, self.score, self.rounds = name, layer, weight_spec, score, rounds
-        self.output_name, self.output = output or (None, None)
+        self.output_name: str | None = output[0] if output else None
+        self.output: Similarity | None = output[1] if output else None
         self.weight = layer.get_parameter("weight").detach()
         self.full_range = self.weight.abs().max().clamp_min(1e-12) / weight_spec.qmax
         self.scale = self.full_range
@@ -102,8 +115,8 @@ class LayerSearch(Job):
             self.output.end_pass()
         self.pass_index += 1
 
-    def result(self) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {self.name: Quantizer(self.spec, self.scale.view(1))}
+    def result(self) -> dict[str, SiteQuantizer]:
+        found: dict[str, SiteQuantizer] = {self.name: Quantizer(self.spec, self.scale.view(1))}
         if self.output is not None and self.output_name is not None:
             found[self.output_name] = self.output.result()
         return found

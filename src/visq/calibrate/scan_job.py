@@ -15,6 +15,7 @@ from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
 from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.site import SiteQuantizer
 from visq.transforms.reparameterize import Factors
 
 
@@ -68,8 +69,8 @@ class ScanJob(Job):
     def end_pass(self) -> None:
         self.pass_index += 1
 
-    def result(self) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {}
+    def result(self) -> dict[str, SiteQuantizer]:
+        found: dict[str, SiteQuantizer] = {}
         inner: dict[str, Any] = {}
         for site, estimator in self.inner.items():
             score = None

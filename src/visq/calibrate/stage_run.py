@@ -1,4 +1,5 @@
-"""One stage under calibration: the model, the stage's inputs, and what transforms and learners leave for the quantizers."""
+"""One stage under calibration: the model, the stage's inputs, and what transforms and learners leave for the
+quantizers."""
 
 from __future__ import annotations
 
@@ -67,8 +68,8 @@ class StageRun:
 
     @torch.no_grad()
     def forward(self, images: int | None = None) -> Iterator[int]:
-        """Run the stage over this process' share of its inputs. Hooks see what they are attached to, and merge what they
-        find through `parallel.each`; yields the size of each batch, of all processes in order."""
+        """Run the stage over this process' share of its inputs. Hooks see what they are attached to, and merge what
+        they find through `parallel.each`; yields the size of each batch, of all processes in order."""
         for _, batch in self.inputs.share(images):
             self.stage.forward(*batch)
             yield from parallel.each(batch[0].shape[0])

@@ -78,13 +78,14 @@ def _load(path: Path, rows: int | None) -> tuple[Tensor, ...]:
     try:
         tensors = load_file(path)
     except Exception as error:
-        raise VisqError(
-            f"calibration state {path} is damaged; delete {path.parent.parent} and start again"
-        ) from error
+        raise VisqError(f"calibration state {path} is damaged; delete {path.parent.parent} and start again") from error
     return tuple(tensors[str(i)][:rows] for i in range(len(tensors)))
 
 
 def check_finite(batch: tuple[Tensor, ...], where: str) -> None:
     for tensor in batch:
         if not torch.isfinite(tensor).all():
-            raise VisqError(f"the FP32 model gives NaN or Inf in {where} on a calibration image; check the checkpoint and the images")
+            raise VisqError(
+                f"the FP32 model gives NaN or Inf in {where} on a calibration image; "
+                "check the checkpoint and the images"
+            )

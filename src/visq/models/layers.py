@@ -61,9 +61,11 @@ class RMSNorm(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's discretization).
+    """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's
+    discretization).
 
-    Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h` live inside the recurrence and are quantized by the scan kernel.
+    Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h` live inside the recurrence and are quantized
+        by the scan kernel.
     """
 
     def __init__(self) -> None:
@@ -72,15 +74,13 @@ class SelectiveScan(nn.Module):
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D u)."""
+        """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
+        u)."""
         delta, C = self.site_delta(delta), self.site_c(C)
         inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
         quantized = {name: site.quantizer.scan_argument() for name, site in inner.items() if site.quantizer is not None}
-        if quantized:
-            y = ops.quantized_scan(u, delta, A, B, C, **quantized)
-        else:
-            y = ops.selective_scan(u, delta, A, B, C)
-        return self.site_y(y)
+        scan = ops.quantized_scan if quantized else ops.selective_scan
+        return self.site_y(scan(u, delta, A, B, C, **quantized))
 
 
 class DropPath(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the forward pass: a function from a tuple of tensors to the next, and the prefixes of the modules it runs."""
+    """A step of the forward pass: a function from a tuple of tensors to the next, and the prefixes of the modules it
+    runs."""
 
     name: str
     forward: Callable[..., tuple[Tensor, ...]]

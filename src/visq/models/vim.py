@@ -84,7 +84,8 @@ class PatchConv2d(nn.Conv2d):
 
 
 class BiMambaMixer(nn.Module):
-    """Two selective scans over the tokens, one forward, one over the flipped sequence, sharing in_proj, the gate z and out_proj.
+    """Two selective scans over the tokens, one forward, one over the flipped sequence, sharing in_proj, the gate z and
+    out_proj.
 
     [B, L, embed_dim] -> [B, L, embed_dim]. Parameters of the backward direction carry `_b`.
     """
@@ -123,7 +124,16 @@ class BiMambaMixer(nn.Module):
         delta = F.softplus(dt_proj(dt))
         return scan(u, delta, -torch.exp(A_log), B, C) + D * u
 
-    def scan_projection(self, scan: str) -> tuple[nn.Parameter, slice, slice]:
+    @torch.no_grad()
+    def reset_parameters(self, depth: int) -> None:
+        """Mamba's: delta log-uniform in [1e-3, 1e-1], out_proj scaled down by sqrt(depth)."""
+        self.out_proj.weight.div_(math.sqrt(depth))
+        for dt_proj in (self.dt_proj, self.dt_proj_b):
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
         """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
         weight = {"scan": self.x_proj, "scan_b": self.x_proj_b}[scan].weight
         b_end = self.dt_rank + self.d_state
@@ -131,7 +141,8 @@ class BiMambaMixer(nn.Module):
 
 
 class Block(nn.Module):
-    """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch, residual)."""
+    """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch,
+    residual)."""
 
     #: Linears that alone read a norm's output: a factor per channel can move between the two.
     norms_before: ClassVar[dict[str, str]] = {"mixer.in_proj": "norm"}
@@ -175,14 +186,20 @@ class VisionMamba(nn.Module):
     def stages(self) -> list[Stage]:
         """The forward pass cut into steps; calibration streams through them."""
         blocks = [Stage(f"layers.{i}", block, (f"layers.{i}",)) for i, block in enumerate(self.layers)]
-        return [Stage("embed", self.embed, ("patch_embed",)), *blocks, Stage("classify", self.classify, ("norm_f", "head"))]
+        return [
+            Stage("embed", self.embed, ("patch_embed",)),
+            *blocks,
+            Stage("classify", self.classify, ("norm_f", "head")),
+        ]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty residual stream."""
+        """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty
+        residual stream."""
         size = self.config.image_size
         if images.shape[1:] != (self.config.channels, size, size):
             raise VisqError(
-                f"this model takes images of {self.config.channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
+                f"this model takes images of {self.config.channels}x{size}x{size}, "
+                f"got {'x'.join(map(str, images.shape[1:]))}; "
                 "its position embedding and per-token scales are made for that size"
             )
         tokens = self.patch_embed(images)
@@ -200,18 +217,15 @@ class VisionMamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialization of the Vim and Mamba papers (delta log-uniform in [1e-3, 1e-1], out_proj scaled by 1/sqrt(depth))."""
+        """Initialization of the Vim and Mamba papers (delta log-uniform in [1e-3, 1e-1], out_proj scaled by
+        1/sqrt(depth))."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         fan_in = self.patch_embed.proj.weight[0].numel()
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        self.patch_embed.proj.bias.zero_()  # type: ignore[union-attr]
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        for block in self.layers:
-            mixer = block.mixer
-            mixer.out_proj.weight.div_(math.sqrt(self.config.depth))
-            for dt_proj in (mixer.dt_proj, mixer.dt_proj_b):
-                nn.init.uniform_(dt_proj.weight, -(mixer.dt_rank**-0.5), mixer.dt_rank**-0.5)
-                dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
-                dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        for module in self.modules():
+            if isinstance(module, BiMambaMixer):
+                module.reset_parameters(self.config.depth)

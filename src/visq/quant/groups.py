@@ -15,14 +15,17 @@ def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
         values: [n] finite.
         k: number of groups, 1 <= k <= n.
     Returns:
-        labels [n] int64 in 0..k-1, ascending with the centroid. With fewer than k distinct values some labels stay unused: an empty
-        cluster keeps its centroid instead of turning into NaN.
+        labels [n] int64 in 0..k-1, ascending with the centroid. With fewer than k distinct values some labels stay
+        unused: an empty cluster keeps its centroid instead of turning into NaN.
     Raises:
         VisqError: k exceeds the number of values.
     """
     n = values.numel()
     if not 1 <= k <= n:
-        raise VisqError(f"k={k} groups are asked for, but there are only {n} channels or tokens to group; choose k between 1 and {n}")
+        raise VisqError(
+            f"k={k} groups are asked for, but there are only {n} channels or tokens to group; "
+            f"choose k between 1 and {n}"
+        )
     values = values.double()
     centroids = torch.quantile(values, (torch.arange(k, dtype=torch.float64) * 2 + 1) / (2 * k))
     labels = torch.zeros(n, dtype=torch.long)
@@ -39,5 +42,6 @@ def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
 
 
 def power_of_two_shifts(scales: Tensor) -> Tensor:
-    """Shifts m so that max(scales) * 2^-m is nearest to `scales` in the log domain (eq. 8). scales [G] > 0 -> m [G] >= 0 float."""
+    """Shifts m so that max(scales) * 2^-m is nearest to `scales` in the log domain (eq. 8). scales [G] > 0 -> m [G] >=
+    0 float."""
     return torch.log2(scales.max() / scales).round()

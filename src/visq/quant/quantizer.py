@@ -5,28 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visq import ops
 from visq.errors import VisqError
+from visq.quant.site import SiteQuantizer
 from visq.quant.spec import Spec
 
 
-class Quantizer(nn.Module):
+class Quantizer(SiteQuantizer):
     """x -> q = clamp(round(x / (smooth * scale)) + zero_point) -> x^ = (q - zero_point) * scale * smooth.
 
-    Rounding is half to even. With a table, q is the index of the nearest entry (ties to the lower one) of x / (smooth * scale), and
-    x^ = table[q] * scale * smooth.
+    Rounding is half to even. With a table, q is the index of the nearest entry (ties to the lower one) of x / (smooth
+    * scale), and x^ = table[q] * scale * smooth.
 
-    Integer form: the codes q with one (scale, zero_point) per group. A scale per tensor, per weight row or per token factors out of a matrix
-    product; per-channel activation scales do so only as power-of-two shifts of the codes. `smooth` never meets the codes: it is folded into
-    the neighbouring weights or norm.
+    Integer form: the codes q with one (scale, zero_point) per group. A scale per tensor, per weight row or per token
+    factors out of a matrix product; per-channel activation scales do so only as power-of-two shifts of the codes.
+    `smooth` never meets the codes: it is folded into the neighbouring weights or norm.
 
     Arguments:
         spec: bits, symmetry and what the parameters were estimated with.
         scale: [G] > 0 float32.
         zero_point: [G] integers stored as float32, or None for 0.
-        axis: the axis of x that `group` indexes (0 for a weight's output channel, -1 channels, -2 tokens); None when G = 1.
+        axis: the axis of x that `group` indexes (0 for a weight's output channel, -1 channels, -2 tokens); None when
+            G = 1.
         group: [x.shape[axis]] int64 in 0..G-1, or None when every element along the axis has its own scale.
         smooth: [x.shape[-1]] > 0 divides x channel by channel (SmoothQuant's sigma; r_C of a reparameterized state).
         table: [K <= 2^bits] ascending values of a non-uniform codebook.
@@ -55,7 +57,9 @@ class Quantizer(nn.Module):
         self.spec, self.axis = spec, axis
         for name, value in {"scale": scale, "smooth": smooth, "table": table}.items():
             if value is not None and not torch.isfinite(value).all():
-                raise VisqError(f"a quantizer's {name} is not finite; the calibration data or the weights hold NaN or Inf")
+                raise VisqError(
+                    f"a quantizer's {name} is not finite; the calibration data or the weights hold NaN or Inf"
+                )
             if value is not None and name != "table" and not (value > 0).all():
                 raise VisqError(f"a quantizer's {name} must be positive")
         # Clones: two quantizers may be given one factor, and each is stored on its own.
@@ -80,7 +84,8 @@ class Quantizer(nn.Module):
         return x if self.smooth is None else x * self.smooth
 
     def forward(self, x: Tensor) -> Tensor:
-        """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through estimator."""
+        """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
+        estimator."""
         scale, zero_point = self._along_axis(x)
         v = x / scale if self.smooth is None else x / self.smooth / scale
         if self.table is not None:
@@ -96,7 +101,7 @@ class Quantizer(nn.Module):
 
     def scan_argument(self) -> Any:
         """The form the scan kernel takes for Abar or Bbar."""
-        if self.axis is not None or self.smooth is not None or self.zero_point is not None and self.zero_point.any():
+        if self.axis is not None or self.smooth is not None or (self.zero_point is not None and self.zero_point.any()):
             raise VisqError("Abar and Bbar are quantized with one scale per tensor and no zero point")
         if self.table is not None:
             return ops.Table(self.table * self.scale)
@@ -123,20 +128,22 @@ class Quantizer(nn.Module):
         return f"bits={self.spec.bits}, granularity={self.spec.granularity.kind}, codebook={self.spec.codebook.name}"
 
 
-class StateQuantizer(nn.Module):
-    """Quantizer of the hidden state: the scale of h[c, n] after step t is the rank-1 product step[t] * channel[c] * state[n].
+class StateQuantizer(SiteQuantizer):
+    """Quantizer of the hidden state: the scale of h[c, n] after step t is the rank-1 product step[t] * channel[c] *
+    state[n].
 
-    The reparameterization of arXiv 2501.16738 (eqs. 16-21) is this product: quantizing h* = h / (r_C r_L r_D) with S[t] is quantizing h with
-    S[t] r_L[t] r_C[c] r_D[n], because the factors commute with the recurrence. `step` holds S r_L, `channel` holds r_C; `state` is one where r_D is
-    folded into x_proj (eq. 24).
+    The reparameterization of arXiv 2501.16738 (eqs. 16-21) is this product: quantizing h* = h / (r_C r_L r_D) with S[t]
+    is quantizing h with S[t] r_L[t] r_C[c] r_D[n], because the factors commute with the recurrence. `step` holds S r_L,
+    `channel` holds r_C; `state` is one where r_D is folded into x_proj (eq. 24).
 
-    Integer form: codes q_t; q_t = round((Abar_t step[t-1]/step[t]) q_{t-1} + Bbar_t u_t / (step[t] channel state)): the factors are part of the
-    requantization and cost nothing.
+    Integer form: codes q_t = round((Abar_t step[t-1]/step[t]) q_{t-1} + Bbar_t u_t / (step[t] channel state)): the
+    factors are part of the requantization and cost nothing.
 
     Arguments:
         spec: bits and granularity (`tensor`, `step`, `step_groups`).
         step: [L] in scan order; channel: [C]; state: [N]; all > 0.
-        read_quantized: y_t reads the quantized h_t, as hardware that stores it would (the public code of the paper reads the unquantized one).
+        read_quantized: y_t reads the quantized h_t, as hardware that stores it would (the public code of the paper
+            reads the unquantized one).
     """
 
     step: Tensor
@@ -166,7 +173,9 @@ class StateQuantizer(nn.Module):
         return self.decode(self.encode(h))
 
     def scan_argument(self) -> Any:
-        return ops.StateQuantizer(self.step, self.channel, self.state, self.spec.qmin, self.spec.qmax, self.read_quantized)
+        return ops.StateQuantizer(
+            self.step, self.channel, self.state, self.spec.qmin, self.spec.qmax, self.read_quantized
+        )
 
     def extra_repr(self) -> str:
         return f"bits={self.spec.bits}, granularity={self.spec.granularity.kind}"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from visq.errors import VisqError
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.rotated import RotatedQuantizer
+from visq.quant.site import SiteQuantizer
 from visq.quant.spec import Spec
 
-_KINDS: dict[str, type[nn.Module]] = {"quantizer": Quantizer, "rotated": RotatedQuantizer, "state": StateQuantizer}
+_KINDS: dict[str, type[SiteQuantizer]] = {"quantizer": Quantizer, "rotated": RotatedQuantizer, "state": StateQuantizer}
 
 
-def quantizer_to_parts(quantizer: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def quantizer_to_parts(quantizer: SiteQuantizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(metadata for JSON, tensors by short name) of a quantizer."""
     tensors = dict(quantizer.named_buffers())
     assert isinstance(quantizer, (Quantizer, StateQuantizer))
@@ -27,7 +28,7 @@ def quantizer_to_parts(quantizer: nn.Module) -> tuple[dict[str, Any], dict[str, 
     return meta, tensors
 
 
-def quantizer_from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+def quantizer_from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> SiteQuantizer:
     """Inverse of `quantizer_to_parts`.
 
     Raises:

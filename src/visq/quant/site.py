@@ -1,7 +1,7 @@
 """A site: a named place in a network where a tensor can be quantized.
 
-Networks hold `Site` modules in attributes called `site_<what>`; in FP32 a site is the identity and owns no parameter, so checkpoints keep
-their official keys. The public name of a site is its module path without the `site_` prefix:
+Networks hold `Site` modules in attributes called `site_<what>`; in FP32 a site is the identity and owns no parameter,
+so checkpoints keep their official keys. The public name of a site is its module path without the `site_` prefix:
 
     layers.0.mixer.in_proj.site_in  ->  layers.0.mixer.in_proj.in
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,22 @@ WEIGHT = "weight"
 INNER = "inner"
 
 
+class SiteQuantizer(nn.Module):
+    """What a site applies: integers in between, reals on both sides; see `visq.quant.quantizer`."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Integer codes of x, int16, same shape."""
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Real values of codes, float32, same shape."""
+        raise NotImplementedError
+
+    def scan_argument(self) -> Any:
+        """The form `ops.quantized_scan` takes, for quantizers of what lives inside the recurrence."""
+        raise NotImplementedError
+
+
 class Site(nn.Module):
     """Identity until a quantizer is attached.
 
@@ -32,17 +49,21 @@ class Site(nn.Module):
 
     Attributes:
         quantizer: what is applied, or None.
-        baked: the parameter already holds decoded codes, so that applying the quantizer again would change nothing and only cost time.
+        baked: the parameter already holds decoded codes, so that applying the quantizer again would change nothing and
+            only cost time.
     """
 
     def __init__(self, kind: str = ACTIVATION, parameter: str = "weight") -> None:
         super().__init__()
         self.kind, self.parameter = kind, parameter
-        self.quantizer: nn.Module | None = None
+        self.quantizer: SiteQuantizer | None = None
         self.baked = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.quantizer is None or self.baked else self.quantizer(x)
+        if self.quantizer is None or self.baked:
+            return x
+        result: Tensor = self.quantizer(x)
+        return result
 
     def extra_repr(self) -> str:
         return self.kind

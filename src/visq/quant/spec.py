@@ -13,10 +13,12 @@ class Granularity(BaseModel):
     """Which elements share a scale.
 
     Attributes:
-        kind: `tensor`; `channel` (last axis of an activation, first of a weight); `token` (position in the sequence); `channel_groups` /
-            `token_groups` (k-means on the mean magnitude, arXiv 2501.16738 III-C); `step` / `step_groups` (time steps of the hidden state).
+        kind: `tensor`; `channel` (last axis of an activation, first of a weight); `token` (position in the sequence);
+            `channel_groups` / `token_groups` (k-means on the mean magnitude, arXiv 2501.16738 III-C); `step` /
+            `step_groups` (time steps of the hidden state).
         k: number of groups, for the `_groups` kinds.
-        power_of_two: group scales are the largest one shifted right (eq. 8), so that codes of different groups differ by a shift only.
+        power_of_two: group scales are the largest one shifted right (eq. 8), so that codes of different groups differ
+            by a shift only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,9 +50,11 @@ class Spec(BaseModel):
     Attributes:
         bits: 2 to 8.
         symmetric: no zero point; otherwise unsigned codes with an integer zero point.
-        signed: symmetric codes run from -2^(b-1); unsigned ones (for tensors that are never negative) from 0 to 2^b - 1.
+        signed: symmetric codes run from -2^(b-1); unsigned ones (for tensors that are never negative) from 0 to 2^b -
+            1.
         narrow: symmetric codes stop at -(2^(b-1)-1), so that the range is the same on both sides.
-        granularity, codebook, estimator: see the classes of these names; a bare string stands for the thing with its defaults.
+        granularity, codebook, estimator: see the classes of these names; a bare string stands for the thing with its
+            defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,5 @@
-"""Names of recipes: `<family>-w<bits>a<bits>[h<bits>][-<scope>]`, for example `kscaled-w8a8`, `minmax-w4a4-linear`, `kscaled-w4a4h8-full`."""
+"""Names of recipes: `<family>-w<bits>a<bits>[h<bits>][-<scope>]`, for example `kscaled-w8a8`, `minmax-w4a4-linear`,
+`kscaled-w4a4h8-full`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def get_recipe(name_or_file: str | Path) -> Recipe:
     """A packaged recipe by name, or the one in a YAML file (at the file's own `bits`, in its `default_scope`).
 
     Raises:
-        VisqError: unknown name (close ones are offered), bits outside 2..8, unknown scope, unreadable file, unknown or invalid key.
+        VisqError: unknown name (close ones are offered), bits outside 2..8, unknown scope, unreadable file, unknown or
+            invalid key.
     """
     text = str(name_or_file)
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
@@ -76,7 +78,11 @@ def list_recipes() -> list[Recipe]:
 @cache
 def packaged_families() -> dict[str, Family]:
     folder = files("visq.recipes")
-    loaded = [parse_family(f.read_text(), f.name) for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".yaml")]
+    loaded = [
+        parse_family(f.read_text(), f.name)
+        for f in sorted(folder.iterdir(), key=lambda f: f.name)
+        if f.name.endswith(".yaml")
+    ]
     return {family.name: family for family in loaded}
 
 
@@ -100,5 +106,8 @@ def parse_family(text: str, where: str) -> Family:
     except ValueError as error:
         raise VisqError(f"recipe {where}: {first_problem(error)}") from error
     if family.default_scope not in family.scopes:
-        raise VisqError(f"recipe {where}: default_scope '{family.default_scope}' is not one of its scopes ({', '.join(family.scopes)})")
+        raise VisqError(
+            f"recipe {where}: default_scope '{family.default_scope}' is not one of its scopes "
+            f"({', '.join(family.scopes)})"
+        )
     return family

@@ -1,4 +1,5 @@
-"""What a recipe may say. A recipe is a method over the vocabulary of `visq.quant`: which sites, how, after which transforms."""
+"""What a recipe may say. A recipe is a method over the vocabulary of `visq.quant`: which sites, how, after which
+transforms."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from visq.quant.spec import Named, Spec
 
 
 class Bits(BaseModel):
-    """Bits of weights, activations, and the hidden state (which follows the activations unless said otherwise); 2 to 8."""
+    """Bits of weights, activations, and the hidden state (which follows the activations unless said otherwise); 2 to
+    8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +61,10 @@ class Rule(BaseModel):
 
     def spec(self, bits: Bits) -> Spec:
         number = self.bits if isinstance(self.bits, int) else getattr(bits, self.bits)
-        fields = {name: getattr(self, name) for name in ("symmetric", "signed", "narrow", "granularity", "codebook", "estimator")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("symmetric", "signed", "narrow", "granularity", "codebook", "estimator")
+        }
         return Spec(bits=number, **fields)
 
 
@@ -126,7 +131,10 @@ class Recipe(BaseModel):
                 matched = [name for name in names if fnmatchcase(name, pattern)]
                 if not matched and not rule.optional:
                     examples = ", ".join(names[:4]) if names else "none"
-                    raise VisqError(f"recipe {self.name}: pattern '{pattern}' matches no site of this model (its sites: {examples}, ...)")
+                    raise VisqError(
+                        f"recipe {self.name}: pattern '{pattern}' matches no site of this model "
+                        f"(its sites: {examples}, ...)"
+                    )
                 chosen.update(dict.fromkeys(matched, rule))
         specs: dict[str, Spec] = {}
         for name in names:

@@ -18,7 +18,8 @@ T = TypeVar("T", bound="type[Transform]")
 
 
 class Transform:
-    """Rewrites one stage of the network before its sites are observed; the stage computes the same function afterwards."""
+    """Rewrites one stage of the network before its sites are observed; the stage computes the same function
+    afterwards."""
 
     def apply(self, run: StageRun) -> None:
         raise NotImplementedError
@@ -39,5 +40,8 @@ def make_transform(named: Named) -> Transform:
     cls = TRANSFORMS[named.name]
     allowed = set(inspect.signature(cls).parameters)
     if unknown := sorted(set(named.params) - allowed):
-        raise VisqError(f"transform '{named.name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")
+        raise VisqError(
+            f"transform '{named.name}' has no parameter {', '.join(unknown)}; "
+            f"known: {', '.join(sorted(allowed)) or 'none'}"
+        )
     return cls(**named.params)

@@ -1,8 +1,8 @@
 """SSM reparameterization: a rank-1 factor r_C x r_L x r_D that evens out the hidden state (arXiv 2501.16738, IV).
 
-The factors commute with the recurrence (eqs. 16-21), so quantizing h* = h / (r_C r_L r_D) is quantizing h with a scale that is a rank-1 product.
-visq therefore keeps r_C and r_L in the state's scale (`StateQuantizer.channel` and `.step`), where they cost nothing at run time, and folds only
-r_D into the rows of x_proj that make B and C (eq. 24).
+The factors commute with the recurrence (eqs. 16-21), so quantizing h* = h / (r_C r_L r_D) is quantizing h with a scale
+that is a rank-1 product. visq therefore keeps r_C and r_L in the state's scale (`StateQuantizer.channel` and `.step`),
+where they cost nothing at run time, and folds only r_D into the rows of x_proj that make B and C (eq. 24).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from visq.transforms.base import Transform, register
 if TYPE_CHECKING:
     from visq.calibrate.stage_run import StageRun
 
-#: Representatives of |h| along one axis (eqs. 26-28); `percentile` is p * max and `quantile` the 0.99 quantile, as in the public code.
+#: Representatives of |h| along one axis (eqs. 26-28); `percentile` is p * max and `quantile` the 0.99 quantile, as in
+#: the public code.
 REPRESENTATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda rows: rows.mean(1),
     "max": lambda rows: rows.amax(1),
@@ -39,7 +40,8 @@ DISPERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "same": lambda r: r.new_ones(()),
 }
 
-#: Representatives below this share of the axis' largest are raised to it: a dead channel must not become a factor of 1e-15.
+#: Representatives below this share of the axis' largest are raised to it: a dead channel must not become a factor of
+#: 1e-15.
 FLOOR = 1e-6
 
 
@@ -81,7 +83,7 @@ def rank_one_factors(magnitude: Tensor, rep: str = "mean", disp: str = "std") ->
     return Factors(power["channel"], power["step"], power["state"])
 
 
-def fold_state_factor(weight: nn.Parameter, b_rows: slice, c_rows: slice, factor: Tensor) -> None:
+def fold_state_factor(weight: Tensor, b_rows: slice, c_rows: slice, factor: Tensor) -> None:
     """Eq. 24: 1/r_D into the rows that make B, r_D into those that make C. weight [dt_rank + 2N, C], factor [N]."""
     with torch.no_grad():
         weight[b_rows] /= factor[:, None]
@@ -90,7 +92,8 @@ def fold_state_factor(weight: nn.Parameter, b_rows: slice, c_rows: slice, factor
 
 @register("reparameterize")
 class Reparameterize(Transform):
-    """Computes the factors of every scan of the stage from streamed |h|; folds r_D; hands r_C and r_L to the state's quantizer.
+    """Computes the factors of every scan of the stage from streamed |h|; folds r_D; hands r_C and r_L to the state's
+    quantizer.
 
     Arguments:
         rep, disp: how the factors are made (Table II of the paper; mean and std are its choice).
@@ -131,8 +134,9 @@ class Reparameterize(Transform):
         for name, total in sums.items():
             factors = rank_one_factors(total / images, self.rep, self.disp)
             if self.fold_state:
-                mixer = run.model.get_submodule(name.rpartition(".")[0])
-                fold_state_factor(*mixer.scan_projection(name.rpartition(".")[2]), factors.state)
+                owner, _, scan = name.rpartition(".")
+                weight, b_rows, c_rows = run.model.get_submodule(owner).scan_projection(scan)  # type: ignore[operator]
+                fold_state_factor(weight, b_rows, c_rows, factors.state)
                 factors = Factors(factors.channel, factors.step, torch.ones_like(factors.state))
             run.factors[name] = factors
             if self.y_domain:

@@ -9,7 +9,7 @@ from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.learners.reconstruction import Reconstruction, squared_distance
 from visq.calibrate.stage_run import StageRun
 from visq.quant.quantizer import Quantizer
-from visq.quant.site import WEIGHT, Site, site_parameter
+from visq.quant.site import WEIGHT, Site, SiteQuantizer, site_parameter
 
 #: Stretch of the rectified sigmoid (AdaRound, eq. 23).
 ZETA, GAMMA = 1.1, -0.1
@@ -76,7 +76,7 @@ class AdaRound(Learner):
             rounding.finish()
 
 
-class SoftRounding(nn.Module):
+class SoftRounding(SiteQuantizer):
     """Stands in for a weight's quantizer while its rounding is learned.
 
     Attributes:
@@ -107,5 +107,5 @@ class SoftRounding(nn.Module):
     def finish(self) -> None:
         """The weight becomes what it is rounded to; its quantizer is back."""
         self.hard = True
-        self.weight.data = self(self.weight).detach()
+        self.weight.data = self.quantizer(self(self.weight).detach())
         self.site.quantizer = self.quantizer

@@ -16,7 +16,8 @@ T = TypeVar("T", bound="type[Learner]")
 
 
 class Learner:
-    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are attached, weights not baked.
+    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are
+    attached, weights not baked.
 
     Attributes:
         needs_student: the learner reads `run.student`, the stage's inputs in the network quantized so far.
@@ -43,5 +44,8 @@ def make_learner(named: Named) -> Learner:
     cls = LEARNERS[named.name]
     allowed = set(inspect.signature(cls).parameters)
     if unknown := sorted(set(named.params) - allowed):
-        raise VisqError(f"learner '{named.name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")
+        raise VisqError(
+            f"learner '{named.name}' has no parameter {', '.join(unknown)}; "
+            f"known: {', '.join(sorted(allowed)) or 'none'}"
+        )
     return cls(**named.params)

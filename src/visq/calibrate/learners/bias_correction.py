@@ -11,12 +11,13 @@ from visq import parallel
 from visq.calibrate.hooks import detached, without_hooks
 from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.stage_run import StageRun
-from visq.quant.site import Site
+from visq.quant.site import Site, SiteQuantizer
 
 
 @register("bias_correction")
 class BiasCorrection(Learner):
-    """For every layer with a bias: bias += mean over images and tokens of (FP32 output - quantized output), on FP32 inputs.
+    """For every layer with a bias: bias += mean over images and tokens of (FP32 output - quantized output), on FP32
+    inputs.
 
     The FP32 stream is not touched: the stage's FP32 outputs were written before.
     """
@@ -28,12 +29,14 @@ class BiasCorrection(Learner):
             path = name.rpartition(".")[0]
             layer = run.model.get_submodule(path)
             if isinstance(getattr(layer, "bias", None), Tensor):
-                own = [module for module in layer.children() if isinstance(module, Site) and module.quantizer is not None]
+                own = [
+                    module for module in layer.children() if isinstance(module, Site) and module.quantizer is not None
+                ]
                 layers[path] = (layer, own)
         sums: dict[str, Tensor] = {path: torch.zeros(()) for path in layers}
         counts = dict.fromkeys(layers, 0)
 
-        def observe(path: str, own: list[Site], quantizers: list[nn.Module | None]) -> Callable[..., None]:
+        def observe(path: str, own: list[Site], quantizers: list[SiteQuantizer | None]) -> Callable[..., None]:
             def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 for site, quantizer in zip(own, quantizers, strict=True):
                     site.quantizer = quantizer
@@ -48,7 +51,9 @@ class BiasCorrection(Learner):
             return hook
 
         quantizers = {path: [site.quantizer for site in own] for path, (_, own) in layers.items()}
-        handles = [layer.register_forward_hook(observe(path, own, quantizers[path])) for path, (layer, own) in layers.items()]
+        handles = [
+            layer.register_forward_hook(observe(path, own, quantizers[path])) for path, (layer, own) in layers.items()
+        ]
         try:
             with detached(sites.values()):
                 for _ in run.forward(run.search_images):
@@ -57,4 +62,4 @@ class BiasCorrection(Learner):
             for handle in handles:
                 handle.remove()
         for path, (layer, _) in layers.items():
-            layer.bias.data += (sums[path] / max(counts[path], 1)).float()
+            layer.get_parameter("bias").data += (sums[path] / max(counts[path], 1)).float()

@@ -1,4 +1,5 @@
-"""Estimators choose a quantizer's parameters from streamed calibration data. One file per idea; `ESTIMATORS` is the registry."""
+"""Estimators choose a quantizer's parameters from streamed calibration data. One file per idea; `ESTIMATORS` is the
+registry."""
 
 from visq.quant.estimators.base import ESTIMATORS, Estimator, make_estimator
 from visq.quant.estimators.minmax import MinMax

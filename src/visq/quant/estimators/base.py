@@ -51,18 +51,21 @@ def make_estimator(spec: Spec, kind: str, smooth: Tensor | None = None) -> Estim
     cls = registry[name]
     allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "spec", "kind", "smooth"}
     if unknown := sorted(set(params) - allowed):
-        raise VisqError(f"estimator '{name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}")
+        raise VisqError(
+            f"estimator '{name}' has no parameter {', '.join(unknown)}; known: {', '.join(sorted(allowed)) or 'none'}"
+        )
     return cls(spec, kind, smooth, **params)
 
 
 class Estimator:
     """Sees a site's tensor batch by batch, possibly several times, and ends in a `Quantizer`.
 
-    The driver feeds the whole calibration set once per pass: `observe(x)` for every batch, then `end_pass()`; after `passes` passes,
+    The driver feeds the whole calibration set once per pass: `observe(x)` for every batch, then `end_pass()`; after
+        `passes` passes,
     `result()`. Pass 0 here collects the range and mean magnitude along the granularity's axis; subclasses add passes.
 
-    Every x is brought to a canonical [rows, channels] x [batch] view: activations [B, L, C] (tokens are rows), weights [O, I...] as
-    [1, O, I] (output channels are rows).
+    Every x is brought to a canonical [rows, channels] x [batch] view: activations [B, L, C] (tokens are rows), weights
+    [O, I...] as [1, O, I] (output channels are rows).
     """
 
     passes = 1
@@ -76,8 +79,6 @@ class Estimator:
         self.maximum: Tensor | None = None
         self.magnitude: Tensor | None = None
         self.batches = 0
-
-    # -- streaming ------------------------------------------------------------------------------------------------------------------
 
     def observe(self, x: Tensor, gradient: Tensor | None = None) -> None:
         """One batch of the site's tensor, with the gradient of the task loss where `needs_gradient`."""
@@ -102,8 +103,6 @@ class Estimator:
 
     def result(self) -> Quantizer:
         raise NotImplementedError
-
-    # -- axes -----------------------------------------------------------------------------------------------------------------------
 
     def canonical(self, x: Tensor) -> Tensor:
         x = x.detach()
@@ -134,8 +133,6 @@ class Estimator:
             return reduction(x, dim=(0, 1, 2)).view(1)
         return reduction(x, dim=(0, 2) if self.row_axis else (0, 1))
 
-    # -- the range ------------------------------------------------------------------------------------------------------------------
-
     def observe_range(self, x: Tensor) -> None:
         own = self.reduce(x, torch.amin), self.reduce(x, torch.amax), self.reduce(x.abs(), torch.mean).double()
         for low, high, magnitude in parallel.each(own):
@@ -158,9 +155,11 @@ class Estimator:
         self.batches += 1
 
     def groups(self) -> Tensor | None:
-        """k-means labels of the axis' elements on their mean magnitude, or None when every element (or the tensor) stands alone."""
+        """k-means labels of the axis' elements on their mean magnitude, or None when every element (or the tensor)
+        stands alone."""
         granularity = self.spec.granularity
-        return kmeans_1d(self.magnitude / self.batches, granularity.k) if granularity.grouped else None  # type: ignore[operator]
+        assert self.magnitude is not None
+        return kmeans_1d(self.magnitude / self.batches, granularity.k) if granularity.grouped else None
 
     def group_range(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """(minimum, maximum) per group [G]; an empty group takes the whole tensor's range."""
@@ -175,7 +174,8 @@ class Estimator:
         return torch.where(empty, low.min(), group_low), torch.where(empty, high.max(), group_high)
 
     def make(self, low: Tensor, high: Tensor, labels: Tensor | None) -> Quantizer:
-        """A uniform quantizer whose codes span [low, high] per group (symmetric: [-max, max], eq. 3 of arXiv 2501.16738)."""
+        """A uniform quantizer whose codes span [low, high] per group (symmetric: [-max, max], eq. 3 of arXiv
+        2501.16738)."""
         spec = self.spec
         if spec.symmetric:
             scale, zero_point = torch.maximum(low.abs(), high.abs()) / spec.qmax, None

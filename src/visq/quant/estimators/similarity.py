@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visq import ops, parallel
 from visq.errors import VisqError
+from visq.ops.similarity_sums import Axis, Metric
 from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
@@ -21,28 +22,33 @@ CANDIDATES = torch.cat([torch.linspace(0.01, 1.19, 100), torch.ones(1)]).sort().
 class ScaleSearch:
     """Scores of candidate scales, accumulated over batches.
 
-    With groups of channels one group's candidates are scored while the others keep their present scale, because a token's cosine runs over
-    all its channels; groups of tokens do not see each other. Cosine is taken over channels for each (image, token) and averaged.
+    With groups of channels one group's candidates are scored while the others keep their present scale, because a
+    token's cosine runs over all its channels; groups of tokens do not see each other. Cosine is taken over channels
+    for each (image, token) and averaged.
 
     Arguments:
         scale: [G] the present scales; candidates are `CANDIDATES * scale`.
         axis: "channel" or "token": what the labels given to `observe` index.
         score: one of `SCORES`.
-        joint: all groups move together (one multiplier for all), as when the power-of-two steps between them are frozen.
+        joint: all groups move together (one multiplier for all), as when the power-of-two steps between them are
+            frozen.
     """
 
-    def __init__(self, scale: Tensor, axis: str, score: str, qmin: int, qmax: int, joint: bool = False) -> None:
+    def __init__(self, scale: Tensor, axis: Axis, score: str, qmin: int, qmax: int, joint: bool = False) -> None:
         self.scale, self.axis, self.score = scale, axis, score
         self.qmin, self.qmax, self.joint = qmin, qmax, joint
         self.candidates = scale[:, None] * CANDIDATES
         self.total = torch.zeros(scale.numel(), CANDIDATES.numel(), dtype=torch.double)
 
     def observe(self, x: Tensor, labels: Tensor, reference: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """x, reference, weight [rows, C]; labels [C] or [rows]; reference defaults to x; weight is the squared gradient of `hessian`."""
+        """x, reference, weight [rows, C]; labels [C] or [rows]; reference defaults to x; weight is the squared
+        gradient of `hessian`."""
         reference = x if reference is None else reference
         labels = labels.int()
-        metric = "l2" if self.score == "hessian" else self.score
-        sums = ops.similarity_sums(x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight)
+        metric: Metric = "l2" if self.score == "hessian" else self.score  # type: ignore[assignment]
+        sums = ops.similarity_sums(
+            x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight
+        )
         per_row = self._cosine(reference, sums["dot"], sums["sq"]) if metric == "cosine" else -sums[metric]
         if self.axis == "channel":
             own = per_row.sum(0, dtype=torch.double)
@@ -57,7 +63,9 @@ class ScaleSearch:
                 dot, square = (v.sum(1, keepdim=True).expand_as(v) for v in (dot, square))
             elif self.scale.numel() > 1:
                 present = int((CANDIDATES == 1).nonzero()[0])
-                dot, square = (v + (v[..., present].sum(1, keepdim=True) - v[..., present])[..., None] for v in (dot, square))
+                dot, square = (
+                    v + (v[..., present].sum(1, keepdim=True) - v[..., present])[..., None] for v in (dot, square)
+                )
             norm = reference.norm(dim=-1)[:, None, None]
         else:
             norm = reference.norm(dim=-1)[:, None]
@@ -75,11 +83,12 @@ class ScaleSearch:
 class Similarity(Estimator):
     """Scale of highest similarity between a tensor and its quantized self.
 
-    Pass 0 collects ranges and k-means groups, pass 1 scores the candidates of each group, pass 2 (power-of-two steps only) searches the
-    largest scale again with the shifts frozen.
+    Pass 0 collects ranges and k-means groups, pass 1 scores the candidates of each group, pass 2 (power-of-two steps
+    only) searches the largest scale again with the shifts frozen.
 
     Arguments:
-        score: `cosine` (the paper's default), `l1`, `l2`, or `hessian` (squared error weighted by the squared gradient of the task loss).
+        score: `cosine` (the paper's default), `l1`, `l2`, or `hessian` (squared error weighted by the squared gradient
+            of the task loss).
     Raises:
         VisqError: unknown score; asymmetric spec; a scale of its own for every channel (use estimator `mse`).
     """
@@ -89,9 +98,13 @@ class Similarity(Estimator):
         if score not in SCORES:
             raise VisqError(f"unknown similarity score '{score}'; known: {', '.join(SCORES)}")
         if not spec.symmetric:
-            raise VisqError("the similarity search is defined for symmetric quantizers; set symmetric: true or use estimator mse")
+            raise VisqError(
+                "the similarity search is defined for symmetric quantizers; set symmetric: true or use estimator mse"
+            )
         if spec.granularity.kind == "channel" and kind != "weight":
-            raise VisqError("a similarity is measured over channels, so it cannot choose a scale for each one; use estimator mse")
+            raise VisqError(
+                "a similarity is measured over channels, so it cannot choose a scale for each one; use estimator mse"
+            )
         self.score = score
         self.passes = 3 if spec.granularity.power_of_two and spec.granularity.grouped else 2
         self.needs_gradient = score == "hessian"
@@ -117,7 +130,7 @@ class Similarity(Estimator):
                 self.search = self.start(joint=True)
 
     def start(self, joint: bool) -> ScaleSearch:
-        axis = "token" if self.row_axis else "channel"
+        axis: Axis = "token" if self.row_axis else "channel"
         return ScaleSearch(self.scale, axis, self.score, self.spec.qmin, self.spec.qmax, joint)
 
     def row_or_channel_labels(self, batch: int, channels: int) -> Tensor:
@@ -131,9 +144,15 @@ class Similarity(Estimator):
         weight = None
         if self.needs_gradient:
             if gradient is None:
-                raise VisqError("the Hessian-guided score needs the gradient of the loss, which is not to be had at this site")
+                raise VisqError(
+                    "the Hessian-guided score needs the gradient of the loss, which is not to be had at this site"
+                )
             # In the smoothed domain the gradient is multiplied by what the value was divided by.
-            weight = self.canonical(gradient * (1 if self.smooth is None else self.smooth**2)).square().reshape(-1, x.shape[-1])
+            weight = (
+                self.canonical(gradient * (1 if self.smooth is None else self.smooth**2))
+                .square()
+                .reshape(-1, x.shape[-1])
+            )
         assert self.search is not None
         labels = self.row_or_channel_labels(x.shape[0], x.shape[-1])
         flat_reference = self.canonical(reference).reshape(-1, x.shape[-1])
