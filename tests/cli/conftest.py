@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import visq
+from visq.cli.main import run
 from visq.models import VisionMamba, create_model, save_checkpoint
 
 GEOMETRY = dict(image_size=16, patch_size=4, stride=4, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=4)
@@ -47,6 +48,18 @@ def visq_command(*arguments: object, **options: object) -> subprocess.CompletedP
     process = visq_process(*arguments, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def visq_here(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that succeeds in this process, which saves the start of another one; its stdout."""
+    threads = torch.get_num_threads()
+    try:
+        code = run([str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)
+    captured = capfd.readouterr()
+    assert code == 0 and captured.err == "", captured
+    return captured.out
 
 
 def kill_when(

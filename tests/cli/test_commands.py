@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Workplace, visq_command
+from tests.cli.conftest import Workplace, visq_command, visq_here
 from visq.models.registry import PRETRAINED
 
 EVAL_KEYS = {
-    "model", "checkpoint_sha256", "recipe", "scope", "weight_bits", "activation_bits", "state_bits", "backend", "kernels",
-    "n", "top1", "top5", "bytes", "seconds", "images_per_second", "threads", "seed", "versions",
+    "model", "checkpoint_sha256", "recipe", "scope", "weight_bits", "activation_bits", "state_bits", "backend",
+    "kernels", "n", "top1", "top5", "bytes", "seconds", "images_per_second", "threads", "seed", "versions",
 }  # fmt: skip
 COMPARE_KEYS = EVAL_KEYS | {
     "fp32_top1", "drop", "calibration_seconds", "peak_rss_bytes", "sites_quantized", "sites_targeted",
@@ -30,7 +32,7 @@ CONFIG_KEYS = {
 }
 
 
-def test_quantize_eval_inspect(workplace: Workplace, tmp_path: Path) -> None:
+def test_quantize_eval_inspect(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quantize = ("quantize", *workplace.model, "--recipe", "kscaled-w4a4", "--calib", workplace.images, "--samples", 8)
     first = visq_command(*quantize, "--out", tmp_path / "a", "--json", tmp_path / "a.json")
     assert first.returncode == 0 and first.stderr == "", first.stderr
@@ -44,15 +46,15 @@ def test_quantize_eval_inspect(workplace: Workplace, tmp_path: Path) -> None:
     assert all(row["quantized"] == row["targeted"] for row in document["coverage"])
     assert sum(row["targeted"] for row in document["coverage"]) == len(config["sites"])
 
-    second = visq_command(*quantize, "--out", tmp_path / "b", "--json", "-", "--threads", 1)
-    assert second.returncode == 0 and json.loads(second.stdout)["sites"] == document["sites"] and second.stderr == ""
+    second = visq_here(capfd, *quantize, "--out", tmp_path / "b", "--json", "-", "--threads", 1)
+    assert json.loads(second)["sites"] == document["sites"]
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.json", "b"]
 
-    measured = visq_command("eval", tmp_path / "a", "--data", workplace.images, "--backend", "sim", "--json", "-")
-    row = json.loads(measured.stdout)
-    assert measured.returncode == 0 and set(row) >= EVAL_KEYS
+    measured = visq_here(capfd, "eval", tmp_path / "a", "--data", workplace.images, "--backend", "sim", "--json", "-")
+    row = json.loads(measured)
+    assert set(row) >= EVAL_KEYS
     assert (row["recipe"], row["scope"], row["backend"], row["n"], row["seed"]) == (
         "kscaled-w4a4",
         "full",
@@ -63,21 +65,21 @@ def test_quantize_eval_inspect(workplace: Workplace, tmp_path: Path) -> None:
     assert row["weight_bits"] == row["activation_bits"] == row["state_bits"] == 4
     assert row["bytes"] == document["bytes"] and row["checkpoint_sha256"] == config["provenance"]["checkpoint_sha256"]
 
-    inspected = visq_command("inspect", tmp_path / "a", "--json", tmp_path / "i.json")
-    assert inspected.returncode == 0 and "bytes for each of" in inspected.stdout
+    inspected = visq_here(capfd, "inspect", tmp_path / "a", "--json", tmp_path / "i.json")
+    assert "bytes for each of" in inspected
     assert set(json.loads((tmp_path / "i.json").read_text())) >= CONFIG_KEYS
 
 
-def test_eval_of_an_fp32_model(workplace: Workplace, tmp_path: Path) -> None:
+def test_eval_of_an_fp32_model(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ("eval", "vim", "--checkpoint", workplace.checkpoint, "--data", workplace.images)
-    done = visq_command(*command, "--limit", 10, "--json", tmp_path / "row.json", "--threads", 1)
+    done = visq_here(capfd, *command, "--limit", 10, "--json", tmp_path / "row.json", "--threads", 1)
     row = json.loads((tmp_path / "row.json").read_text())
-    assert done.returncode == 0 and set(row) >= EVAL_KEYS
+    assert set(row) >= EVAL_KEYS
     assert (row["recipe"], row["scope"], row["backend"], row["n"], row["threads"]) == ("fp32", "none", "fp32", 10, 1)
-    assert row["weight_bits"] == 32 and row["top5"] == 100.0 and f"{row['top1']:.2f}" in done.stdout
+    assert row["weight_bits"] == 32 and row["top5"] == 100.0 and f"{row['top1']:.2f}" in done
 
 
-def test_compare_keeps_finished_rows(workplace: Workplace, tmp_path: Path) -> None:
+def test_compare_keeps_finished_rows(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     names = "minmax-w8a8-linear,minmax-w2a2-linear"
     command = (
         "compare",
@@ -91,30 +93,32 @@ def test_compare_keeps_finished_rows(workplace: Workplace, tmp_path: Path) -> No
         "--seeds",
         "0,1",
     )
-    first = visq_command(*command, "--json", tmp_path / "c.json", "--markdown", tmp_path / "c.md")
-    assert first.returncode == 0 and "±" in first.stdout, first.stderr
+    first = visq_here(capfd, *command, "--json", tmp_path / "c.json", "--markdown", tmp_path / "c.md")
+    assert "±" in first
     document = json.loads((tmp_path / "c.json").read_text())
     assert set(document) == {"rows", "machine", "versions"} and len(document["rows"]) == 5
     assert all(set(row) >= COMPARE_KEYS for row in document["rows"])
     assert (tmp_path / "c.md").read_text().startswith("| model |")
-    second = visq_command(*command, "--json", tmp_path / "c.json")
-    assert second.returncode == 0 and json.loads((tmp_path / "c.json").read_text())["rows"] == document["rows"]
+    visq_here(capfd, *command, "--json", tmp_path / "c.json")
+    assert json.loads((tmp_path / "c.json").read_text())["rows"] == document["rows"]
 
 
-def test_listings_and_help(tmp_path: Path) -> None:
-    models = visq_command("models", "--json", "-")
-    assert {"vim_tiny", "vim_nano_fmnist"} <= {card["name"] for card in json.loads(models.stdout)}
-    recipes = visq_command("recipes")
-    assert recipes.returncode == 0 and "kscaled-w8a8" in recipes.stdout and "fp32" in recipes.stdout
-    described = visq_command("recipes", "kscaled-w4a8")
-    assert described.returncode == 0 and "4 bits symmetric" in described.stdout
-    backends = visq_command("backends", "--json", tmp_path / "b.json")
-    assert backends.returncode == 0 and "selective_scan" in backends.stdout
+def test_listings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    models = visq_here(capfd, "models", "--json", "-")
+    assert {"vim_tiny", "vim_nano_fmnist"} <= {card["name"] for card in json.loads(models)}
+    recipes = visq_here(capfd, "recipes")
+    assert "kscaled-w8a8" in recipes and "fp32" in recipes
+    assert "4 bits symmetric" in visq_here(capfd, "recipes", "kscaled-w4a8")
+    assert "selective_scan" in visq_here(capfd, "backends", "--json", tmp_path / "b.json")
     assert "quantized_scan" in json.loads((tmp_path / "b.json").read_text())["ops"]
-    overview = visq_command()
-    assert overview.returncode == 0 and "quantize" in overview.stdout and "╭" not in overview.stdout
-    version = visq_command("--version")
-    assert version.returncode == 0 and version.stdout.startswith("visq ")
+    assert visq_here(capfd, "--version").startswith("visq ")
+    overview = visq_here(capfd)
+    assert "quantize" in overview and "╭" not in overview
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from visq.cli.main import run; run(['eval', '--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.skipif(not (PRETRAINED / "vim_nano_fmnist.safetensors").exists(), reason="the weights are not there yet")

@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 from visq.errors import VisqError
@@ -31,28 +32,24 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    shown = _Warnings()
-    warnings.showwarning = shown.show
-    warnings.filterwarnings("ignore", message="visq: .* runs as a slow PyTorch loop")  # the commands say it themselves
-    try:
-        from typer.main import get_command
+    with _Warnings():
+        try:
+            from typer.main import get_command
 
-        from visq.cli.app import app
+            from visq.cli.app import app
 
-        code: Any = get_command(app).main(arguments, prog_name="visq", standalone_mode=False)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # The reader went away (`visq models | head`). Nothing may be written any more, not even when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return _explain(error, command)
-    finally:
-        shown.close()
+            code: Any = get_command(app).main(arguments, prog_name="visq", standalone_mode=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = 130
+        except BrokenPipeError:
+            # The reader went away (`visq models | head`). Nothing may be written any more, not even when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            return _explain(error, command)
     if code == 130:
         _line(f"interrupted{_HINTS.get(command, '')}")
     return int(code or 0)
@@ -79,10 +76,24 @@ def _line(text: str) -> None:
 
 
 class _Warnings:
-    """Python's warnings as single lines on stderr."""
+    """While it lasts, Python's warnings are single lines on stderr."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        self.before.__enter__()
+        warnings.showwarning = self.show
+        # Slow loops are said by the commands themselves, for all ops at once.
+        warnings.filterwarnings("ignore", message="visq: .* runs as a slow PyTorch loop")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.before.__exit__(kind, error, trace)
+        if self.count > MOST_WARNINGS:
+            _line(f"warning: {self.count - MOST_WARNINGS} more warnings like these")
 
     def show(
         self,
@@ -96,7 +107,3 @@ class _Warnings:
         self.count += 1
         if self.count <= MOST_WARNINGS:
             _line(f"warning: {message}")
-
-    def close(self) -> None:
-        if self.count > MOST_WARNINGS:
-            _line(f"warning: {self.count - MOST_WARNINGS} more warnings like these")
