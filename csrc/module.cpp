@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "isa.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace visq;
@@ -62,6 +63,7 @@ NB_MODULE(_C, m) {
     if (!kernels || kernels->name != name) throw nb::value_error("this machine or build lacks the instruction set");
     active = kernels;
   });
+  m.def("use_openmp", &use_openmp);
   m.def("get_isa", [] { return std::string(active.load()->name); });
 
   m.def(

@@ -100,6 +100,26 @@ Pool* get_pool() {
 
 thread_local bool inside_task = false;
 
+// GNU OpenMP's entry point of a parallel region: runs fn(data) once on each of `threads` threads and waits for all.
+using GompParallel = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+std::atomic<GompParallel> gomp_parallel{nullptr};
+
+struct Region {
+  TaskFn fn;
+  void* context;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+
+  static void run(void* data) {
+    Region& region = *static_cast<Region*>(data);
+    const bool before = inside_task;
+    inside_task = true;
+    for (int64_t task; (task = region.next.fetch_add(1, std::memory_order_relaxed)) < region.tasks;)
+      region.fn(region.context, task);
+    inside_task = before;
+  }
+};
+
 float* allocate(size_t floats) {
   const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
   void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
@@ -119,12 +139,24 @@ thread_local Scratch thread_scratch;
 void run_tasks(int64_t tasks, int threads, TaskFn fn, void* context) {
   if (tasks <= 0) return;
   if (threads > 1 && tasks > 1 && !inside_task) {
+    if (GompParallel parallel = gomp_parallel.load(std::memory_order_relaxed)) {
+      Region region{fn, context, tasks};
+      parallel(Region::run, &region, static_cast<unsigned>(threads < tasks ? threads : tasks), 0);
+      return;
+    }
     inside_task = true;
     const bool ran = get_pool()->try_run(tasks, threads, fn, context);
     inside_task = false;
     if (ran) return;
   }
   for (int64_t task = 0; task < tasks; ++task) fn(context, task);
+}
+
+void use_openmp(uintptr_t address) {
+  // A forked child has none of the OpenMP threads either; it goes on with a pool of its own.
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { gomp_parallel.store(nullptr); });
+  (void)registered;
+  gomp_parallel.store(reinterpret_cast<GompParallel>(address));
 }
 
 float* scratch(size_t floats) {

@@ -69,8 +69,9 @@ def outlier_case() -> tuple[Tensor, Linear]:
 def test_the_search_never_loses_to_no_smoothing(bits: int, outliers: bool) -> None:
     x, layer = outlier_case()
     x = x if outliers else x / x.abs().amax((0, 1))
-    activation = Spec(bits=bits, symmetric=False, granularity="token", estimator={"name": "mse", "p": 2.4})
-    weight = Spec(bits=bits, narrow=True, granularity="channel", estimator={"name": "mse", "p": 2.4})
+    estimator = {"name": "mse", "p": 2.4, "candidates": 20}
+    activation = Spec(bits=bits, symmetric=False, granularity="token", estimator=estimator)
+    weight = Spec(bits=bits, narrow=True, granularity="channel", estimator=estimator)
 
     def error(sigma: Tensor | None) -> float:
         x_hat = estimate(activation, ACTIVATION, x, sigma)(x)

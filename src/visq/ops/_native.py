@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -70,5 +72,14 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def torch_openmp() -> int:
+    """Address of GOMP_parallel in the GNU OpenMP runtime torch brings; 0 when it brings another or none."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        with contextlib.suppress(OSError, AttributeError):
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value or 0
+    return 0
+
+
 if _C is not None:
+    _C.use_openmp(torch_openmp())
     set_isa(os.environ.get("VISQ_ISA") or present_isas()[0])

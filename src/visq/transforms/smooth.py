@@ -16,7 +16,7 @@ from visq.models.layers import Linear
 from visq.quant.estimators import make_estimator
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import ACTIVATION, WEIGHT
-from visq.quant.spec import Spec
+from visq.quant.spec import Named, Spec
 from visq.transforms.base import Transform, register
 from visq.transforms.fold import divide_input, norm_before
 from visq.transforms.observe import observe_inputs
@@ -87,6 +87,7 @@ def search(x: Tensor, layer: Linear, maximum: Tensor, activation: Spec, weight: 
         x: [B, L, C] inputs.
     """
     target = x @ layer.weight.T
+    activation, weight = coarse(activation), coarse(weight)
     best: tuple[float, Tensor | None] = (float("inf"), None)
     for alpha in ALPHAS:
         sigma = None if alpha is None else smoothing(maximum, layer.weight, alpha)
@@ -96,6 +97,13 @@ def search(x: Tensor, layer: Linear, maximum: Tensor, activation: Spec, weight: 
         if error < best[0]:
             best = (error, sigma)
     return best[1]
+
+
+def coarse(spec: Spec) -> Spec:
+    """The spec with a range search of few candidates: enough to tell one sigma from another."""
+    if spec.estimator.name != "mse":
+        return spec
+    return spec.model_copy(update={"estimator": Named(name="mse", **spec.estimator.params | {"candidates": 20})})
 
 
 def estimate(spec: Spec, kind: str, x: Tensor, smooth: Tensor | None) -> Quantizer:
