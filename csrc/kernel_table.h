@@ -1,6 +1,7 @@
 // The kernels of one vector type, gathered. Included only by the kernels_<isa>.cpp files.
 #pragma once
 #include "conv1d.h"
+#include "fake_quantize.h"
 #include "kernels.h"
 #include "scan.h"
 #include "scan_backward.h"
@@ -19,6 +20,7 @@ const Kernels* kernel_table(const char* name) {
       scan_states<V>,
       conv_forward<V>,
       conv_backward<V>,
+      fake_quantize<V>,
       similarity_sums<V>,
       search_state_scales<V>,
   };

@@ -53,6 +53,17 @@ struct ConvArgs {
   int threads;
 };
 
+struct FakeQuantizeArgs {
+  enum Axis { kTensor = 0, kColumn = 1, kRow = 2 };
+  int64_t B, L, C;
+  Rows x;  // [B, L, C]
+  const float *scale, *zero;  // [1], [C] or [L] by axis; zero may be nullptr
+  const float* smooth;        // [C] or nullptr
+  float qmin, qmax;
+  int axis;
+  int threads;
+};
+
 struct SimilarityArgs {
   enum Metric { kCosine = 0, kL1 = 1, kL2 = 2 };
   int64_t R, C, G, K;
@@ -83,6 +94,7 @@ struct Kernels {
   void (*scan_states)(const ScanArgs&, float* h);
   void (*conv_forward)(const ConvArgs&, float* y);
   void (*conv_backward)(const ConvArgs&, Rows grad_y, float* grad_x, float* grad_weight, float* grad_bias);
+  void (*fake_quantize)(const FakeQuantizeArgs&, float* y);
   void (*similarity_sums)(const SimilarityArgs&);
   void (*search_state_scales)(const StateSearchArgs&);
 };

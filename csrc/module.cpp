@@ -104,6 +104,16 @@ NB_MODULE(_C, m) {
       },
       nogil);
   m.def(
+      "fake_quantize",
+      [](Sizes n, RowsArg x, Address scale, Address zero, Address smooth, float qmin, float qmax, int axis, Address y,
+         int threads) {
+        const auto& [B, L, C, unused] = n;
+        (void)unused;
+        active.load()->fake_quantize({B, L, C, rows(x), in(scale), in(zero), in(smooth), qmin, qmax, axis, threads},
+                                     out(y));
+      },
+      nogil);
+  m.def(
       "similarity_sums",
       [](Sizes n, Address x, Address reference, Address weight, Address labels, Address candidates, float qmin,
          float qmax, bool by_token, int metric, Address first, Address second, int threads) {

@@ -42,6 +42,7 @@ struct VecScalar {
   VISQ_INLINE T add(T a, T b) { return a + b; }
   VISQ_INLINE T sub(T a, T b) { return a - b; }
   VISQ_INLINE T mul(T a, T b) { return a * b; }
+  VISQ_INLINE T div(T a, T b) { return a / b; }
   VISQ_INLINE T fma(T a, T b, T c) { return a * b + c; }
   VISQ_INLINE T fnma(T a, T b, T c) { return c - a * b; }
   VISQ_INLINE T min(T a, T b) { return a < b ? a : b; }
@@ -90,6 +91,7 @@ struct VecAvx2 {
   VISQ_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
   VISQ_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
   VISQ_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  VISQ_INLINE T div(T a, T b) { return _mm256_div_ps(a, b); }
   VISQ_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   VISQ_INLINE T fnma(T a, T b, T c) { return _mm256_fnmadd_ps(a, b, c); }
   VISQ_INLINE T min(T a, T b) { return _mm256_min_ps(a, b); }
@@ -160,6 +162,7 @@ struct VecAvx512 {
   VISQ_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
   VISQ_INLINE T sub(T a, T b) { return _mm512_sub_ps(a, b); }
   VISQ_INLINE T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  VISQ_INLINE T div(T a, T b) { return _mm512_div_ps(a, b); }
   VISQ_INLINE T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   VISQ_INLINE T fnma(T a, T b, T c) { return _mm512_fnmadd_ps(a, b, c); }
   VISQ_INLINE T min(T a, T b) { return _mm512_min_ps(a, b); }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visq import ops
 from visq.errors import VisqError
+from visq.ops.fake_quantize import Axis
 from visq.quant.site import SiteQuantizer
 from visq.quant.spec import Spec
 
@@ -87,6 +88,10 @@ class Quantizer(SiteQuantizer):
         """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
         estimator."""
         scale, zero_point = self._along_axis(x)
+        if self._fits_kernel(x):
+            axis: Axis = "tensor" if self.axis is None else "channel" if self.axis == -1 else "token"
+            zeros = zero_point.flatten() if isinstance(zero_point, Tensor) else None
+            return ops.fake_quantize(x, scale.flatten(), zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
         v = x / scale if self.smooth is None else x / self.smooth / scale
         if self.table is not None:
             nearest = self.table[torch.bucketize(v.detach(), (self.table[1:] + self.table[:-1]) / 2)]
@@ -106,6 +111,13 @@ class Quantizer(SiteQuantizer):
         if self.table is not None:
             return ops.Table(self.table * self.scale)
         return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax)
+
+    def _fits_kernel(self, x: Tensor) -> bool:
+        """Whether `ops.fake_quantize` computes this: a sequence, a uniform code, no gradient."""
+        with_gradient = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (x, self.scale, self.smooth)
+        )
+        return x.ndim == 3 and self.table is None and self.axis in (None, -1, -2) and not with_gradient
 
     def _along_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """scale and zero_point, shaped to broadcast against x."""
