@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "visq": visq.__version__,
-        "kernels": backends.describe(),
+        "kernels": {op: choice.kernel for op, choice in backends.describe().items()},
         "commit": commit(),
     }
 

@@ -36,7 +36,17 @@ def conv_backward(
     n: _Sizes, x: _Rows, weight: int, grad_y: _Rows, grad_x: int, grad_weight: int, grad_bias: int, threads: int, /
 ) -> None: ...
 def fake_quantize(
-    n: _Sizes, x: _Rows, scale: int, zero: int, smooth: int, qmin: float, qmax: float, axis: int, y: int, threads: int, /
+    n: _Sizes,
+    x: _Rows,
+    scale: int,
+    zero: int,
+    smooth: int,
+    qmin: float,
+    qmax: float,
+    axis: int,
+    y: int,
+    threads: int,
+    /,
 ) -> None: ...
 def similarity_sums(
     n: _Sizes,

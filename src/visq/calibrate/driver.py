@@ -65,8 +65,7 @@ def calibrate(
 
     Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. The state of a
     run lives in `work_dir`: a killed run continues there with `resume` and ends in the same bytes; the caller deletes
-        the folder when the
-    artifact is safe.
+    the folder when the artifact is safe.
 
     Arguments:
         model: FP32, with `stages()` and sites; put into eval mode.

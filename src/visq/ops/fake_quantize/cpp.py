@@ -17,8 +17,20 @@ def forward(
 ) -> Tensor:
     """y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
     rows, x = _native.native_rows(x)
-    vectors = [None if v is None else v.contiguous() for v in (scale, zero_point, smooth)]
+    scale = scale.contiguous()
+    zero_point = None if zero_point is None else zero_point.contiguous()
+    smooth = None if smooth is None else smooth.contiguous()
     y = torch.empty(x.shape, dtype=torch.float32)
-    addresses = [0 if v is None else v.data_ptr() for v in vectors]
-    _C.fake_quantize((*x.shape, 0), rows, *addresses, qmin, qmax, _AXES[axis], y.data_ptr(), _native.threads())
+    _C.fake_quantize(
+        (*x.shape, 0),
+        rows,
+        scale.data_ptr(),
+        0 if zero_point is None else zero_point.data_ptr(),
+        0 if smooth is None else smooth.data_ptr(),
+        qmin,
+        qmax,
+        _AXES[axis],
+        y.data_ptr(),
+        _native.threads(),
+    )
     return y
