@@ -113,6 +113,8 @@ def test_edited_config(folder: Path) -> None:
         (lambda c: c["sites"]["head.weight"]["codes"].update(shape=[10**9, 10**9]), "codes.shape"),
         (lambda c: c["sites"]["head.weight"]["codes"].update(offset=3), "bits or offset"),
         (lambda c: c["sites"]["head.weight"]["codes"].update(parameter="cls_token"), "codes.parameter is cls_token"),
+        (lambda c: c["shared"].update({"cls_token": "pos_embed"}), "shared.cls_token"),
+        (lambda c: c["shared"].update({"other": "nowhere"}), "nowhere must be stored"),
         (lambda c: c["coverage"][0].update(quantized=99), "coverage"),
     ],
 )

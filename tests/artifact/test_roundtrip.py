@@ -12,7 +12,9 @@ from visq import artifact, ops
 from visq.artifact.coverage import coverage_rows, kind_of
 from visq.errors import VisqError
 from visq.models import VisionMamba
+from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, named_sites
+from visq.quant.spec import Spec
 
 Build = Callable[..., VisionMamba]
 needs_scan = pytest.mark.skipif(not hasattr(ops, "quantized_scan"), reason="the quantized scan is not there yet")
@@ -119,6 +121,19 @@ def test_coverage_refuses_what_the_recipe_does_not_say(quantized: Build) -> None
     sites["layers.1.norm.out"].quantizer = sites["layers.1.mixer.in_proj.in"].quantizer
     with pytest.raises(VisqError, match=r"does not name: layers\.1\.norm\.out"):
         coverage_rows(model, model.recipe)
+
+
+def test_equal_rotations_are_stored_once(quantized: Build, images: Tensor, tmp_path: Path) -> None:
+    model = quantized(inner=False)
+    rotation = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0].float()
+    for layer in (0, 1):
+        site = dict(named_sites(model))[f"layers.{layer}.mixer.in_proj.in"]
+        site.quantizer = RotatedQuantizer(Spec(bits=site.quantizer.spec.bits), torch.tensor([0.1]), rotation=rotation)
+    expected = model(images)
+    config = artifact.save(model, tmp_path / "a")
+    stored = "layers.0.mixer.in_proj.in.rotation"
+    assert config.shared == {"layers.1.mixer.in_proj.in.rotation": stored} and stored in config.tensors
+    assert torch.equal(artifact.load(tmp_path / "a")(images), expected)
 
 
 def test_a_weight_that_changed_after_quantization_is_refused(quantized: Build, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from visq.artifact.architecture import skeleton
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
-from visq.artifact.tensors import fill
+from visq.artifact.tensors import fill, unshare
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import ModelCard
@@ -43,7 +43,7 @@ def load(path: Path | str) -> Any:
     except VisqError as error:
         raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
     try:
-        fill(model, config.sites, tensors)
+        fill(model, config.sites, unshare(tensors, config.shared))
     except VisqError as error:
         raise VisqError(f"{folder}: {error}") from error
     try:

@@ -16,7 +16,7 @@ import visq
 from visq.artifact.architecture import describe_architecture
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, Provenance, TensorFile, render
-from visq.artifact.tensors import store
+from visq.artifact.tensors import share, store
 from visq.errors import VisqError
 from visq.recipes import Recipe
 
@@ -51,7 +51,8 @@ def save(
 
 def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[ArtifactConfig, dict[str, bytes]]:
     """An artifact's config and the contents of its files by name. Raises VisqError as `save` does."""
-    records, tensors = store(model)
+    records, all_tensors = store(model)
+    tensors, shared = share(all_tensors)
     data = safetensors_bytes(tensors)
     config = ArtifactConfig(
         schema_version=1,
@@ -65,6 +66,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
         sites=records,
         tensor_file=TensorFile(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)),
         tensors={name: _kind(tensor) for name, tensor in sorted(tensors.items())},
+        shared=shared,
     )
     values = config.to_json()
     return ArtifactConfig.model_validate(values), {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}

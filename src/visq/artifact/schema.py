@@ -82,8 +82,9 @@ class TensorFile(Strict):
 
 
 class ArtifactConfig(Strict):
-    """The whole `config.json`; `tensors` is (dtype, shape) by tensor name.
+    """The whole `config.json`.
 
+    `tensors` is (dtype, shape) by tensor name; `shared` names, for a tensor that is not stored, the equal one that is.
     It holds no date and no timing: the same calibration gives the same bytes.
     """
 
@@ -98,6 +99,7 @@ class ArtifactConfig(Strict):
     sites: dict[str, SiteRecord]
     tensor_file: TensorFile
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    shared: dict[str, str]
     self_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ zero_point, group, smooth, table (or step, channel, state for a hidden state).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ SMALL_INTEGERS = {
     "zero_point": ((torch.uint8, 0, 255), (torch.int16, -32768, 32767)),
     "group": ((torch.uint8, 0, 255), (torch.int16, 0, 32767)),
 }
+#: Tensors of so many bytes are looked for among those already stored.
+SHARED_BYTES = 1024
 ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choices in SMALL_INTEGERS.items()}
 
 
@@ -66,6 +69,34 @@ def store(model: nn.Module) -> tuple[dict[str, SiteRecord], dict[str, Tensor]]:
     return records, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def share(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors to store, name of the stored one by name of each other): large equal ones are stored once.
+
+    Rotations are the reason: the matrix of a linear's input is that of its weight, and often that of the next layer.
+    """
+    stored: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[bytes, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.nbytes >= SHARED_BYTES:
+            content = f"{tensor.dtype}{list(tensor.shape)}".encode() + tensor.view(torch.uint8).numpy().tobytes()
+            digest = hashlib.sha256(content).digest()
+            if digest in first:
+                shared[name] = first[digest]
+                continue
+            first[digest] = name
+        stored[name] = tensor
+    return stored, shared
+
+
+def unshare(stored: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, Tensor]:
+    """Inverse of `share`. Raises VisqError for a name that is stored after all, or a target that is not."""
+    for name, target in shared.items():
+        if name in stored or target not in stored:
+            raise VisqError(f"shared.{name}: {target} must be stored, {name} must not")
+    return {**stored, **{name: stored[target] for name, target in shared.items()}}
+
+
 def _add(tensors: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     twice = tensors.keys() & new.keys()
     if twice:
@@ -79,12 +110,17 @@ def _encode(model: nn.Module, name: str, site: Site) -> tuple[Codes, Tensor]:
     assert isinstance(quantizer, Quantizer)
     parameter = site_parameter(model, name, site).detach()
     codes = quantizer.encode(parameter)
-    if site.baked and not torch.equal(quantizer.decode(codes), parameter):
+    if site.baked and not _same(quantizer.decode(codes), parameter):
         raise VisqError(f"{name}: the weight changed after it was quantized; its codes would not be what was measured")
     offset, bits = code_offset(quantizer), quantizer.spec.bits
     packed = pack(codes.cpu().numpy(), bits, offset)
     record = Codes(parameter=parameter_name(model, name, site), bits=bits, offset=offset, shape=tuple(parameter.shape))
     return record, torch.from_numpy(packed)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal, but for the rounding of a rotation that was computed with another number of threads."""
+    return torch.equal(a, b) or bool((a - b).abs().max() <= 1e-6 * b.abs().max())
 
 
 def shrink(name: str, part: str, tensor: Tensor) -> Tensor:
