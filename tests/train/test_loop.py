@@ -145,3 +145,14 @@ def test_holdout_raw_weights_and_bf16(config_file: Path, tmp_path: Path) -> None
     overrides = ["epochs=1", "warmup_epochs=0", "data.holdout=20", "ema_decay=0", "save=raw", "precision=bf16"]
     result = train(load_config(config_file, overrides), out=tmp_path / "run", progress=False)
     assert result.n == 20 and result.top1_ema is None
+
+
+def test_fine_tuning_starts_from_a_checkpoint(config_file: Path, tmp_path: Path) -> None:
+    first = train(load_config(config_file, ["epochs=8", "augment={}"]), out=tmp_path / "first", progress=False)
+    overrides = [f"model.checkpoint={first.model}", "epochs=1", "warmup_epochs=0", "lr=1e-9", "min_lr=0"]
+    second = train(load_config(config_file, overrides), out=tmp_path / "second", progress=False)
+    before, after = load_file(first.model), load_file(second.model)
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-3) for name in before)
+    with pytest.raises(VisqError, match="does not exist"):
+        overrides = ["model.checkpoint=nowhere.safetensors"]
+        train(load_config(config_file, overrides), out=tmp_path / "third", progress=False)

@@ -25,10 +25,14 @@ class _Strict(BaseModel):
 
 
 class ModelConfig(_Strict):
-    """Which network: a registered name, and geometry that replaces or (with `vim`) gives its sizes."""
+    """Which network: a registered name, and geometry that replaces or (with `vim`) gives its sizes.
+
+    `checkpoint` is a `.safetensors` or official `.pth` file to start from instead of random weights (fine-tuning).
+    """
 
     name: str = "vim"
     geometry: dict[str, Any] = {}
+    checkpoint: str | None = None
 
 
 class DataConfig(_Strict):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
-from visq.models import VisionMamba, create_model
+from visq.models import VisionMamba, create_model, load_model
 from visq.train.augment import Augment
 from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
 from visq.train.config import TrainConfig, differences
@@ -266,11 +266,16 @@ def load_images(dataset: Dataset) -> Images:
 
 
 def build_model(config: TrainConfig, classes: tuple[str, ...]) -> VisionMamba:
-    """Build the configured network from `config.seed`. Raises VisqError when it does not fit the data."""
+    """Build the configured network, with the checkpoint's weights or random ones from `config.seed`.
+
+    Raises VisqError when it does not fit the data or the checkpoint.
+    """
     geometry = {**config.model.geometry, "drop_path": config.drop_path}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, **geometry)
+    if config.model.checkpoint is not None:
+        model = load_model(config.model.name, config.model.checkpoint, geometry=geometry).train()
     got, transform = model.config, config.preprocess
     pairs = (
         ("image_size", got.image_size, transform.image_size),
