@@ -36,11 +36,14 @@ class Workplace:
         return ["--model", "vim", "--checkpoint", str(self.checkpoint)]
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(visq.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
 def visq_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(visq.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "visq.cli", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options
     )  # type: ignore[call-overload]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Workplace, visq_command, visq_here
+from tests.cli.conftest import Workplace, environment, visq_command, visq_here
 from visq.models.registry import PRETRAINED
 
 EVAL_KEYS = {
@@ -119,6 +119,22 @@ def test_listings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from visq.cli.main import run; run(['eval', '--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_the_work(workplace: Workplace, tmp_path: Path) -> None:
+    quantize = ("quantize", *workplace.model, "--recipe", "kscaled-w4a4", "--calib", workplace.images, "--samples", 24)
+    quantize = (*quantize, "--batch", 5, "--threads", 1)
+    alone = visq_command(*quantize, "--out", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "visq.cli"]
+    command = [*launcher, *map(str, quantize), "--out", str(tmp_path / "shared"), "--json", "-"]
+    shared = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert shared.returncode == 0, shared.stderr
+    json.loads(shared.stdout)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "shared"]
 
 
 @pytest.mark.skipif(not (PRETRAINED / "vim_nano_fmnist.safetensors").exists(), reason="the weights are not there yet")

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visq import parallel
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.progress import Progress
@@ -109,11 +110,12 @@ def check_labels(model: Any, dataset: Dataset) -> None:
 
 @torch.no_grad()
 def check_finite(model: Any, dataset: Dataset, *, batch_size: int = 32, progress: Progress | None = None) -> None:
-    """Run a model over a data set; VisqError naming the first stage that gives NaN or Inf."""
+    """Run a model over a data set, each rank over its share; VisqError naming the first stage that gives NaN or Inf."""
     model.eval()
     with (progress or Progress("silent")).task("checking FP32", total=len(dataset)) as task:
-        for images, _ in dataset.batches(batch_size):
-            if not torch.isfinite(model(images)).all():
+        for index, (images, _) in enumerate(dataset.batches(batch_size)):
+            mine = index % parallel.world() == parallel.rank()
+            if mine and not torch.isfinite(model(images)).all():
                 where = first_bad_stage(model, images)
                 raise VisqError(
                     f"the FP32 model gives NaN or Inf, first in {where}; check the checkpoint and the images"

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from visq import parallel
 from visq.analysis.evaluate import check_finite
 from visq.analysis.machine import peak_rss, reset_peak_rss
 from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, save
@@ -54,7 +55,7 @@ def quantize(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Calibrate `model` in place and save it as an artifact.
+    """Calibrate `model` in place and save it as an artifact. Under torchrun all ranks call it, and rank 0 writes.
 
     Arguments:
         model: FP32, with `model.card`.
@@ -69,19 +70,7 @@ def quantize(
     if any(site.quantizer is not None for _, site in named_sites(model)):
         raise VisqError("the model is quantized already; load it again before quantizing it with another recipe")
     recipe.resolve(name for name, _ in named_sites(model))
-    if out is None:
-        work = Path(tempfile.mkdtemp(prefix="visq-"))
-    else:
-        check_destination(out, overwrite)
-        work = work_folder(out)
-    found = out is not None and work.exists()
-    if found and any(work.iterdir()) and not (work / "run.json").exists():
-        raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
-    if found and not resume:
-        progress.say(f"discarding the unfinished calibration in {work}; --resume would have continued it")
-        shutil.rmtree(work, ignore_errors=True)
-    elif resume and not found:
-        progress.say(f"nothing to resume in {work}; starting from the beginning")
+    work, found = parallel.on_rank_zero(lambda: _prepare(out, resume, overwrite, progress))
     keep = found and resume
     try:
         result = _quantize(model, recipe, dataset, work, seed, out, resume, overwrite, batch_size, progress)
@@ -94,8 +83,25 @@ def quantize(
         keep = out is not None
         raise
     finally:
-        if not keep:
+        if not keep and parallel.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _prepare(out: Path | None, resume: bool, overwrite: bool, progress: Progress) -> tuple[Path, bool]:
+    """(folder of the calibration's state, whether a killed run left one). VisqError when `out` cannot be written."""
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="visq-")), False
+    check_destination(out, overwrite)
+    work = work_folder(out)
+    found = work.exists()
+    if found and any(work.iterdir()) and not (work / "run.json").exists():
+        raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
+    if found and not resume:
+        progress.say(f"discarding the unfinished calibration in {work}; --resume would have continued it")
+        shutil.rmtree(work, ignore_errors=True)
+    elif resume and not found:
+        progress.say(f"nothing to resume in {work}; starting from the beginning")
+    return work, found
 
 
 def _quantize(
@@ -134,5 +140,5 @@ def _quantize(
             seed=seed,
         ),
     )
-    config = None if out is None else save(model, out, overwrite=overwrite)
+    config = None if out is None else parallel.on_rank_zero(lambda: save(model, out, overwrite=overwrite))
     return Quantized(model, calibration, config, peak_rss())

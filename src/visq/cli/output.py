@@ -18,7 +18,8 @@ class Output:
 
     def __init__(self, json_to: str | None = None) -> None:
         self.json_to = json_to
-        self.progress = Progress("silent" if json_to == "-" else None)
+        self.first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+        self.progress = Progress("silent" if json_to == "-" or not self.first else None)
         if json_to not in (None, "-") and not Path(str(json_to)).absolute().parent.is_dir():
             raise VisqError(f"--json {json_to}: its folder does not exist")
 
@@ -31,11 +32,12 @@ class Output:
             self.say(line)
 
     def warn(self, line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        if self.first:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def emit(self, document: Any) -> None:
         """Write the results, if JSON was asked for."""
-        if self.json_to is None:
+        if self.json_to is None or not self.first:
             return
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         if self.json_to == "-":

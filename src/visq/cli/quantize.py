@@ -36,8 +36,12 @@ def quantize(
     interpolation: options.Interpolation = None,
     classes: options.Classes = None,
 ) -> None:
-    """Calibrate a model with a recipe and write the quantized model as an artifact."""
+    """Calibrate a model with a recipe and write the quantized model as an artifact.
+
+    Started by torchrun (`torchrun --nproc-per-node 2 -m visq.cli quantize ...`) several processes share the work.
+    """
     output = Output(json_to)
+    from visq import parallel
     from visq.analysis import pipeline
     from visq.artifact import check_destination
     from visq.data import open_dataset
@@ -54,17 +58,21 @@ def quantize(
         f"on {samples} images of {calib}, seed {seed}"
     )
     output.kernels()
-    result = pipeline.quantize(
-        network,
-        chosen,
-        dataset,
-        seed=seed,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        batch_size=batch,
-        progress=output.progress,
-    )
+    parallel.start()
+    try:
+        result = pipeline.quantize(
+            network,
+            chosen,
+            dataset,
+            seed=seed,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            batch_size=batch,
+            progress=output.progress,
+        )
+    finally:
+        parallel.stop()
     output.skipped(dataset.skipped)
     for note in result.calibration.notes:
         output.say(f"note: {note}")
