@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import visq
 from visq.analysis import Subject, compare, coverage, quantize
 from visq.analysis.report import to_json, to_markdown
 from visq.artifact import load
+from visq.calibrate import calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models import VisionMamba
@@ -33,6 +35,18 @@ def test_quantize_saves_what_it_returns(model: VisionMamba, images: Dataset, tmp
     assert next(row for row in rows if row["kind"] == "scan.h")["kernel"]
     with pytest.raises(VisqError, match="quantized already"):
         quantize(loaded, get_recipe(MINMAX), images)
+
+
+def test_killed_between_calibration_and_saving(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:
+    recipe = get_recipe("kscaled-w4a4")
+    fresh = copy.deepcopy(model)
+    calibrate(copy.deepcopy(model), recipe, images, work_dir=tmp_path / "a.calibration")
+    (tmp_path / ".a.partial").mkdir()
+    quantize(model, recipe, images, out=tmp_path / "a", resume=True)
+    quantize(fresh, recipe, images, out=tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_failures_leave_nothing(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.cli.conftest import Workplace, environment, visq_command, visq_here
+from tests.cli.conftest import GEOMETRY, Workplace, environment, visq_command, visq_here
+from visq.cli.main import run
 from visq.models.registry import PRETRAINED
 
 EVAL_KEYS = {
@@ -119,6 +121,27 @@ def test_listings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from visq.cli.main import run; run(['eval', '--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_train_then_eval(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "model": {"name": "vim", "geometry": GEOMETRY},
+        "data": {
+            "train": str(workplace.images),
+            "eval": str(workplace.images),
+            "preprocess": {"image_size": 16, "resize": 16, "mean": [0.5], "std": [0.5], "channels": 1},
+        },
+        "epochs": 3,
+        "batch_size": 8,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    train = ("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--set", "epochs=2")
+    assert run([*map(str, train), "--json", str(tmp_path / "t.json")]) == 0
+    capfd.readouterr()
+    result = json.loads((tmp_path / "t.json").read_text())
+    data = ("--data", workplace.images, "--json", "-")
+    row = json.loads(visq_here(capfd, "eval", "vim", "--checkpoint", result["model"], *data))
+    assert row["n"] == 24 and row["top1"] == pytest.approx(result["top1"])
 
 
 @pytest.mark.slow
