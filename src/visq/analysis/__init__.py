@@ -2,6 +2,7 @@
 
 from visq.analysis.compare import Subject, compare
 from visq.analysis.coverage import coverage, totals
+from visq.analysis.diagnostics import diagnose
 from visq.analysis.evaluate import Evaluation, check_finite, evaluate
 from visq.analysis.pipeline import Quantized, quantize
 from visq.analysis.results import evaluation_row, fp32_bytes
@@ -16,6 +17,7 @@ __all__ = [
     "compare",
     "Subject",
     "coverage",
+    "diagnose",
     "totals",
     "evaluation_row",
     "fp32_bytes",

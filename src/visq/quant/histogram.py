@@ -6,22 +6,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Bits dropped from a float32: 9 bits of the fraction stay, so that a bin spans 1/512 to 1/1024 of its value.
-_SHIFT = 14
-_HALF = 1 << (31 - _SHIFT)
+#: Leading bits of a float32's fraction that tell bins apart: a bin spans 1/512 to 1/1024 of its value.
+FRACTION_BITS = 9
 
 
-def float_counts(x: Tensor) -> Tensor:
+def float_counts(x: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
     """Counts of the values of x (any shape, finite float32) by sign, exponent and leading bits of the fraction,
-    [2^18] int64."""
-    return torch.bincount((x.contiguous().view(torch.int32) >> _SHIFT).flatten() + _HALF, minlength=2 * _HALF)
+    [2^(9 + fraction_bits)] int64."""
+    half = 1 << (8 + fraction_bits)
+    return torch.bincount(
+        (x.contiguous().view(torch.int32) >> (23 - fraction_bits)).flatten() + half, minlength=2 * half
+    )
 
 
-def weighted_values(counts: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_values(counts: Tensor, fraction_bits: int = FRACTION_BITS) -> tuple[Tensor, Tensor]:
     """The non-empty bins of `float_counts`: (middles [n] ascending float32, counts [n] float64). The bins next to
     zero stand for zero."""
     bins = counts.nonzero()[:, 0]
-    middles = (((bins - _HALF).int() << _SHIFT) | (1 << (_SHIFT - 1))).view(torch.float32)
+    shift = 23 - fraction_bits
+    middles = (((bins - (1 << (8 + fraction_bits))).int() << shift) | (1 << (shift - 1))).view(torch.float32)
     middles = torch.where(middles.abs() < torch.finfo(torch.float32).tiny, 0.0, middles)
     order = middles.argsort(stable=True)
     return middles[order], counts[bins[order]].double()

@@ -1,0 +1,137 @@
+"""Where a quantized model loses: every site's error, every stage's, and that of h and y along each recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visq.analysis.recurrence import RecurrenceError, Trace, trace
+from visq.analysis.site_stats import SiteStats, decibels
+from visq.data import Dataset
+from visq.errors import VisqError
+from visq.models.layers import SelectiveScan
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.site import ACTIVATION, WEIGHT, named_sites, site_parameter
+
+
+@torch.no_grad()
+def diagnose(
+    model: Any, dataset: Dataset, *, fp32: Any = None, images: int = 32, batch_size: int = 4
+) -> dict[str, Any]:
+    """Stream a few images through a quantized model and, where given, through its FP32 original.
+
+    Arguments:
+        model: simulation of a quantized model.
+        fp32: the network it was made of; without it there are no errors against FP32.
+        images: at most so many, the first ones.
+    Returns:
+        images: how many were seen.
+        sites: for each quantizer, on the tensors of the quantized network itself: `sqnr_db`, `clipped` (share of the
+            values), `range_used` (share of the span of codes), `histogram` of the values. A weight's SQNR is against
+            FP32; it is None when a transform has rewritten the weights.
+        stages: `sqnr_db` of each stage's output against FP32.
+        scans: errors of h and y at each step against FP32, see `RecurrenceError.row`.
+    Raises:
+        VisqError: nothing in the model is quantized, or fp32 is another network.
+    """
+    stats = {
+        name: SiteStats(site.quantizer)
+        for name, site in named_sites(model)
+        if isinstance(site.quantizer, (Quantizer, StateQuantizer)) and site.kind != WEIGHT
+    }
+    if not any(site.quantizer is not None for _, site in named_sites(model)):
+        raise VisqError("nothing in this model is quantized, so there is nothing to diagnose; pass an artifact")
+    if fp32 is not None and [name for name, _ in named_sites(fp32)] != [name for name, _ in named_sites(model)]:
+        raise VisqError("the FP32 model is not the network the artifact was made of: their sites differ")
+    model.eval()
+    errors: dict[str, RecurrenceError] = {}
+    stages: dict[str, list[float]] = {}
+    seen = 0
+    for batch, _ in dataset.batches(batch_size):
+        batch = batch[: images - seen]
+        exact, exact_outputs = ({}, []) if fp32 is None else passes(fp32.eval(), batch, {})
+        found, outputs = passes(model, batch, stats)
+        for name, here in found.items():
+            for site, tensor in (("abar", here.abar), ("bbar", here.bbar), ("h", here.h)):
+                if f"{name}.{site}" in stats:
+                    stats[f"{name}.{site}"].observe(tensor)
+            if name in exact:
+                errors.setdefault(name, RecurrenceError()).observe(here, exact[name])
+        for stage, here_out, exact_out in zip(model.stages(), outputs, exact_outputs, strict=False):
+            sums = stages.setdefault(stage.name, [0.0, 0.0])
+            sums[0] += float(exact_out.square().sum(dtype=torch.double))
+            sums[1] += float((here_out - exact_out).square().sum(dtype=torch.double))
+        seen += len(batch)
+        if seen >= images:
+            break
+    scans = {name: model.get_submodule(name).site_h.quantizer for name in errors}
+    return {
+        "images": seen,
+        "sites": [{"name": name, **row} for name, row in site_rows(model, fp32, stats)],
+        "stages": [{"name": name, "sqnr_db": decibels(*sums)} for name, sums in stages.items()],
+        "scans": [{"name": name, **error.row(scans[name])} for name, error in errors.items()],
+    }
+
+
+def passes(model: Any, images: Tensor, stats: dict[str, SiteStats]) -> tuple[dict[str, Trace], list[Tensor]]:
+    """One forward pass: every scan from inside, and every stage's output (the sum of its tensors: branch plus
+    residual). The activation sites among `stats` observe what they receive."""
+    traces: dict[str, Trace] = {}
+
+    def watch_site(name: str) -> Callable[..., None]:
+        def hook(site: nn.Module, args: tuple[Tensor, ...]) -> None:
+            stats[name].observe(args[0])
+
+        return hook
+
+    def watch_scan(name: str) -> Callable[..., None]:
+        def hook(scan: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(scan, SelectiveScan)
+            traces[name] = trace(scan, *args)
+
+        return hook
+
+    scans = [(name, module) for name, module in model.named_modules() if isinstance(module, SelectiveScan)]
+    sites = [(name, site) for name, site in named_sites(model) if site.kind == ACTIVATION and name in stats]
+    hooks = [(site, watch_site(name)) for name, site in sites] + [(scan, watch_scan(name)) for name, scan in scans]
+    outputs = []
+    with attached(hooks):
+        state: tuple[Tensor, ...] = (images,)
+        for stage in model.stages():
+            state = stage.forward(*state)
+            outputs.append(torch.stack(state).sum(0))
+    return traces, outputs
+
+
+@contextmanager
+def attached(hooks: list[Any]) -> Iterator[None]:
+    """Forward pre-hooks on (module, hook) pairs for a while."""
+    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def site_rows(model: Any, fp32: Any, stats: dict[str, SiteStats]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of all quantized sites in module order."""
+    recipe = getattr(model, "recipe", None)
+    rewritten = fp32 is None or recipe is None or bool(recipe.scope.transforms)
+    for name, site in named_sites(model):
+        if name in stats and stats[name].count:
+            yield name, {"kind": site.kind, **stats[name].row()}
+        elif site.kind == WEIGHT and isinstance(site.quantizer, Quantizer):
+            weight = site_parameter(model, name, site).detach()
+            seen = SiteStats(site.quantizer)
+            seen.observe(weight)
+            row = seen.row() | {"kind": site.kind, "clipped": None, "sqnr_db": None}
+            if not rewritten:
+                original = site_parameter(fp32, name, site).detach()
+                error = float((weight - original).square().sum(dtype=torch.double))
+                row["sqnr_db"] = decibels(float(original.square().sum(dtype=torch.double)), error)
+            yield name, row

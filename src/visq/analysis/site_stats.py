@@ -1,0 +1,83 @@
+"""What a quantizer does to the tensors that pass it, streamed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visq.quant.histogram import float_counts, weighted_values
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.rotated import RotatedQuantizer
+
+#: Bins of the histogram in the report.
+BINS = 64
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise); None where there is no signal or no noise, because JSON has no infinity."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+class SiteStats:
+    """SQNR, clipping and use of the range of one quantizer.
+
+    A value is clipped when it lies more than half a step outside what the codes reach. The range used is the span of
+    the codes that occur over the span there is. A rotated quantizer is measured in its rotated coordinates.
+    """
+
+    def __init__(self, quantizer: Quantizer | StateQuantizer) -> None:
+        self.quantizer = quantizer
+        self.signal = self.noise = 0.0
+        self.count = self.clipped = 0
+        spec = quantizer.spec
+        table = quantizer.table if isinstance(quantizer, Quantizer) else None
+        self.first, self.last = (spec.qmin, spec.qmax) if table is None else (0, table.numel() - 1)
+        self.lowest, self.highest = self.last, self.first
+        self.counts = torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """x: what the site receives."""
+        quantizer = self.quantizer
+        if isinstance(quantizer, RotatedQuantizer):
+            x = quantizer.coordinates().into(x)
+            codes, decode = Quantizer.encode(quantizer, x), lambda codes: Quantizer.decode(quantizer, codes)
+        else:
+            codes, decode = quantizer.encode(x), quantizer.decode
+        self.signal += float(x.square().sum(dtype=torch.double))
+        self.noise += float((decode(codes) - x).square().sum(dtype=torch.double))
+        low, second, before, high = (
+            decode(torch.full_like(codes, code)) for code in (self.first, self.first + 1, self.last - 1, self.last)
+        )
+        below, above = low - (second - low) / 2, high + (high - before) / 2
+        self.clipped += int(((x < below) | (x > above)).sum())
+        self.count += x.numel()
+        self.lowest, self.highest = min(self.lowest, int(codes.min())), max(self.highest, int(codes.max()))
+        self.counts = self.counts + float_counts(x, fraction_bits=5)
+
+    def row(self) -> dict[str, Any]:
+        """The site's part of the report."""
+        spec = self.quantizer.spec
+        edges, shares = histogram(self.counts)
+        return {
+            "bits": spec.bits,
+            "granularity": spec.granularity.kind,
+            "codebook": spec.codebook.name,
+            "sqnr_db": decibels(self.signal, self.noise),
+            "clipped": self.clipped / max(self.count, 1),
+            "range_used": max(0, self.highest - self.lowest) / (self.last - self.first),
+            "histogram": {"edges": edges, "share": shares},
+        }
+
+
+def histogram(counts: Tensor) -> tuple[list[float], list[float]]:
+    """`float_counts` as equal bins between the smallest and the largest value: edges [BINS + 1], shares [BINS]."""
+    values, weights = weighted_values(counts, fraction_bits=5)
+    low, high = float(values[0]), float(values[-1])
+    width = max(high - low, 1e-30) / BINS
+    bins = ((values - low) / width).long().clamp_(0, BINS - 1)
+    share = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, weights) / weights.sum()
+    return [low + i * width for i in range(BINS + 1)], share.tolist()

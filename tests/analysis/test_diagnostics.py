@@ -1,0 +1,133 @@
+"""Diagnostics against sums written out in the test."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.calibrate.conftest import Images, images, model  # noqa: F401 - fixtures
+from visq.analysis import diagnose
+from visq.analysis.plots import plot_accuracy, plot_diagnostics
+from visq.analysis.recurrence import trace
+from visq.analysis.site_stats import SiteStats
+from visq.calibrate import calibrate
+from visq.errors import VisqError
+from visq.models.layers import SelectiveScan
+from visq.models.vim import VisionMamba
+from visq.quant.quantizer import Quantizer
+from visq.quant.site import named_sites
+from visq.quant.spec import Spec
+from visq.recipes import get_recipe
+
+WITH_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+
+
+@pytest.fixture
+def quantized(model: VisionMamba, images: Images, tmp_path: Path) -> VisionMamba:  # noqa: F811
+    copied = copy.deepcopy(model)
+    calibrate(copied, get_recipe("minmax-channel-w6a6"), images, work_dir=tmp_path / "work", batch_size=4)  # type: ignore[arg-type]
+    copied.recipe = get_recipe("minmax-channel-w6a6")
+    return copied
+
+
+def test_sqnr_clipping_and_range_are_what_they_say() -> None:
+    quantizer = Quantizer(Spec(bits=4), torch.tensor([0.5]))  # codes reach from -4 to 3.5
+    stats = SiteStats(quantizer)
+    x = torch.tensor([[-4.2, -1.1, 0.2, 1.0, 3.7, 3.8, 9.0]])
+    stats.observe(x[:, :4])
+    stats.observe(x[:, 4:])
+    row = stats.row()
+    error = float((quantizer(x) - x).square().sum())
+    assert row["sqnr_db"] == pytest.approx(10 * math.log10(float(x.square().sum()) / error), abs=1e-4)
+    assert row["clipped"] == pytest.approx(2 / 7)  # 3.8 and 9.0; -4.2 and 3.7 are rounded
+    assert row["range_used"] == 1.0
+    narrow = SiteStats(quantizer)
+    narrow.observe(torch.tensor([[-0.5, 1.0]]))
+    assert narrow.row()["range_used"] == pytest.approx(3 / 15)
+    assert narrow.row()["sqnr_db"] is None
+    assert sum(row["histogram"]["share"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("recipe", ["qmamba-w4a4", "kscaled-w4a4"])
+def test_the_trace_is_the_scan(model: VisionMamba, images: Images, tmp_path: Path, recipe: str) -> None:  # noqa: F811
+    calibrate(model, get_recipe(recipe), images, work_dir=tmp_path / "work", batch_size=4)  # type: ignore[arg-type]
+    seen = []
+
+    def hook(scan: SelectiveScan, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        found = trace(scan, *args)
+        seen.append(((scan.site_y.quantizer(found.y) - output).norm() / output.norm()).item())  # type: ignore[misc]
+        codes = scan.site_h.quantizer.encode(found.h)  # type: ignore[union-attr]
+        torch.testing.assert_close(scan.site_h.quantizer.decode(codes), found.stored, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+
+    for module in model.modules():
+        if isinstance(module, SelectiveScan):
+            module.register_forward_hook(hook)
+    model(images.images)
+    assert len(seen) == 4
+    # Two orders of the same sums may round a value on a boundary to different codes.
+    assert max(seen) < 0.05
+
+
+def test_the_report_covers_every_quantized_site(
+    quantized: VisionMamba,
+    model: VisionMamba,  # noqa: F811
+    images: Images,  # noqa: F811
+) -> None:
+    report = diagnose(quantized, images, fp32=model, images=6, batch_size=4)  # type: ignore[arg-type]
+    assert report["images"] == 6
+    assert [row["name"] for row in report["sites"]] == [
+        name for name, site in named_sites(quantized) if site.quantizer is not None
+    ]
+    # x_proj reads what silu.out has rounded already, with the same scale.
+    assert all(row["sqnr_db"] is None or row["sqnr_db"] > 10 for row in report["sites"])
+    assert all("x_proj" in row["name"] for row in report["sites"] if row["sqnr_db"] is None)
+    assert len(report["scans"]) == 4
+    assert all(len(row["h_error"]) == len(row["y_error"]) == 10 for row in report["scans"])
+    assert all(0 < value < 0.6 for row in report["scans"] for value in row["h_error"])
+    stages = {row["name"]: row["sqnr_db"] for row in report["stages"]}
+    assert list(stages) == ["embed", "layers.0", "layers.1", "classify"]
+    expected = (quantized(images.images[:6]) - model(images.images[:6])).square().sum()
+    decibels = 10 * math.log10(model(images.images[:6]).square().sum() / expected)
+    assert stages["classify"] == pytest.approx(decibels, abs=1e-3)
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_network_without_errors_has_none_along_time(quantized: VisionMamba, images: Images) -> None:  # noqa: F811
+    report = diagnose(quantized, images, fp32=quantized, images=4, batch_size=4)  # type: ignore[arg-type]
+    assert all(value < 1e-6 for row in report["scans"] for value in row["h_error"] + row["y_error"])
+
+
+def test_without_fp32_there_are_sites_only(quantized: VisionMamba, images: Images) -> None:  # noqa: F811
+    report = diagnose(quantized, images, images=4)  # type: ignore[arg-type]
+    assert report["sites"] and not report["scans"] and not report["stages"]
+    assert all(row["sqnr_db"] is None for row in report["sites"] if row["kind"] == "weight")
+
+
+def test_a_model_that_is_not_quantized_is_refused(model: VisionMamba, images: Images) -> None:  # noqa: F811
+    with pytest.raises(VisqError, match="nothing in this model is quantized"):
+        diagnose(model, images)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(WITH_MATPLOTLIB, reason="matplotlib is installed")
+def test_plots_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(VisqError, match=r"visq\[plots\]"):
+        plot_accuracy(
+            [{"recipe": "a-w4a4", "scope": "full", "activation_bits": 4, "weight_bits": 4, "top1": 1.0}], tmp_path
+        )
+
+
+@pytest.mark.skipif(not WITH_MATPLOTLIB, reason="needs the extra `plots`")
+def test_every_picture_is_drawn(quantized: VisionMamba, model: VisionMamba, images: Images, tmp_path: Path) -> None:  # noqa: F811
+    report = diagnose(quantized, images, fp32=model, images=4)  # type: ignore[arg-type]
+    assert len(plot_diagnostics(report, tmp_path / "plots")) == 4
+    rows = [
+        {"recipe": recipe, "scope": "full", "activation_bits": bits, "weight_bits": bits, "top1": top1}
+        for recipe, bits, top1 in (("fp32", 32, 90.0), ("minmax-w8a8", 8, 89.0), ("minmax-w4a4", 4, 40.0))
+    ]
+    assert plot_accuracy(rows, tmp_path / "accuracy.png").stat().st_size > 1000
