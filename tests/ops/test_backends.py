@@ -14,7 +14,15 @@ from tests.ops.helpers import ISAS, needs_cpp, scan_inputs, torch_threads
 from visq.errors import VisqError
 from visq.ops import _native, backends, selective_scan
 
-OPS = {"causal_conv1d", "quantized_scan", "scan_states", "search_state_scales", "selective_scan", "similarity_sums"}
+OPS = {
+    "fake_quantize",
+    "causal_conv1d",
+    "quantized_scan",
+    "scan_states",
+    "search_state_scales",
+    "selective_scan",
+    "similarity_sums",
+}
 
 
 def test_describe_names_every_op() -> None:
