@@ -55,7 +55,8 @@ def evaluate(
     progress: Progress | None = None,
     name: str = "evaluating",
 ) -> Evaluation:
-    """Top-1 and top-5 of a model, FP32 or simulated, in eval mode.
+    """Top-1 and top-5 of a model, FP32 or simulated, in eval mode. Under torchrun each rank takes its part of the
+    images, and all end with the whole result.
 
     Arguments:
         model: with `stages()`; images [B, C, H, W] -> logits [B, classes].
@@ -71,8 +72,9 @@ def evaluate(
     predictions: list[Tensor] = []
     labels: list[Tensor] = []
     start = time.perf_counter()
-    with (progress or Progress("silent")).task(name, total=len(dataset)) as task:
-        for images, target in dataset.batches(batch_size):
+    own = own_part(dataset, batch_size)
+    with (progress or Progress("silent")).task(name, total=len(own) if own else 0) as task:
+        for images, target in own.batches(batch_size) if own else ():
             logits = model(images)
             if not torch.isfinite(logits).all():
                 raise VisqError(f"the logits hold NaN or Inf, which first arise in {first_bad_stage(model, images)}")
@@ -83,10 +85,22 @@ def evaluate(
             predictions.append(best[:, 0])
             labels.append(target)
             task.advance(len(images))
+    parts = parallel.gather((top1, top5, predictions, labels, own.skipped if own else []))
     seconds = time.perf_counter() - start
-    found, true = torch.cat(predictions).numpy(), torch.cat(labels).numpy()
-    n = len(found)
-    return Evaluation(n, 100 * top1 / n, 100 * top5 / n, seconds, found, true, tuple(dataset.skipped))
+    found = torch.cat([batch for part in parts for batch in part[2]]).numpy()
+    true = torch.cat([batch for part in parts for batch in part[3]]).numpy()
+    top1, top5, n = sum(part[0] for part in parts), sum(part[1] for part in parts), len(found)
+    skipped = tuple(name for part in parts for name in part[4])
+    return Evaluation(n, 100 * top1 / n, 100 * top5 / n, seconds, found, true, skipped)
+
+
+def own_part(dataset: Dataset, batch_size: int) -> Dataset | None:
+    """This rank's images: whole batches in a row; None where there are fewer batches than ranks."""
+    world, batches = parallel.world(), -(-len(dataset) // batch_size)
+    if world == 1:
+        return dataset
+    first, last = (batch_size * (batches * rank // world) for rank in (parallel.rank(), parallel.rank() + 1))
+    return dataset.select(range(first, min(last, len(dataset)))) if last > first else None
 
 
 def limited(dataset: Dataset, limit: int | None) -> Dataset:

@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 of an FP32 model or of an artifact."""
     output = Output(json_to)
-    from visq import analysis
+    from visq import analysis, parallel
     from visq.data import open_dataset
 
     set_threads(threads)
@@ -43,7 +43,11 @@ def evaluate(
     model, used, size = open_target(target, backend, model_options)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
     output.kernels()
-    result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)
+    parallel.start()
+    try:
+        result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)
+    finally:
+        parallel.stop()
     output.skipped(result.skipped)
     row = analysis.evaluation_row(model, result, backend=used, size=size)
     output.say(f"{row['model']} {row['recipe']} ({used}): top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
