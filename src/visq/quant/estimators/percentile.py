@@ -42,8 +42,8 @@ class Percentile(Estimator):
             group = torch.zeros(1, 1, 1, dtype=torch.long)
         else:
             group = index.view(1, -1, 1) if self.row_axis else index.view(1, 1, -1)
-        low, width = self.low[group], (self.high - self.low).clamp_min(1e-30)[group]
-        bins = ((x - low) / width * BINS).long().clamp_(0, BINS - 1) + group * BINS
+        per_unit = BINS / (self.high - self.low).clamp_min(1e-30)
+        bins = (x - self.low[group]).mul_(per_unit[group]).long().clamp_(0, BINS - 1).add_(group * BINS)
         for counts in parallel.each(torch.bincount(bins.flatten(), minlength=self.histogram.numel())):
             self.histogram += counts.view_as(self.histogram)
 
