@@ -60,6 +60,16 @@ class VimConfig:
         return self.num_patches + 1
 
 
+def check_images(images: Tensor, channels: int, size: int) -> Tensor:
+    """The images, [B, channels, size, size]. Raises VisqError for any other shape."""
+    if images.shape[1:] != (channels, size, size):
+        raise VisqError(
+            f"this model takes images of {channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
+            "its position embedding and per-token scales are made for that size"
+        )
+    return images
+
+
 class PatchEmbed(nn.Module):
     """Image [B, channels, H, W] -> patch tokens [B, M, embed_dim] by one strided convolution `proj`."""
 
@@ -195,15 +205,9 @@ class VisionMamba(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty
         residual stream."""
-        size = self.config.image_size
-        if images.shape[1:] != (self.config.channels, size, size):
-            raise VisqError(
-                f"this model takes images of {self.config.channels}x{size}x{size}, "
-                f"got {'x'.join(map(str, images.shape[1:]))}; "
-                "its position embedding and per-token scales are made for that size"
-            )
+        images = check_images(images, self.config.channels, self.config.image_size)
         tokens = self.patch_embed(images)
-        middle = tokens.shape[1] // 2
+        middle = self.config.num_patches // 2
         cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1)
         tokens = tokens + self.pos_embed

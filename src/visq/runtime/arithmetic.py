@@ -1,0 +1,105 @@
+"""The arithmetic of the engine, defined in NumPy: what docs/integer-semantics.md says, one function each.
+
+Every float32 operation is rounded by itself (no fused multiply-add) and every sum has a fixed order, so that the C++ of
+any instruction set gives the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+LOG2E = np.float32(1.44269504088896341)
+#: 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.
+EXP2 = tuple(map(np.float32, (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653)))
+#: log1p(t) = s (c0 + s^2 (c1 + ...)) with s = t / (2 + t), 0 <= t <= 1; the series of 2 artanh(s).
+LOG1P = tuple(np.float32(2.0 / k) for k in (1, 3, 5, 7, 9, 11, 13))
+#: Lanes of a sum over a row.
+LANES = 16
+
+#: 2^-f in Q15 for f in Q15: 32767 - f (c1 - f (c2 - f (c3 - f c4))), each product rounded.
+EXP2_Q15 = (22713, 7865, 1760, 224)
+
+
+def exp2(x: Floats) -> Floats:
+    """2^x, float32; x is clamped to [-126, 126]."""
+    x = np.clip(x, np.float32(-126), np.float32(126))
+    whole = np.rint(x)
+    r = x - whole
+    p = np.full_like(r, EXP2[0])
+    for c in (*EXP2[1:], np.float32(1)):
+        p = p * r + c
+    scale = ((whole.astype(np.int32) + 127) << 23).view(np.float32)
+    return p * scale
+
+
+def silu(x: Floats) -> Floats:
+    """x / (1 + e^-x)."""
+    return x / (np.float32(1) + exp2(-x * LOG2E))
+
+
+def softplus(x: Floats) -> Floats:
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
+    t = exp2(-np.abs(x) * LOG2E)
+    s = t / (np.float32(2) + t)
+    square = s * s
+    p = np.full_like(s, LOG1P[-1])
+    for c in LOG1P[-2::-1]:
+        p = p * square + c
+    return np.maximum(x, np.float32(0)) + s * p
+
+
+def row_sum(x: Floats) -> Floats:
+    """Sum over the last axis: lane j adds x[j], x[j + 16], ... in order, then lanes are folded in halves."""
+    width = x.shape[-1]
+    padded = np.zeros((*x.shape[:-1], -(-width // LANES) * LANES), np.float32)
+    padded[..., :width] = x
+    lanes = np.zeros((*x.shape[:-1], LANES), np.float32)
+    for start in range(0, padded.shape[-1], LANES):
+        lanes = lanes + padded[..., start : start + LANES]
+    half = LANES // 2
+    while half:
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+        half //= 2
+    return lanes
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean = row_sum(x * x) * np.float32(1 / x.shape[-1])
+    return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+
+
+def product(x: Floats, weight: Floats) -> Floats:
+    """x [..., K] by weight [N, K], added up in the order of K -> [..., N]."""
+    total = np.zeros((*x.shape[:-1], weight.shape[0]), np.float32)
+    for k in range(weight.shape[1]):
+        total = total + x[..., k, None] * weight[:, k]
+    return total
+
+
+def mulhrs(a: Ints, b: Ints) -> Ints:
+    """(a b + 2^14) >> 15: the product of two Q15 numbers, rounded."""
+    return (a * b + (1 << 14)) >> 15
+
+
+def saturate(x: Ints) -> Ints:
+    """To 16 bits, signed."""
+    return np.clip(x, -32768, 32767)
+
+
+def to_int16(x: Floats) -> Ints:
+    """Rounded half to even and saturated."""
+    return np.clip(np.rint(x), np.float32(-32768), np.float32(32767)).astype(np.int64)
+
+
+def exp2_q15(f: Ints) -> Ints:
+    """2^-f in Q15, f in Q15 from 0 to 32767."""
+    c1, c2, c3, c4 = EXP2_Q15
+    t = c3 - mulhrs(f, np.int64(c4))
+    for c in (c2, c1):
+        t = c - mulhrs(f, t)
+    return 32767 - mulhrs(f, t)

@@ -1,0 +1,190 @@
+"""The arithmetic form of every operation of a program: integer where its operands allow it, float32 otherwise with the
+reason. Oracle and kernels run the same forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from visq.errors import VisqError
+from visq.runtime.arithmetic import Floats, Ints
+from visq.runtime.bundle import Bundle, Weight
+from visq.runtime.program import Conv1d, Linear, Operation, Program, Scan
+from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
+from visq.runtime.scan import FixedScan, plan
+
+
+@dataclass(frozen=True)
+class IntegerLinear:
+    """x = (float(sum_k (byte[k] - zero[t]) weight[n, k]) * scale[n]) * token[t] + bias[n].
+
+    Attributes:
+        weight: [N, K] in -128..127.
+        scale: [N]; token: [rows] or None.
+        zero: [1] or [rows], of bytes.
+    """
+
+    weight: Ints
+    scale: Floats
+    token: Floats | None
+    zero: Ints
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class FloatLinear:
+    """x = sum_k x[k] weight[n, k] + bias[n], in the order of k."""
+
+    weight: Floats
+    bias: Floats
+    reason: str
+
+
+@dataclass(frozen=True)
+class IntegerConv1d:
+    """x[c] = float(sum_k (byte[t-K+1+k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c]; missing rows add nothing."""
+
+    weight: Ints
+    scale: Floats
+    zero: Ints
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class FloatConv1d:
+    weight: Floats
+    bias: Floats
+    reason: str
+
+
+@dataclass(frozen=True)
+class FloatScan:
+    A: Floats
+    abar: Factor | None
+    bbar: Factor | None
+    h: StateQuantizer | None
+    reason: str
+
+
+Form = IntegerLinear | FloatLinear | IntegerConv1d | FloatConv1d | FixedScan | FloatScan | None
+
+
+def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
+    """The form of an operation; None for sources that only move rows.
+
+    Raises:
+        VisqError: parameters that do not fit the program.
+    """
+    source = operation.source
+    try:
+        if isinstance(source, Linear):
+            return _linear(program, operation, source, bundle)
+        if isinstance(source, Conv1d):
+            return _conv1d(program, operation, source, bundle)
+        if isinstance(source, Scan):
+            return _scan(program, operation, source, bundle)
+    except VisqError as error:
+        raise VisqError(f"operation {operation.name}: {error}") from error
+    return None
+
+
+def reason(form: Form) -> str | None:
+    """Why a form is in float32; None for integers and for what only moves rows."""
+    return form.reason if isinstance(form, FloatLinear | FloatConv1d | FloatScan) else None
+
+
+def _input(program: Program, name: str, bundle: Bundle) -> Quantizer | None:
+    site = program.tensors[name].site
+    return None if site is None else bundle.quantizer(site)
+
+
+def _bias(name: str | None, size: int, bundle: Bundle) -> Floats:
+    bias = np.zeros(size, np.float32) if name is None else bundle.parameter(name)
+    _need(bias.shape == (size,), f"{name} has shape {list(bias.shape)}, expected [{size}]")
+    return bias
+
+
+def _linear(program: Program, operation: Operation, source: Linear, bundle: Bundle) -> Form:
+    decl = program.tensors[source.input]
+    weight = bundle.weight(source.weight)
+    matrix = weight.codes if isinstance(weight, Weight) else weight
+    matrix = matrix.reshape(matrix.shape[0], -1)
+    expected = (operation.width, decl.width)
+    _need(matrix.shape == expected, f"{source.weight} is {list(matrix.shape)}, expected {list(expected)}")
+    bias = _bias(source.bias, operation.width, bundle)
+    x = _input(program, source.input, bundle)
+    why = ""
+    if x is None:
+        why = "the input is not quantized"
+    elif not isinstance(weight, Weight):
+        why = "the weight is not quantized"
+    elif not x.factors_out:
+        why = "the input has a scale per channel or a table"
+    elif matrix.min() < -128 or matrix.max() > 127:
+        why = "the weight's codes do not fit into 8 bits"
+    elif not np.allclose(x.smooth * weight.smooth, 1, rtol=1e-4):
+        why = "the input's smoothing is not undone by the weight's"
+    if x is not None and isinstance(weight, Weight) and not why:
+        token = x.step_token
+        _need(token is None or token.size == operation.rows, f"{decl.site} has scales for another number of tokens")
+        order = slice(None, None, -1) if decl.reverse else slice(None)
+        zero = x.zero.astype(np.int64) + x.offset
+        scale = np.broadcast_to(weight.scale, operation.width)
+        return IntegerLinear(
+            weight=matrix,
+            scale=scale.copy() if token is not None else scale * x.scale,
+            token=None if token is None else token[order].copy(),
+            zero=zero[order].copy() if x.zero_by_token else zero,
+            bias=bias,
+        )
+    if isinstance(weight, Weight) and weight.rotation is not None:
+        raise VisqError(f"a rotated weight needs an integer product, but {why}")
+    values = weight.decoded() if isinstance(weight, Weight) else weight
+    return FloatLinear(np.ascontiguousarray(values.reshape(expected), np.float32), bias, why)
+
+
+def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bundle) -> Form:
+    weight = bundle.weight(source.weight)
+    taps = weight.codes if isinstance(weight, Weight) else weight
+    _need(
+        taps.ndim == 3 and taps.shape[:2] == (operation.width, 1) and 1 <= taps.shape[2] <= 64,
+        f"{source.weight} is {list(taps.shape)}, expected [{operation.width}, 1, kernel]",
+    )
+    bias = _bias(source.bias, operation.width, bundle)
+    x = _input(program, source.input, bundle)
+    if x is not None and isinstance(weight, Weight) and x.table is None and x.step_token is None:
+        if -128 <= taps.min() and taps.max() <= 127 and (weight.smooth == 1).all():
+            width = operation.width
+            zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
+            scale = (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32)
+            return IntegerConv1d(taps[:, 0].copy(), scale, zero, bias)
+    if x is None or not isinstance(weight, Weight):
+        why = f"the {'input' if x is None else 'weight'} is not quantized"
+    else:
+        why = "the input has a scale per token or a table"
+    values = weight.decoded() if isinstance(weight, Weight) else weight
+    return FloatConv1d(np.ascontiguousarray(values[:, 0], np.float32), bias, why)
+
+
+def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) -> Form:
+    A = bundle.constant(source.A)
+    states = program.tensors[source.B].width
+    _need(A.shape == (operation.width, states), f"A is {list(A.shape)}, expected [{operation.width}, {states}]")
+    abar = None if source.abar is None else bundle.factor(source.abar)
+    bbar = None if source.bbar is None else bundle.factor(source.bbar)
+    h = None if source.h is None else bundle.state(source.h)
+    if h is not None:
+        fits = h.step.size in (1, operation.rows) and h.channel.size == operation.width and h.state.size == states
+        _need(fits, f"{source.h} was made for another shape")
+    u, delta, C = (_input(program, name, bundle) for name in (source.u, source.delta, source.C))
+    if C is not None and C.step_token is not None and program.tensors[source.C].reverse != source.reverse:
+        return FloatScan(A, abar, bbar, h, "C's scales count in the other direction")
+    form = plan(operation.rows, A, u, delta, C, abar, bbar, h)
+    return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise VisqError(what)

@@ -1,0 +1,229 @@
+"""The selective scan of the engine: in fixed point where all of it is quantized, in float32 otherwise.
+
+Both are written for one image, rows in scan order, as a loop over time. docs/integer-semantics.md derives the formats and
+shows that nothing overflows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, mulhrs, saturate, to_int16
+from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
+
+#: Fraction bits a step keeps at least; a larger input than these allow saturates.
+MIN_FRACTION = 2
+
+
+@dataclass(frozen=True)
+class FixedScan:
+    """Parameters of the fixed-point recurrence.
+
+    Attributes:
+        delta_scale: d = int16(delta * delta_scale).
+        a: [C, N], -A log2(e) in fixed point, 16 bits unsigned; e = (d a) >> shift, and 15 bits after the point.
+        abar_inverse, abar_fraction, abar_high, abar_step, abar_bits: uniform Abar; or abar_lut [32768] in Q15.
+        beta_scale, bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
+        input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
+        ratio, fraction: [L]: the state of step t-1 in the scale of step t, and the fraction bits of step t.
+        state_low, state_high, state_bits: of the state's codes.
+        y_channel [C], y_step [L]: y = sum * y_channel * y_step.
+    """
+
+    delta_scale: np.float32
+    a: Ints
+    shift: int
+    abar_inverse: int
+    abar_fraction: int
+    abar_high: int
+    abar_step: int
+    abar_bits: int
+    abar_lut: Ints | None
+    beta_scale: np.float32
+    bbar_fraction: int
+    bbar_low: int
+    bbar_high: int
+    bbar_bits: int
+    bbar_lut: Ints | None
+    input_channel: Floats
+    input_step: Floats
+    ratio: Ints
+    fraction: Ints
+    state_low: int
+    state_high: int
+    state_bits: int
+    y_channel: Floats
+    y_step: Floats
+
+
+def plan(
+    length: int,
+    A: Floats,
+    u: Quantizer | None,
+    delta: Quantizer | None,
+    C: Quantizer | None,
+    abar: Factor | None,
+    bbar: Factor | None,
+    h: StateQuantizer | None,
+) -> FixedScan | str:
+    """The fixed-point form of a scan, or why it has none and runs in float32."""
+    if u is None or delta is None or C is None or abar is None or bbar is None or h is None:
+        names = {"u": u, "delta": delta, "C": C, "Abar": abar, "Bbar": bbar, "h": h}
+        return "not quantized: " + ", ".join(name for name, value in names.items() if value is None)
+    if not h.read_quantized:
+        return "y reads the state before it is rounded"
+    if (h.state != 1).any():
+        return "the state has a scale per state"
+    if not C.factors_out or (C.smooth != 1).any():
+        return "C is not uniform with one scale per token"
+    largest_delta, largest_a = float(delta.largest().max()), float((-A).max()) * float(LOG2E)
+    if not (largest_delta > 0 and (A < 0).all()):
+        return "delta or A is degenerate"
+    delta_bits = min(math.floor(math.log2(32767 / largest_delta)), 30)
+    a_bits = min(math.floor(math.log2(65535 / largest_a)), 31 - delta_bits)
+    shift = delta_bits + a_bits
+    if shift < 16:
+        return "delta * A spans too wide a range"
+
+    if abar.table is None:
+        abar_fraction = math.floor(math.log2(32767 * float(abar.step)))
+        abar_step = round(float(abar.step) * 2 ** (15 + abar.bits))
+        if abar_fraction < 1 or abar_step > 65535:
+            return "Abar has too coarse or too fine a scale"
+        abar_inverse, abar_lut = round(2**abar_fraction / float(abar.step)), None
+    else:
+        abar_inverse = abar_fraction = abar_step = 0
+        points = np.arange(32768, dtype=np.float32) * np.float32(2**-15)
+        values = abar.table[nearest(abar.table, points)]
+        abar_lut = np.clip(np.rint(values * np.float32(32768)), 0, 32767).astype(np.int64)
+
+    if bbar.table is None:
+        bbar_fraction = 12 - bbar.bits
+        unit, bbar_lut = float(bbar.step) * 2.0 ** (bbar.bits - 16), None
+        beta = 2.0 ** (15 - delta_bits + bbar_fraction) / float(bbar.step)
+    else:
+        bbar_fraction = 0
+        largest = float(np.abs(bbar.table).max())
+        unit, beta = largest / 32767, 2.0 ** (15 - delta_bits + 13) / largest
+        points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(largest * 2**-13)
+        bbar_lut = np.rint(bbar.table[nearest(bbar.table, points)] / np.float32(unit)).astype(np.int64)
+
+    step = np.broadcast_to(h.step, length).astype(np.float64)
+    largest_u = np.broadcast_to(u.largest(), h.channel.size).astype(np.float64)
+    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
+    reach = np.maximum((largest_u / h.channel).max() * unit * 2**15 / step, ratio * 2 ** (h.bits - 1))
+    fraction = np.clip(np.floor(np.log2(32767 / reach)), MIN_FRACTION, 15 - h.bits).astype(np.int64)
+    C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
+    return FixedScan(
+        delta_scale=np.float32(2.0**delta_bits),
+        a=np.rint(-A.astype(np.float64) * float(LOG2E) * 2.0**a_bits).astype(np.int64),
+        shift=shift,
+        abar_inverse=abar_inverse,
+        abar_fraction=abar_fraction,
+        abar_high=abar.high,
+        abar_step=abar_step,
+        abar_bits=abar.bits,
+        abar_lut=abar_lut,
+        beta_scale=np.float32(beta),
+        bbar_fraction=bbar_fraction,
+        bbar_low=bbar.low,
+        bbar_high=bbar.high,
+        bbar_bits=bbar.bits,
+        bbar_lut=bbar_lut,
+        input_channel=(1 / h.channel).astype(np.float32),
+        input_step=(unit * 2.0 ** (15 + fraction) / step).astype(np.float32),
+        ratio=np.clip(np.rint(ratio * 2.0 ** (fraction + h.bits - 1)), 0, 32767).astype(np.int64),
+        fraction=fraction,
+        state_low=h.low,
+        state_high=h.high,
+        state_bits=h.bits,
+        y_channel=h.channel,
+        y_step=(step.astype(np.float32) * C_step).astype(np.float32),
+    )
+
+
+def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
+    """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); in scan order -> y [L, C]."""
+    d = to_int16(delta * scan.delta_scale)
+    beta = to_int16(B * scan.beta_scale)
+    g = to_int16((u * scan.input_channel) * scan.input_step[:, None])
+    q = np.zeros_like(scan.a)
+    y = np.empty(u.shape, np.float32)
+    for t in range(len(u)):
+        m = _abar(scan, d[t, :, None] * scan.a)
+        b = _bbar(scan, mulhrs(d[t, :, None], beta[t]))
+        bits = int(scan.fraction[t])
+        kept = mulhrs(m, mulhrs(q << (16 - scan.state_bits), scan.ratio[t]))
+        added = saturate(saturate(kept + mulhrs(b, g[t, :, None])) + (1 << (bits - 1)))
+        q = np.clip(added >> bits, scan.state_low, scan.state_high)
+        y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
+    return y
+
+
+def _abar(scan: FixedScan, exponent: Ints) -> Ints:
+    """Abar in Q15, quantized, of the exponent e in fixed point."""
+    whole = exponent >> scan.shift
+    value = exp2_q15((exponent >> (scan.shift - 15)) & 0x7FFF) >> np.minimum(whole, 15)
+    if scan.abar_lut is not None:
+        return scan.abar_lut[value]
+    code = mulhrs(value, np.int64(scan.abar_inverse))
+    code = np.minimum((code + (1 << (scan.abar_fraction - 1))) >> scan.abar_fraction, scan.abar_high)
+    return ((code << (16 - scan.abar_bits)) * scan.abar_step) >> 16
+
+
+def _bbar(scan: FixedScan, value: Ints) -> Ints:
+    """Bbar, quantized, in units of the largest code / 2^15."""
+    if scan.bbar_lut is not None:
+        return scan.bbar_lut[value + 32768]
+    code = (value + (1 << (scan.bbar_fraction - 1))) >> scan.bbar_fraction
+    return np.clip(code, scan.bbar_low, scan.bbar_high) << (16 - scan.bbar_bits)
+
+
+def float_scan(
+    A: Floats,
+    abar: Factor | None,
+    bbar: Factor | None,
+    h: StateQuantizer | None,
+    u: Floats,
+    delta: Floats,
+    B: Floats,
+    C: Floats,
+) -> Floats:
+    """The recurrence in float32 with the quantizers it has; arguments as in `fixed_scan`, C decoded."""
+    A = A * LOG2E
+    state = np.zeros_like(A)
+    y = np.empty(u.shape, np.float32)
+    scale = None if h is None else h.channel[:, None] * h.state
+    steps = None if h is None else np.broadcast_to(h.step, len(u))
+    for t in range(len(u)):
+        decay = _round_factor(exp2(delta[t, :, None] * A), abar)
+        drive = _round_factor(delta[t, :, None] * B[t], bbar)
+        state = decay * state + drive * u[t, :, None]
+        exact = state
+        if h is not None and scale is not None and steps is not None:
+            at = steps[t] * scale
+            state = np.clip(np.rint(state * (np.float32(1) / at)), np.float32(h.low), np.float32(h.high)) * at
+        read = exact if h is not None and not h.read_quantized else state
+        total = np.zeros(len(A), np.float32)
+        for n in range(A.shape[1]):
+            total = total + C[t, n] * read[:, n]
+        y[t] = total
+    return y
+
+
+def _round_factor(x: Floats, factor: Factor | None) -> Floats:
+    if factor is None:
+        return x
+    if factor.table is not None:
+        return factor.table[nearest(factor.table, x)]
+    code = np.rint(x * (np.float32(1) / factor.step))
+    return np.clip(code, np.float32(factor.low), np.float32(factor.high)) * factor.step
+
+
+def nearest(table: Floats, x: Floats) -> NDArray[np.int64]:
+    """Index of the nearest entry of an ascending table, ties to the lower one."""
+    return np.searchsorted((table[1:] + table[:-1]) / np.float32(2), x, side="left")
