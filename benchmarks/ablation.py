@@ -8,8 +8,8 @@ Table II: the paper's scope with every Rep x Disp, one scale of h per step and o
     reparameterization.
 Every cell is calibrated on `samples` training images under each seed and evaluated on the test images; finished cells
 are kept in the JSON file, so that an interrupted run goes on where it stopped. Linears and convolutions are those of
-Table I's `both` in every cell of Table II: all are calibrated on the FP32 stream, and only x_proj and the scan depend on
-how the state is treated, so that only these are calibrated again (`--whole` repeats everything, with the same result).
+Table I's `both` in every cell of Table II: all are calibrated on the FP32 stream, and only x_proj and the scan depend
+on how the state is treated, so that only these are calibrated again (`--whole` repeats all, with the same result).
 """
 
 from __future__ import annotations

@@ -189,17 +189,38 @@ def compare_with_best(table: Cell, first_seed: dict[str, Cell | None]) -> None:
 
 def markdown(result: Cell) -> str:
     lines = [f"FP32 {result['fp32_top1']:.2f} on {result['n']} images"]
+    for scope in ("linear", "full"):
+        lines += ["", f"## Scope {scope}", "", *overview(result["summary"], scope)]
     for title, table in result["summary"].items():
         lines += ["", f"## {title}", ""]
         lines += ["| recipe | top-1 | drop | p, FP32 | p, best | sites | bytes | calibration s |", "|---|" + "---|" * 7]
         for family, row in sorted(table.items(), key=lambda item: -item[1]["top1"]):
-            spread = f" ± {row['spread']:.2f}" if row["spread"] is not None else " (1 seed)"
-            best = "" if row.get("p_best") is None else p_value(row["p_best"])
+            best = "best" if row.get("p_best") is None else p_value(row["p_best"])
             lines.append(
-                f"| {family} | {row['top1']:.2f}{spread} | {row['drop']:.2f} | {p_value(row['p_value'])} | {best} "
+                f"| {family} | {top1(row)} | {row['drop']:.2f} | {p_value(row['p_value'])} | {best} "
                 f"| {row['sites']}/{row['targeted']} | {row['bytes']:,} | {row['calibration_seconds']:.1f} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def overview(summary: Cell, scope: str) -> list[str]:
+    """Methods by bits; the best of a column is bold."""
+    columns = {title.split()[0]: table for title, table in summary.items() if title.endswith(f" {scope}")}
+    best = {bits: max(row["top1"] for row in table.values()) for bits, table in columns.items()}
+    lines = ["| recipe | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for family in dict.fromkeys(family for table in columns.values() for family in table):
+        cells = []
+        for bits, table in columns.items():
+            row = table.get(family)
+            text = "" if row is None else top1(row)
+            cells.append(f"**{text}**" if row is not None and row["top1"] == best[bits] else text)
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def top1(row: Cell) -> str:
+    """Mean ± standard deviation over seeds; the mere value of a single seed."""
+    return f"{row['top1']:.2f}" if row["spread"] is None else f"{row['top1']:.2f} ± {row['spread']:.2f}"
 
 
 def p_value(p: float) -> str:
