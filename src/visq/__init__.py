@@ -58,8 +58,20 @@ def quantize(
     return quantize(model, recipe, dataset, seed=seed, out=out, resume=resume, overwrite=overwrite).model
 
 
-def load(path: Path | str) -> Any:
-    """The simulation of the quantized model in an artifact folder, completely checked."""
+def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) -> Any:
+    """The quantized model in an artifact folder, completely checked.
+
+    `backend="sim"` is its simulation, a torch module; `backend="int"` the integer engine (`visq.runtime.Engine`), NumPy
+    in and out without torch, on `threads` threads.
+    """
+    if backend == "int":
+        from visq.runtime import load_engine
+
+        return load_engine(path, threads=threads)
+    if backend != "sim":
+        from visq.errors import VisqError
+
+        raise VisqError(f"backend '{backend}' is unknown; there are sim and int")
     from visq.artifact import load
 
     return load(path)

@@ -3,6 +3,7 @@
 from visq.analysis.compare import Subject, compare
 from visq.analysis.coverage import coverage, totals
 from visq.analysis.diagnostics import diagnose
+from visq.analysis.engine import EngineModel
 from visq.analysis.evaluate import Evaluation, check_finite, evaluate
 from visq.analysis.pipeline import Quantized, quantize
 from visq.analysis.results import evaluation_row, fp32_bytes
@@ -10,6 +11,7 @@ from visq.analysis.significance import Paired, mcnemar
 
 __all__ = [
     "evaluate",
+    "EngineModel",
     "Evaluation",
     "check_finite",
     "quantize",

@@ -42,7 +42,7 @@ def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: in
     """The object `visq eval --json` writes.
 
     Arguments:
-        backend: `fp32` or `sim`.
+        backend: `fp32`, `sim` or `int` (an `EngineModel`).
         size: bytes of the artifact, or of the FP32 parameters.
     """
     recipe, card = recipe_of(model), model.card
@@ -54,7 +54,7 @@ def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: in
         "scope": recipe.scope_name,
         **effective_bits(model),
         "backend": backend,
-        "kernels": kernels(),
+        "kernels": {"engine": model.engine.kernel} if backend == "int" else kernels(),
         "n": evaluation.n,
         "top1": evaluation.top1,
         "top5": evaluation.top5,

@@ -1,9 +1,14 @@
 """Artifacts: quantized models on disk as packed integers and JSON. docs/artifact.md describes the format."""
 
-from visq.artifact.coverage import coverage_rows, kind_of
-from visq.artifact.load import artifact_bytes, is_artifact, load, verify
-from visq.artifact.save import check_destination, save, serialize
-from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
+from typing import TYPE_CHECKING
+
+from visq._lazy import lazy
+
+if TYPE_CHECKING:
+    from visq.artifact.coverage import coverage_rows, kind_of
+    from visq.artifact.reading import artifact_bytes, is_artifact, load, verify
+    from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
+    from visq.artifact.writing import check_destination, save, serialize
 
 __all__ = [
     "save",
@@ -21,3 +26,13 @@ __all__ = [
     "CoverageRow",
     "Provenance",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        **dict.fromkeys(("coverage_rows", "kind_of"), "coverage"),
+        **dict.fromkeys(("artifact_bytes", "is_artifact", "load", "verify"), "reading"),
+        **dict.fromkeys(("check_destination", "save", "serialize"), "writing"),
+        **dict.fromkeys(("ArtifactConfig", "CalibrationData", "CoverageRow", "Provenance", "read_config"), "schema"),
+    },
+)

@@ -13,6 +13,7 @@ from visq.artifact.architecture import skeleton
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
 from visq.artifact.tensors import fill, unshare
+from visq.artifact.writing import lowered
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import ModelCard
@@ -59,8 +60,11 @@ def load(path: Path | str) -> Any:
 
 
 def verify(path: Path | str) -> ArtifactConfig:
-    """Check an artifact completely and return its config; raises VisqError as `load` does."""
-    config: ArtifactConfig = load(path).artifact
+    """Check an artifact completely, its program included, and return its config; raises VisqError as `load` does."""
+    model = load(path)
+    config: ArtifactConfig = model.artifact
+    if (config.program, config.no_program) != lowered(model):
+        raise VisqError(f"{Path(path) / CONFIG_FILE}: program is not that of the network and its sites")
     return config
 
 

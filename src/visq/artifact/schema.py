@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from visq.errors import VisqError
 from visq.recipes import Recipe
 from visq.recipes.schema import first_problem
+from visq.runtime.program import Program
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -85,6 +86,7 @@ class ArtifactConfig(Strict):
     """The whole `config.json`.
 
     `tensors` is (dtype, shape) by tensor name; `shared` names, for a tensor that is not stored, the equal one that is.
+    `program` is what the integer engine runs; where there is none, `no_program` says why.
     It holds no date and no timing: the same calibration gives the same bytes.
     """
 
@@ -100,11 +102,14 @@ class ArtifactConfig(Strict):
     tensor_file: TensorFile
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     shared: dict[str, str]
+    program: Program | None = None
+    no_program: str | None = None
     self_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with a fresh self-hash."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"program"})
+        values["program"] = None if self.program is None else self.program.to_json()
         values["self_hash"] = self_hash(values)
         return values
 

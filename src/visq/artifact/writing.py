@@ -18,7 +18,9 @@ from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, Provenance, TensorFile, render
 from visq.artifact.tensors import share, store
 from visq.errors import VisqError
+from visq.lowering import LoweringError, lower
 from visq.recipes import Recipe
+from visq.runtime.program import Program
 
 #: safetensors' own names of the dtypes an artifact uses.
 DTYPES = {"torch.float32": "F32", "torch.uint8": "U8", "torch.int16": "I16"}
@@ -54,6 +56,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
     records, all_tensors = store(model)
     tensors, shared = share(all_tensors)
     data = safetensors_bytes(tensors)
+    program, no_program = lowered(model)
     config = ArtifactConfig(
         schema_version=1,
         visq_version=visq.__version__,
@@ -67,9 +70,22 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
         tensor_file=TensorFile(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)),
         tensors={name: _kind(tensor) for name, tensor in sorted(tensors.items())},
         shared=shared,
+        program=program,
+        no_program=no_program,
     )
     values = config.to_json()
     return ArtifactConfig.model_validate(values), {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}
+
+
+def lowered(model: Any) -> tuple[Program | None, str | None]:
+    """The integer program of a model, or why it has none."""
+    training = model.training
+    try:
+        return lower(model.eval()), None
+    except LoweringError as error:
+        return None, str(error)
+    finally:
+        model.train(training)
 
 
 def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:

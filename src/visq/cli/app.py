@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from visq import __version__
-from visq.cli import compare, demo, diagnose, evaluate, inspect, listing, quantize, train
+from visq.cli import compare, demo, diagnose, evaluate, inspect, listing, predict, quantize, train
 
 app = typer.Typer(
     name="visq",
@@ -42,5 +42,6 @@ app.command("train")(train.train)
 app.command("quantize")(quantize.quantize)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("predict")(predict.predict)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)

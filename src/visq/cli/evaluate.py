@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,12 +11,15 @@ from visq.cli import options
 from visq.cli.output import Output, megabytes, set_threads
 from visq.errors import VisqError
 
+if TYPE_CHECKING:
+    from visq.runtime import Engine
+
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's name or an artifact's folder.")],
     data: options.Data,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="fp32 (models by name) or sim (artifacts); chosen by TARGET.")
+        str | None, typer.Option("--backend", help="fp32 (models by name), sim or int (artifacts); sim by default.")
     ] = None,
     limit: options.Limit = None,
     json_to: options.JsonTo = None,
@@ -42,7 +45,10 @@ def evaluate(
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     model, used, size = open_target(target, backend, model_options)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
-    output.kernels()
+    if used == "int":
+        engine_report(output, model.engine)
+    else:
+        output.kernels()
     parallel.start()
     try:
         result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)
@@ -58,28 +64,46 @@ def evaluate(
 
 def open_target(target: str, backend: str | None, model_options: options.ModelOptions) -> tuple[Any, str, int]:
     """(model, backend, bytes) of a TARGET. Raises VisqError where target, backend and options do not fit."""
-    from visq.analysis import fp32_bytes
+    from visq.analysis import EngineModel, fp32_bytes
     from visq.artifact import artifact_bytes, is_artifact, load
     from visq.models import list_models
 
     if backend not in (None, "fp32", "sim", "int"):
-        raise VisqError(f"backend '{backend}' is unknown; there are fp32 and sim")
-    if backend == "int":
-        raise VisqError("backend int comes with the integer engine, which this version does not have yet; use sim")
+        raise VisqError(f"backend '{backend}' is unknown; there are fp32, sim and int")
     folder = Path(target)
     known = {"vim", *(card.name for card in list_models())}
     if is_artifact(folder) or (folder.is_dir() and target not in known):
-        model = load(folder)
+        model = EngineModel(folder) if backend == "int" else load(folder)
         model_options.refuse_for_artifact(folder, model)
         if backend == "fp32":
             raise VisqError(
                 f"{folder} is an artifact and holds no FP32 weights; evaluate the model by name for FP32, "
                 "or use --backend sim"
             )
-        return model, "sim", artifact_bytes(folder)
+        return model, backend or "sim", artifact_bytes(folder)
     if target not in known:
         raise VisqError(f"'{target}' is neither an artifact's folder nor a model's name (`visq models` lists them)")
-    if backend == "sim":
-        raise VisqError(f"'{target}' is an FP32 model, sim is for artifacts; quantize it first or use --backend fp32")
+    if backend in ("sim", "int"):
+        raise VisqError(
+            f"'{target}' is an FP32 model, {backend} is for artifacts; quantize it first or use --backend fp32"
+        )
     model = model_options.load(target)
     return model, "fp32", fp32_bytes(model)
+
+
+def engine_report(output: Output, engine: Engine) -> None:
+    """Which kernels run, and which operations are in floating point and why."""
+    operations = len(engine.program.operations)
+    output.say(f"engine: {engine.kernel}, {engine.threads} threads, {operations} operations")
+    if engine.kernel == "oracle":
+        output.warn("the C++ extension is not installed: the engine runs as slow NumPy")
+    for why, names in grouped(engine.in_float).items():
+        output.say(f"in float32: {len(names)} operations, {why} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})")
+
+
+def grouped(reasons: dict[str, str]) -> dict[str, list[str]]:
+    """Names by their reason."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return found

@@ -1,7 +1,17 @@
 """Image data: folders, tars, the embedded Fashion-MNIST, and the transform that turns them into model input."""
 
-from visq.data.dataset import Dataset
-from visq.data.opening import FASHION_MNIST_CLASSES, open_dataset
-from visq.data.preprocess import Preprocess
+from typing import TYPE_CHECKING
+
+from visq._lazy import lazy
+
+if TYPE_CHECKING:
+    from visq.data.dataset import Dataset
+    from visq.data.opening import FASHION_MNIST_CLASSES, open_dataset
+    from visq.data.preprocess import Preprocess
 
 __all__ = ["FASHION_MNIST_CLASSES", "Dataset", "Preprocess", "open_dataset"]
+
+__getattr__ = lazy(
+    __name__,
+    {"Dataset": "dataset", "FASHION_MNIST_CLASSES": "opening", "open_dataset": "opening", "Preprocess": "preprocess"},
+)

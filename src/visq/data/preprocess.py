@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from visq.errors import VisqError
+
+if TYPE_CHECKING:
+    import torch
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -100,9 +102,17 @@ class Preprocess:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn pixels [B, channels, H, W] uint8 into (x/255 - mean) / std, float32, on the same device."""
+        import torch
+
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def normalize_array(self, pixels: np.ndarray) -> np.ndarray:
+        """`normalize` without torch, bit for bit."""
+        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        result: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return result
 
 
 def decode_image(encoded: bytes, channels: int) -> Image.Image:

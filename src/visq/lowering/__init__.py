@@ -1,5 +1,6 @@
 """From a quantized model to the integer program the engine runs."""
 
 from visq.lowering.lower import lower
+from visq.lowering.values import LoweringError
 
-__all__ = ["lower"]
+__all__ = ["LoweringError", "lower"]

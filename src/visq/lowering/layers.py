@@ -98,15 +98,20 @@ def selective_scan(
     delta = lowering.site(delta, f"{name}.delta", module.site_delta)
     C = lowering.site(C, f"{name}.c", module.site_c)
     tensor = lowering.builder.tensor
-    inner = {"abar": module.site_abar, "bbar": module.site_bbar, "h": module.site_h}
+
+    def inner(key: str, site: Site) -> str | None:
+        return None if site.quantizer is None else f"{name}.{key}"
+
     source = ir.Scan(
         u=tensor(u),
         delta=tensor(delta),
         A=A.constant,
         B=tensor(B),
         C=tensor(C),
+        abar=inner("abar", module.site_abar),
+        bbar=inner("bbar", module.site_bbar),
+        h=inner("h", module.site_h),
         reverse=u.reverse,
-        **{key: f"{name}.{key}" for key, site in inner.items() if site.quantizer is not None},
     )
     out = lowering.builder.operation(name, source, u.rows, u.width, u.reverse)
     return lowering.site(out, f"{name}.y", module.site_y)

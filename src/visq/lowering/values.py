@@ -18,8 +18,8 @@ class Value:
     """A sequence [rows, width] of one image.
 
     Attributes:
-        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`, `round`
-            or `select`.
+        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`,
+            `round` or `select`.
         operands: the values it is made of.
         parameters: of the row instruction; a `source`'s operation.
         reverse: the sequence runs against the rows, from the last to the first.

@@ -14,7 +14,12 @@ Ints = NDArray[np.int64]
 
 LOG2E = np.float32(1.44269504088896341)
 #: 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.
-EXP2 = tuple(map(np.float32, (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653)))
+EXP2 = tuple(
+    map(
+        np.float32,
+        (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653),
+    )
+)
 #: log1p(t) = s (c0 + s^2 (c1 + ...)) with s = t / (2 + t), 0 <= t <= 1; the series of 2 artanh(s).
 LOG1P = tuple(np.float32(2.0 / k) for k in (1, 3, 5, 7, 9, 11, 13))
 #: Lanes of a sum over a row.
@@ -84,11 +89,6 @@ def product(x: Floats, weight: Floats) -> Floats:
 def mulhrs(a: Ints, b: Ints) -> Ints:
     """(a b + 2^14) >> 15: the product of two Q15 numbers, rounded."""
     return (a * b + (1 << 14)) >> 15
-
-
-def saturate(x: Ints) -> Ints:
-    """To 16 bits, signed."""
-    return np.clip(x, -32768, 32767)
 
 
 def to_int16(x: Floats) -> Ints:

@@ -111,7 +111,6 @@ class Bundle:
         return self._made[key]
 
 
-
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
 

@@ -133,7 +133,7 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
         zero = x.zero.astype(np.int64) + x.offset
         scale = np.broadcast_to(weight.scale, operation.width)
         return IntegerLinear(
-            weight=matrix,
+            weight=weight.codes.reshape(expected),
             scale=scale.copy() if token is not None else scale * x.scale,
             token=None if token is None else token[order].copy(),
             zero=zero[order].copy() if x.zero_by_token else zero,
@@ -154,16 +154,17 @@ def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bund
     )
     bias = _bias(source.bias, operation.width, bundle)
     x = _input(program, source.input, bundle)
-    if x is not None and isinstance(weight, Weight) and x.table is None and x.step_token is None:
-        if -128 <= taps.min() and taps.max() <= 127 and (weight.smooth == 1).all():
-            width = operation.width
-            zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
-            scale = (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32)
-            return IntegerConv1d(taps[:, 0].copy(), scale, zero, bias)
     if x is None or not isinstance(weight, Weight):
         why = f"the {'input' if x is None else 'weight'} is not quantized"
-    else:
+    elif x.table is not None or x.step_token is not None:
         why = "the input has a scale per token or a table"
+    elif taps.min() < -128 or taps.max() > 127 or (weight.smooth != 1).any():
+        why = "the weight's codes do not fit into 8 bits, or are smoothed"
+    else:
+        width = operation.width
+        zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
+        scale = (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32)
+        return IntegerConv1d(weight.codes[:, 0].copy(), scale, zero, bias)
     values = weight.decoded() if isinstance(weight, Weight) else weight
     return FloatConv1d(np.ascontiguousarray(values[:, 0], np.float32), bias, why)
 
@@ -178,10 +179,10 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     if h is not None:
         fits = h.step.size in (1, operation.rows) and h.channel.size == operation.width and h.state.size == states
         _need(fits, f"{source.h} was made for another shape")
-    u, delta, C = (_input(program, name, bundle) for name in (source.u, source.delta, source.C))
+    delta, C = (_input(program, name, bundle) for name in (source.delta, source.C))
     if C is not None and C.step_token is not None and program.tensors[source.C].reverse != source.reverse:
         return FloatScan(A, abar, bbar, h, "C's scales count in the other direction")
-    form = plan(operation.rows, A, u, delta, C, abar, bbar, h)
+    form = plan(operation.rows, A, delta, C, abar, bbar, h)
     return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from visq.runtime import arithmetic
@@ -31,7 +33,11 @@ from visq.runtime.program import (
 from visq.runtime.quantizers import Quantizer
 from visq.runtime.scan import FixedScan, fixed_scan, float_scan
 
-UNARY = {"silu": arithmetic.silu, "softplus": arithmetic.softplus, "neg": np.negative}
+UNARY: dict[str, Callable[[Floats], Floats]] = {
+    "silu": arithmetic.silu,
+    "softplus": arithmetic.softplus,
+    "neg": np.negative,
+}
 
 
 class Oracle:
@@ -117,8 +123,8 @@ class Oracle:
             x = self._decoded(source.input)[flip]
             return (_taps(x, form.weight) + form.bias)[flip]
         assert isinstance(form, IntegerConv1d)
-        x = (self.tensors[source.input].astype(np.int64) - form.zero)[flip]
-        return (_taps(x, form.weight).astype(np.float32) * form.scale + form.bias)[flip]
+        codes = (self.tensors[source.input].astype(np.int64) - form.zero)[flip]
+        return (_taps(codes, form.weight).astype(np.float32) * form.scale + form.bias)[flip]
 
     def _scan(self, source: Scan, form: Form) -> Floats:
         flip = slice(None, None, -1 if source.reverse else 1)
@@ -153,8 +159,8 @@ class Oracle:
             registers[step.dst] = arithmetic.rms_norm(registers[step.src], self.bundle.constant(step.weight), step.eps)
         elif isinstance(step, Round):
             quantizer, x = self.bundle.quantizer(step.site), registers[step.src]
-            rows = _order(len(x), step.reverse)
-            registers[step.dst] = quantizer.decode(quantizer.encode(x, rows), rows)
+            order = _order(len(x), step.reverse)
+            registers[step.dst] = quantizer.decode(quantizer.encode(x, order), order)
         elif isinstance(step, Rotate):
             matrix, divisor = self.bundle.rotation(step.site)
             registers[step.dst] = product(registers[step.src] * (np.float32(1) / divisor), matrix.T)

@@ -1,13 +1,13 @@
 """The integer program: what a quantized network is lowered to, and what oracle and kernels execute.
 
-A program is a list of operations over tensors of one image. Each operation has a source, which fills register 0 with one
-row (one token) at a time, and a body of row instructions that ends in stores. Rows of most operations are independent of
-each other; a scan's and a convolution's source look at earlier rows of their input.
+A program is a list of operations over tensors of one image. Each operation has a source, which fills register 0 with
+one row (one token) at a time, and a body of row instructions that ends in stores. Rows of most operations are
+independent of each other; a scan's and a convolution's source look at earlier rows of their input.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,8 +24,8 @@ class Strict(BaseModel):
 
 
 class Constant(Strict):
-    """A stored tensor (a parameter, or a coded weight as its codes decode) after some functions: A is [A_log, exp, neg].
-    `rows` keeps a range of its first axis (a token, a projection's part)."""
+    """A stored tensor (a parameter, or a coded weight as its codes decode) after some functions: A is A_log, exp,
+    neg."""
 
     name: str
     functions: tuple[Literal["exp", "neg"], ...] = ()
@@ -128,7 +128,8 @@ class Store(Strict):
 
 
 Instruction = Annotated[
-    Load | Slice | Unary | Binary | WithConstant | WithScalar | RmsNorm | Round | Rotate | Store, Field(discriminator="op")
+    Load | Slice | Unary | Binary | WithConstant | WithScalar | RmsNorm | Round | Rotate | Store,
+    Field(discriminator="op"),
 ]
 
 
@@ -212,6 +213,11 @@ class Program(Strict):
     tensors: dict[str, TensorDecl]
     operations: tuple[Operation, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values without what is None, false or empty; `Program.model_validate` reads them."""
+        values: dict[str, Any] = _pruned(self.model_dump(mode="json"))
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Program:
         """Every register and tensor is written before it is read, and every shape fits."""
@@ -221,6 +227,17 @@ class Program(Strict):
         if self.output not in written:
             raise ValueError(f"output {self.output} is never written")
         return self
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _pruned(item) for key, item in value.items()}
+        return {
+            key: item
+            for key, item in kept.items()
+            if item is not None and item is not False and not (key == "functions" and not item)
+        }
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def inputs(source: Source) -> tuple[str, ...]:
@@ -289,7 +306,10 @@ def _check_operation(program: Program, operation: Operation, written: set[str]) 
         if isinstance(step, Load):
             shape = declared(step.tensor)
             need(step.tensor in written, f"tensor {step.tensor} is read before it is written")
-            need(shape.rows == operation.rows if step.row is None else step.row < shape.rows, f"{step.tensor}: no such row")
+            need(
+                shape.rows == operation.rows if step.row is None else step.row < shape.rows,
+                f"{step.tensor}: no such row",
+            )
             size = shape.width
         elif isinstance(step, Slice):
             need(step.offset + step.width <= width(step.src), "a slice beyond its register")

@@ -1,7 +1,7 @@
 """The selective scan of the engine: in fixed point where all of it is quantized, in float32 otherwise.
 
-Both are written for one image, rows in scan order, as a loop over time. docs/integer-semantics.md derives the formats and
-shows that nothing overflows.
+Both are written for one image, rows in scan order, as a loop over time. docs/integer-semantics.md derives the formats
+and shows that nothing overflows.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, mulhrs, saturate, to_int16
+from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, mulhrs, to_int16
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 
-#: Fraction bits a step keeps at least; a larger input than these allow saturates.
-MIN_FRACTION = 2
+#: A step adds q Abar and the input in units of 2^-POINT of a code of the state.
+POINT = 19
+#: The state's scale may shrink up to 2^SHRINK times from one step to the next.
+SHRINK = 3
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class FixedScan:
     Attributes:
         delta_scale: d = int16(delta * delta_scale).
         a: [C, N], -A log2(e) in fixed point, 16 bits unsigned; e = (d a) >> shift, and 15 bits after the point.
-        abar_inverse, abar_fraction, abar_high, abar_step, abar_bits: uniform Abar; or abar_lut [32768] in Q15.
+        abar_inverse, abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] in Q15.
+        decay [L]: Abar's code (or its Q15 value) times decay is Abar times the ratio of the scales of steps t-1 and t,
+            in Q14 less what `lift` has more than POINT - 14.
+        lift [L]: bits the state's codes are shifted left by, POINT - 14 and what the ratio needs.
         beta_scale, bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
         input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
-        ratio, fraction: [L]: the state of step t-1 in the scale of step t, and the fraction bits of step t.
-        state_low, state_high, state_bits: of the state's codes.
+        state_low, state_high: range of the state's codes.
         y_channel [C], y_step [L]: y = sum * y_channel * y_step.
     """
 
@@ -40,9 +44,10 @@ class FixedScan:
     abar_inverse: int
     abar_fraction: int
     abar_high: int
-    abar_step: int
     abar_bits: int
     abar_lut: Ints | None
+    decay: Ints
+    lift: Ints
     beta_scale: np.float32
     bbar_fraction: int
     bbar_low: int
@@ -51,11 +56,8 @@ class FixedScan:
     bbar_lut: Ints | None
     input_channel: Floats
     input_step: Floats
-    ratio: Ints
-    fraction: Ints
     state_low: int
     state_high: int
-    state_bits: int
     y_channel: Floats
     y_step: Floats
 
@@ -63,7 +65,6 @@ class FixedScan:
 def plan(
     length: int,
     A: Floats,
-    u: Quantizer | None,
     delta: Quantizer | None,
     C: Quantizer | None,
     abar: Factor | None,
@@ -71,8 +72,8 @@ def plan(
     h: StateQuantizer | None,
 ) -> FixedScan | str:
     """The fixed-point form of a scan, or why it has none and runs in float32."""
-    if u is None or delta is None or C is None or abar is None or bbar is None or h is None:
-        names = {"u": u, "delta": delta, "C": C, "Abar": abar, "Bbar": bbar, "h": h}
+    if delta is None or C is None or abar is None or bbar is None or h is None:
+        names = {"delta": delta, "C": C, "Abar": abar, "Bbar": bbar, "h": h}
         return "not quantized: " + ", ".join(name for name, value in names.items() if value is None)
     if not h.read_quantized:
         return "y reads the state before it is rounded"
@@ -89,17 +90,21 @@ def plan(
     if shift < 16:
         return "delta * A spans too wide a range"
 
+    step = np.broadcast_to(h.step, length).astype(np.float64)
+    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
+    excess = np.clip(np.ceil(np.log2(ratio * (1 + 2.0**-8))), 0, SHRINK)
     if abar.table is None:
         abar_fraction = math.floor(math.log2(32767 * float(abar.step)))
-        abar_step = round(float(abar.step) * 2 ** (15 + abar.bits))
-        if abar_fraction < 1 or abar_step > 65535:
+        if abar_fraction < 1 or abar_fraction > 15:
             return "Abar has too coarse or too fine a scale"
         abar_inverse, abar_lut = round(2**abar_fraction / float(abar.step)), None
+        decay = ratio * float(abar.step) * 2.0 ** (14 + abar.bits - excess)
     else:
-        abar_inverse = abar_fraction = abar_step = 0
+        abar_inverse = abar_fraction = 0
         points = np.arange(32768, dtype=np.float32) * np.float32(2**-15)
         values = abar.table[nearest(abar.table, points)]
         abar_lut = np.clip(np.rint(values * np.float32(32768)), 0, 32767).astype(np.int64)
+        decay = ratio * 2.0 ** (14 - excess)
 
     if bbar.table is None:
         bbar_fraction = 12 - bbar.bits
@@ -112,11 +117,6 @@ def plan(
         points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(largest * 2**-13)
         bbar_lut = np.rint(bbar.table[nearest(bbar.table, points)] / np.float32(unit)).astype(np.int64)
 
-    step = np.broadcast_to(h.step, length).astype(np.float64)
-    largest_u = np.broadcast_to(u.largest(), h.channel.size).astype(np.float64)
-    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
-    reach = np.maximum((largest_u / h.channel).max() * unit * 2**15 / step, ratio * 2 ** (h.bits - 1))
-    fraction = np.clip(np.floor(np.log2(32767 / reach)), MIN_FRACTION, 15 - h.bits).astype(np.int64)
     C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FixedScan(
         delta_scale=np.float32(2.0**delta_bits),
@@ -125,9 +125,10 @@ def plan(
         abar_inverse=abar_inverse,
         abar_fraction=abar_fraction,
         abar_high=abar.high,
-        abar_step=abar_step,
         abar_bits=abar.bits,
         abar_lut=abar_lut,
+        decay=np.clip(np.rint(decay), 0, 32767).astype(np.int64),
+        lift=(POINT - 14 + excess).astype(np.int64),
         beta_scale=np.float32(beta),
         bbar_fraction=bbar_fraction,
         bbar_low=bbar.low,
@@ -135,48 +136,44 @@ def plan(
         bbar_bits=bbar.bits,
         bbar_lut=bbar_lut,
         input_channel=(1 / h.channel).astype(np.float32),
-        input_step=(unit * 2.0 ** (15 + fraction) / step).astype(np.float32),
-        ratio=np.clip(np.rint(ratio * 2.0 ** (fraction + h.bits - 1)), 0, 32767).astype(np.int64),
-        fraction=fraction,
+        input_step=(unit * 2.0**POINT / step).astype(np.float32),
         state_low=h.low,
         state_high=h.high,
-        state_bits=h.bits,
         y_channel=h.channel,
         y_step=(step.astype(np.float32) * C_step).astype(np.float32),
     )
 
 
 def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
-    """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); in scan order -> y [L, C]."""
+    """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
+    Returns y [L, C]."""
     d = to_int16(delta * scan.delta_scale)
     beta = to_int16(B * scan.beta_scale)
     g = to_int16((u * scan.input_channel) * scan.input_step[:, None])
     q = np.zeros_like(scan.a)
     y = np.empty(u.shape, np.float32)
     for t in range(len(u)):
-        m = _abar(scan, d[t, :, None] * scan.a)
-        b = _bbar(scan, mulhrs(d[t, :, None], beta[t]))
-        bits = int(scan.fraction[t])
-        kept = mulhrs(m, mulhrs(q << (16 - scan.state_bits), scan.ratio[t]))
-        added = saturate(saturate(kept + mulhrs(b, g[t, :, None])) + (1 << (bits - 1)))
-        q = np.clip(added >> bits, scan.state_low, scan.state_high)
+        kept = _abar(scan, d[t, :, None] * scan.a, scan.decay[t])
+        drive = _bbar(scan, mulhrs(d[t, :, None], beta[t]))
+        total = (q << scan.lift[t]) * kept + drive * g[t, :, None]
+        q = np.clip((total + (1 << (POINT - 1))) >> POINT, scan.state_low, scan.state_high)
         y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
     return y
 
 
-def _abar(scan: FixedScan, exponent: Ints) -> Ints:
-    """Abar in Q15, quantized, of the exponent e in fixed point."""
+def _abar(scan: FixedScan, exponent: Ints, decay: Ints) -> Ints:
+    """Abar, quantized, of the exponent e in fixed point, times `decay`: 0..32767."""
     whole = exponent >> scan.shift
     value = exp2_q15((exponent >> (scan.shift - 15)) & 0x7FFF) >> np.minimum(whole, 15)
     if scan.abar_lut is not None:
-        return scan.abar_lut[value]
+        return mulhrs(scan.abar_lut[value], decay)
     code = mulhrs(value, np.int64(scan.abar_inverse))
     code = np.minimum((code + (1 << (scan.abar_fraction - 1))) >> scan.abar_fraction, scan.abar_high)
-    return ((code << (16 - scan.abar_bits)) * scan.abar_step) >> 16
+    return mulhrs(code << (15 - scan.abar_bits), decay)
 
 
 def _bbar(scan: FixedScan, value: Ints) -> Ints:
-    """Bbar, quantized, in units of the largest code / 2^15."""
+    """Bbar, quantized: its code in the high bits of 16, or the table's value."""
     if scan.bbar_lut is not None:
         return scan.bbar_lut[value + 32768]
     code = (value + (1 << (scan.bbar_fraction - 1))) >> scan.bbar_fraction

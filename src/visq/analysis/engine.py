@@ -1,0 +1,37 @@
+"""The integer engine in the place of a model, so that everything that measures models measures it as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from visq.artifact.reading import load
+from visq.models import ModelCard
+from visq.recipes import Recipe
+from visq.runtime import load_engine
+
+
+class EngineModel(nn.Module):
+    """Images [B, channels, size, size] float32 -> logits [B, classes], computed by the engine of an artifact.
+
+    Attributes:
+        card, config, recipe, provenance: as those of the artifact's simulation.
+    """
+
+    def __init__(self, folder: Path | str, threads: int | None = None) -> None:
+        super().__init__()
+        self.engine = load_engine(folder, threads=threads or torch.get_num_threads())
+        simulation = load(folder)
+        self.card: ModelCard = simulation.card
+        self.config, self.provenance = simulation.config, simulation.provenance
+        self.recipe: Recipe = simulation.recipe
+        self.simulation = simulation
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.engine(images.detach().numpy()))
+
+    def stages(self) -> list[object]:
+        """None: the engine has no stages to look into."""
+        return []

@@ -1,0 +1,12 @@
+"""The integer engine: runs the program of an artifact without torch. docs/integer-semantics.md is its definition."""
+
+from typing import TYPE_CHECKING
+
+from visq._lazy import lazy
+
+if TYPE_CHECKING:
+    from visq.runtime.engine import Engine, Prediction, load_engine
+
+__all__ = ["Engine", "Prediction", "load_engine"]
+
+__getattr__ = lazy(__name__, dict.fromkeys(("Engine", "Prediction", "load_engine"), "engine"))

@@ -1,0 +1,498 @@
+"""A program on the C++ engine: parameters are packed once, then images run without Python in between.
+
+The bits are those of `visq.runtime.oracle`, on every instruction set, for every thread count and batch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visq.errors import VisqError
+from visq.runtime.arithmetic import LOG2E, Floats
+from visq.runtime.bundle import Bundle
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of
+from visq.runtime.program import (
+    Binary,
+    Concat,
+    Constant,
+    Conv1d,
+    Instruction,
+    Linear,
+    Load,
+    WithScalar,
+    Operation,
+    Patches,
+    Program,
+    RmsNorm,
+    Rotate,
+    Round,
+    Rows,
+    Scan,
+    Slice,
+    Store,
+    Unary,
+    WithConstant,
+    inputs,
+)
+from visq.runtime.quantizers import Factor, Quantizer
+from visq.runtime.scan import FixedScan
+
+try:
+    from visq import _C
+except ImportError as error:  # installed without a compiler
+    _C = None  # type: ignore[assignment]
+    _missing = str(error)
+
+#: Fastest first. VISQ_ISA names a level of the kernels in visq.ops; the engine takes the fastest variant of that level.
+ISAS = ("avx512vnni", "avx512", "avx2", "scalar")
+_LEVELS = {"avx512": ("avx512vnni", "avx512"), "avx2": ("avx2",), "scalar": ("scalar",)}
+
+_LANES = 16
+_LINE = 64
+
+
+def present_isas() -> tuple[str, ...]:
+    """Instruction sets both this build and this machine have, fastest first."""
+    return () if _C is None else tuple(name for name in ISAS if _C.has_engine_isa(name))
+
+
+def default_isa() -> str:
+    """What VISQ_ISA asks for, or the fastest there is.
+
+    Raises:
+        VisqError: the extension is missing, or the machine or build lacks what was asked for.
+    """
+    if _C is None:
+        raise VisqError(f"the engine needs the C++ extension, which is not installed ({_missing})")
+    present, wanted = present_isas(), os.environ.get("VISQ_ISA")
+    if not wanted:
+        return present[0]
+    for name in _LEVELS.get(wanted, (wanted,)):
+        if name in present:
+            return name
+    raise VisqError(f"VISQ_ISA={wanted} is not available here; available: {', '.join(present)}")
+
+
+class CpuEngine:
+    """Runs a program on images.
+
+    Args:
+        threads: how many threads a run may use; by default as many as this process has processors.
+        isa: one of `present_isas()`; by default VISQ_ISA or the fastest.
+        keep: every tensor gets memory of its own, so that `tensors` has them after a run.
+
+    Raises:
+        VisqError: parameters that do not fit the program, or a range the engine has no form for.
+    """
+
+    def __init__(
+        self, program: Program, bundle: Bundle, threads: int | None = None, isa: str | None = None, keep: bool = False
+    ) -> None:
+        self.program, self.keep = program, keep
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self.forms = [form_of(program, operation, bundle) for operation in program.operations]
+        try:
+            self._engine = _C.Engine(isa or default_isa(), program.channels, program.size)
+            self._indices = _Writer(program, bundle, self._engine, self.forms, keep).write()
+        except ValueError as error:
+            raise VisqError(f"the program does not fit its parameters: {error}") from error
+        self.classes = program.tensors[program.output].width
+
+    @property
+    def isa(self) -> str:
+        return str(self._engine.isa)
+
+    def __call__(self, images: Floats) -> Floats:
+        """images [B, channels, size, size] float32, normalized -> [B, classes] float32.
+
+        Raises:
+            VisqError: images of another shape or type, or with values that are not finite.
+        """
+        expected = (self.program.channels, self.program.size, self.program.size)
+        if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != expected:
+            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise VisqError(f"images must be float32 [batch, {', '.join(map(str, expected))}], not {found}")
+        if not np.isfinite(images).all():
+            raise VisqError("images hold NaN or Inf")
+        if self.threads < 1:
+            raise VisqError(f"{self.threads} threads")
+        out = np.empty((len(images), self.classes), np.float32)
+        self._engine.run(np.ascontiguousarray(images), out, self.threads)
+        return out
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor of the last image by name: bytes or float32, [rows, width]. Only with `keep`."""
+        if not self.keep:
+            raise VisqError("the engine keeps tensors only when it was made with keep=True")
+        found = {}
+        for name, index in self._indices.items():
+            decl = self.program.tensors[name]
+            value = np.empty((decl.rows, decl.width), np.float32 if decl.site is None else np.uint8)
+            self._engine.read_tensor(index, value.view(np.uint8))
+            found[name] = value
+        return found
+
+    def enable_profile(self, on: bool = True) -> None:
+        """Count from now on, from zero."""
+        self._engine.enable_profile(on)
+
+    def profile(self) -> dict[str, float]:
+        """Seconds, summed over threads, by kind of operation: its source, and its body."""
+        return dict(self._engine.profile())
+
+
+@dataclass
+class _Lives:
+    """First fit for pieces of memory: `take` returns an offset, `free` gives it back. `size`: the most that was needed."""
+
+    align: int
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.taken: list[tuple[int, int]] = []
+
+    def take(self, amount: int) -> int:
+        amount = -(-amount // self.align) * self.align
+        at = 0
+        for begin, end in self.taken:
+            if begin - at >= amount:
+                break
+            at = max(at, end)
+        self.taken = sorted([*self.taken, (at, at + amount)])
+        self.size = max(self.size, at + amount)
+        return at
+
+    def free(self, offset: int) -> None:
+        self.taken = [piece for piece in self.taken if piece[0] != offset]
+
+
+class _Writer:
+    """Hands a program to the C++ engine, one operation after the other."""
+
+    def __init__(self, program: Program, bundle: Bundle, engine: Any, forms: list[Form], keep: bool) -> None:
+        self.program, self.bundle, self.engine, self.forms, self.keep = program, bundle, engine, forms, keep
+        self.quantizers: dict[tuple[str, int, int, bool], int] = {}
+        self.tensors: dict[str, int] = {}
+        self.arena = _Lives(_LINE)
+        self.offsets: dict[str, int] = {}
+        self.last = self._last_readers()
+
+    def write(self) -> dict[str, int]:
+        """The index of every tensor by name."""
+        for index, operation in enumerate(self.program.operations):
+            self._operation(index, operation)
+        # Read by whole vectors, the last row may be read beyond its end.
+        self.engine.finish(self.arena.size + 4 * _LINE, self.tensors[self.program.output])
+        return self.tensors
+
+    # --- memory
+
+    def _last_readers(self) -> dict[str, int]:
+        """Which operation reads a tensor last (or writes it, where none reads it)."""
+        last: dict[str, int] = {}
+        for index, operation in enumerate(self.program.operations):
+            for name in inputs(operation.source):
+                last[name] = index
+            for step in operation.body:
+                if isinstance(step, Load | Store):
+                    last[step.tensor] = index
+        last[self.program.output] = len(self.program.operations)
+        return last
+
+    def _place(self, name: str) -> None:
+        decl = self.program.tensors[name]
+        stride = _pad(decl.width, _LANES) * 4 if decl.site is None else _pad(decl.width, _LINE)
+        self.offsets[name] = self.arena.take(decl.rows * stride)
+        codes = -1 if decl.site is None else self._quantizer(decl.site, decl.rows, decl.width, decl.reverse)
+        self.tensors[name] = self.engine.add_tensor(decl.rows, decl.width, self.offsets[name], codes)
+
+    def _quantizer(self, site: str, rows: int, width: int, reverse: bool) -> int:
+        key = (site, rows, width, reverse)
+        if key not in self.quantizers:
+            quantizer = self.bundle.quantizer(site)
+            self.quantizers[key] = self._add_quantizer(site, quantizer, rows, width, reverse)
+        return self.quantizers[key]
+
+    def _add_quantizer(self, site: str, q: Quantizer, rows: int, width: int, reverse: bool) -> int:
+        order = slice(None, None, -1 if reverse else 1)
+
+        def spread(x: Floats | None, size: int, what: str) -> Floats:
+            x = np.ones(1, np.float32) if x is None else x
+            _need(x.size in (1, size), f"{site}: {what} of {x.size} elements for {size}")
+            return np.ascontiguousarray(np.broadcast_to(x, size), np.float32)
+
+        def by_token(x: Floats | None, what: str) -> Floats:
+            _need(x is None or x.size == rows, f"{site}: {what} for another number of tokens")
+            return np.ascontiguousarray(spread(x, rows, what)[order])
+
+        _need(np.array_equal(np.rint(q.zero), q.zero) and np.abs(q.zero).max() <= 65536, f"{site}: no zero points")
+        zero = (q.zero + np.float32(q.offset)).astype(np.float32)
+        across = not q.zero_by_token and zero.size > 1
+        table = np.zeros(0, np.float32) if q.table is None else q.table
+        thresholds = table[:0] if q.thresholds is None else q.thresholds
+        _need((np.diff(thresholds) >= 0).all(), f"{site}: its table is not in ascending order")
+        return int(
+            self.engine.add_quantizer(
+                width,
+                rows,
+                spread(q.inverse_channel, width, "scales"),
+                spread(q.step_channel, width, "scales"),
+                by_token(q.inverse_token, "scales"),
+                by_token(q.step_token, "scales"),
+                spread(zero, width, "zero points") if across else zero[:0],
+                by_token(zero, "zero points") if q.zero_by_token else np.full(rows, zero[0], np.float32),
+                q.low + q.offset,
+                q.high + q.offset,
+                table,
+                thresholds,
+            )
+        )
+
+    # --- operations
+
+    def _operation(self, index: int, operation: Operation) -> None:
+        written = [step.tensor for step in operation.body if isinstance(step, Store)]
+        for name in written:
+            self._place(name)
+        y = self.arena.take(operation.rows * _pad(operation.width, _LANES) * 4) if _is_scan(operation) else None
+        self._source(operation, self.forms[index], y)
+        self._body(operation)
+        if self.keep:
+            return
+        if y is not None:
+            self.arena.free(y)
+        for name, last in self.last.items():
+            if last == index:
+                self.arena.free(self.offsets[name])
+
+    def _source(self, operation: Operation, form: Form, y: int | None) -> None:
+        source, engine = operation.source, self.engine
+        rows, width = operation.rows, operation.width
+        if isinstance(source, Patches):
+            engine.patches(rows, width, source.patch, source.stride)
+        elif isinstance(source, Rows):
+            engine.rows(rows)
+        elif isinstance(source, Concat):
+            engine.concat(rows, width)
+            for part in source.parts:
+                if isinstance(part, Constant):
+                    engine.concat_part(-1, 0, 1, _flat(self.bundle.constant(part)))
+                else:
+                    engine.concat_part(self.tensors[part[0]], part[1], part[2], np.zeros(0, np.float32))
+        elif isinstance(source, Linear):
+            self._linear(operation, self.tensors[source.input], form)
+        elif isinstance(source, Conv1d):
+            self._conv1d(source, form)
+        elif isinstance(source, Scan):
+            assert y is not None
+            self._scan(operation, source, form, y)
+
+    def _linear(self, operation: Operation, x: int, form: Form) -> None:
+        rows, width = operation.rows, operation.width
+        if isinstance(form, FloatLinear):
+            self.engine.float_linear(rows, width, x, _flat(form.weight), _flat(form.bias))
+            return
+        assert isinstance(form, IntegerLinear)
+        token = np.ones(rows, np.float32) if form.token is None else form.token
+        zero = np.broadcast_to(form.zero, rows)
+        self.engine.int_linear(
+            rows,
+            width,
+            x,
+            _flat(form.weight, np.int8),
+            _flat(form.scale),
+            _flat(token),
+            _flat(zero, np.int32),
+            _flat(form.bias),
+        )
+
+    def _conv1d(self, source: Conv1d, form: Form) -> None:
+        x = self.tensors[source.input]
+        if isinstance(form, FloatConv1d):
+            self.engine.float_conv(x, _flat(form.weight), _flat(form.bias), source.reverse)
+            return
+        assert isinstance(form, IntegerConv1d)
+        weight, zero = _flat(form.weight, np.int8), _flat(form.zero, np.int32)
+        self.engine.int_conv(x, weight, _flat(form.scale), zero, _flat(form.bias), source.reverse)
+
+    def _scan(self, operation: Operation, source: Scan, form: Form, y: int) -> None:
+        tensors = [self.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
+        rows = operation.rows
+        if isinstance(form, FloatScan):
+            h, none = form.h, np.zeros(0, np.float32)
+            self.engine.float_scan(
+                *tensors,
+                y,
+                source.reverse,
+                _flat(form.A * LOG2E),
+                _factor(form.abar),
+                _factor(form.bbar),
+                none if h is None else _flat(np.broadcast_to(h.step, rows)),
+                none if h is None else _flat(h.channel[:, None] * h.state),
+                0 if h is None else h.low,
+                0 if h is None else h.high,
+                h is None or h.read_quantized,
+            )
+            return
+        assert isinstance(form, FixedScan)
+        numbers = {
+            name: float(getattr(form, name)) if name.endswith("_scale") else int(getattr(form, name))
+            for name in _SCAN_NUMBERS
+        }
+        lut = np.zeros(0, np.int16)
+        self.engine.fixed_scan(
+            *tensors,
+            y,
+            source.reverse,
+            numbers,
+            _flat(form.a, np.int32),
+            lut if form.abar_lut is None else _flat(form.abar_lut, np.int16),
+            lut if form.bbar_lut is None else _flat(form.bbar_lut, np.int16),
+            _flat(form.input_channel),
+            _flat(form.input_step),
+            _flat(form.ratio, np.int16),
+            _flat(form.fraction, np.int16),
+            _flat(form.y_channel),
+            _flat(form.y_step),
+        )
+
+    # --- bodies
+
+    def _body(self, operation: Operation) -> None:
+        slots = _Slots(operation)
+        for index, step in enumerate(operation.body):
+            self._step(operation, step, slots)
+            slots.free(index)
+
+    def _step(self, operation: Operation, step: Instruction, slots: _Slots) -> None:
+        engine = self.engine
+        if isinstance(step, Store):
+            engine.store(step.src, self.tensors[step.tensor])
+        elif isinstance(step, Slice):
+            slots.alias(step.dst, step.src, step.width)
+            engine.slice(step.dst, step.src, step.offset, step.width)
+        elif isinstance(step, Load):
+            decl = self.program.tensors[step.tensor]
+            slot = slots.take(step.dst, decl.width)
+            engine.load(step.dst, self.tensors[step.tensor], -1 if step.row is None else step.row, slot)
+        elif isinstance(step, Binary):
+            engine.binary(step.op, step.dst, step.a, step.b, slots.take(step.dst, slots.width[step.a]))
+        else:
+            width = slots.width[step.src]
+            slot = slots.take(step.dst, width, 2 if isinstance(step, Rotate) else 1)
+            if isinstance(step, Unary):
+                engine.unary(step.op, step.dst, step.src, slot)
+            elif isinstance(step, WithConstant):
+                engine.with_constant(step.op, step.dst, step.src, _flat(self.bundle.constant(step.constant)), slot)
+            elif isinstance(step, WithScalar):
+                engine.mul_scalar(step.dst, step.src, step.value, slot)
+            elif isinstance(step, RmsNorm):
+                engine.rms_norm(step.dst, step.src, _flat(self.bundle.constant(step.weight)), step.eps, slot)
+            elif isinstance(step, Round):
+                codes = self._quantizer(step.site, operation.rows, width, step.reverse)
+                engine.round(step.dst, step.src, codes, slot)
+            elif isinstance(step, Rotate):
+                matrix, divisor = self.bundle.rotation(step.site)
+                inverse = np.float32(1) / divisor
+                engine.rotate(step.dst, step.src, _flat(inverse), _flat(matrix), slot)
+
+
+class _Slots:
+    """Where registers of a body lie, in floats of a row: memory is used again after the last reader."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.room = _Lives(_LANES)
+        self.width = {0: operation.width}
+        self.offset: dict[int, int] = {}
+        self.root: dict[int, int] = {0: 0}
+        self.last: dict[int, int] = {}
+        roots = {0: 0}
+        for index, step in enumerate(operation.body):
+            for register in _reads(step):
+                self.last[roots[register]] = index
+            if not isinstance(step, Store):
+                roots[step.dst] = roots[step.src] if isinstance(step, Slice) else step.dst
+                self.last.setdefault(roots[step.dst], index)
+
+    def take(self, register: int, width: int, copies: int = 1) -> int:
+        self.width[register], self.root[register] = width, register
+        self.offset[register] = self.room.take(_pad(width, _LANES) * copies)
+        return self.offset[register]
+
+    def alias(self, register: int, source: int, width: int) -> None:
+        self.width[register], self.root[register] = width, self.root[source]
+
+    def free(self, index: int) -> None:
+        """After instruction `index`."""
+        for register, last in self.last.items():
+            if last == index and register in self.offset:
+                self.room.free(self.offset[register])
+
+
+def _reads(step: Instruction) -> tuple[int, ...]:
+    if isinstance(step, Binary):
+        return step.a, step.b
+    return () if isinstance(step, Load) else (step.src,)
+
+
+def _is_scan(operation: Operation) -> bool:
+    return isinstance(operation.source, Scan)
+
+
+#: Fields of FixedScan that are single numbers.
+_SCAN_NUMBERS = (
+    "delta_scale",
+    "beta_scale",
+    "shift",
+    "abar_inverse",
+    "abar_fraction",
+    "abar_high",
+    "abar_step",
+    "abar_bits",
+    "bbar_fraction",
+    "bbar_low",
+    "bbar_high",
+    "bbar_bits",
+    "state_low",
+    "state_high",
+    "state_bits",
+)
+
+
+def _factor(factor: Factor | None) -> dict[str, Any]:
+    """How Abar or Bbar is rounded; kinds as in csrc/engine/program.h."""
+    none = np.zeros(0, np.float32)
+    if factor is None:
+        return {"kind": 0, "step": 1.0, "inverse": 1.0, "low": 0.0, "high": 0.0, "table": none, "thresholds": none}
+    table = none if factor.table is None else factor.table
+    return {
+        "kind": 1 if factor.table is None else 2,
+        "step": float(factor.step),
+        "inverse": float(np.float32(1) / factor.step),
+        "low": float(factor.low),
+        "high": float(factor.high),
+        "table": _flat(table),
+        "thresholds": none if factor.table is None else _flat((table[1:] + table[:-1]) / np.float32(2)),
+    }
+
+
+def _flat(x: np.ndarray, dtype: type = np.float32) -> NDArray[Any]:
+    """Contiguous, as another type that holds the same values."""
+    flat = np.ascontiguousarray(x.reshape(-1), dtype)
+    _need(np.dtype(dtype).kind == "f" or np.array_equal(flat, x.reshape(-1)), f"values do not fit {np.dtype(dtype)}")
+    return flat
+
+
+def _pad(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _need(condition: bool | np.bool_, what: str) -> None:
+    if not condition:
+        raise VisqError(what)

@@ -1,0 +1,123 @@
+"""An artifact, ready to run on integers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from visq.artifact.schema import CONFIG_FILE, ArtifactConfig
+from visq.data.preprocess import Preprocess
+from visq.errors import VisqError
+from visq.runtime.arithmetic import Floats
+from visq.runtime.bundle import Bundle, read_bundle
+from visq.runtime.forms import form_of, reason
+from visq.runtime.oracle import Oracle
+from visq.runtime.program import Program
+
+
+class Executor(Protocol):
+    """Runs a program: images [B, channels, size, size] float32, normalized -> logits [B, classes] float32."""
+
+    def __call__(self, images: Floats) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class, its name (its number where classes have no names) and its probability."""
+
+    index: int
+    name: str
+    probability: float
+
+
+class Engine:
+    """The integer engine of one artifact.
+
+    Attributes:
+        config: of the artifact.
+        preprocess: how an image becomes input.
+        in_float: why, by operation, of everything that runs in float32 because the recipe or a codebook leaves it there.
+        kernel: what runs it: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
+    """
+
+    def __init__(self, folder: Path | str, *, threads: int | None = None, kernel: str | None = None) -> None:
+        bundle = read_bundle(folder)
+        self.config: ArtifactConfig = bundle.config
+        program = self.config.program
+        if program is None:
+            why = self.config.no_program or "it was written by an older visq"
+            raise VisqError(f"{folder} has no integer program: {why}; use --backend sim, or quantize it again")
+        self.preprocess = Preprocess.from_dict(self.config.preprocess)
+        if (self.preprocess.channels, self.preprocess.image_size) != (program.channels, program.size):
+            raise VisqError(f"{Path(folder) / CONFIG_FILE}: preprocess does not belong to the program")
+        self.program = program
+        self.threads = threads or os.cpu_count() or 1
+        reasons = {operation.name: reason(form_of(program, operation, bundle)) for operation in program.operations}
+        self.in_float = {name: why for name, why in reasons.items() if why is not None}
+        self._run: Executor
+        self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
+
+    def __call__(self, images: Floats) -> Floats:
+        """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
+
+        Raises:
+            VisqError: another shape or dtype, or values that are not finite.
+        """
+        shape = (self.program.channels, self.program.size, self.program.size)
+        if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != shape:
+            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise VisqError(f"the engine takes float32 images [batch, {', '.join(map(str, shape))}], got {found}")
+        if not np.isfinite(images).all():
+            raise VisqError("the images hold NaN or Inf")
+        return self._run(np.ascontiguousarray(images))
+
+    def predict(self, images: Sequence[Path | str | bytes], top: int = 5) -> list[list[Prediction]]:
+        """The `top` classes of image files (paths, or a file's bytes), likeliest first.
+
+        Raises:
+            VisqError: a file that cannot be read as an image, named.
+        """
+        pixels = np.stack([self._pixels(image) for image in images])
+        logits = self(self.preprocess.normalize_array(pixels))
+        shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+        probabilities = shifted / shifted.sum(1, keepdims=True)
+        names = self.config.classes
+        return [
+            [Prediction(int(i), str(i) if names is None else names[i], float(row[i])) for i in np.argsort(-row)[:top]]
+            for row in probabilities
+        ]
+
+    def _pixels(self, image: Path | str | bytes) -> np.ndarray:
+        from visq.data.preprocess import UnreadableImage
+
+        try:
+            return self.preprocess.pixels(image if isinstance(image, bytes) else Path(image).read_bytes())
+        except OSError as error:
+            raise VisqError(f"{image!s} cannot be read: {error.strerror or error}") from error
+        except UnreadableImage as error:
+            what = "the image" if isinstance(image, bytes) else str(image)
+            raise VisqError(f"{what} cannot be read as an image: {error}") from error
+
+
+def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
+    """The integer engine of an artifact; what `visq.load(folder, backend="int")` returns.
+
+    Arguments:
+        threads: processor threads; all of them by default. Results do not depend on it.
+    """
+    return Engine(folder, threads=threads)
+
+
+def _executor(kernel: str | None, program: Program, bundle: Bundle, threads: int) -> tuple[str, Executor]:
+    """`kernel`: `oracle`, an instruction set, or None for the fastest there is."""
+    from visq.runtime import cpu
+
+    if kernel == "oracle" or (kernel is None and not cpu.available()):
+        return "oracle", Oracle(program, bundle)
+    engine = cpu.CpuEngine(program, bundle, threads=threads, isa=kernel)
+    return f"cpp-{engine.isa}", engine
