@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "engine/bind.h"
 #include "isa.h"
 #include "threads.h"
 
@@ -53,6 +54,8 @@ ScanArgs scan(const Sizes& n, const RowsArg& u, const RowsArg& delta, Address A,
 NB_MODULE(_C, m) {
   m.doc() = "C++ kernels of visq; call them through visq.ops.";
   auto nogil = nb::call_guard<nb::gil_scoped_release>();
+
+  engine::bind(m);
 
   m.def("has_isa", [](const std::string& name) {
     const Kernels* kernels = kernels_named(name.c_str());

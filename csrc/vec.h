@@ -202,7 +202,8 @@ struct VecAvx512 {
     T values[16], thresholds[16], last_of_block;
     int pairs;  // of blocks in use
 
-    Lookup(const float* v, const float* t, int count) : pairs(count / 32 + 1) {
+    // Inlined, like all of V: a copy of its own could be shared with code compiled for another machine.
+    __attribute__((always_inline)) Lookup(const float* v, const float* t, int count) : pairs(count / 32 + 1) {
       alignas(64) float last[16];
       for (int b = 0; b < 16; ++b) {
         last[b] = 16 * b + 15 < count ? t[16 * b + 15] : __builtin_inff();
@@ -212,9 +213,9 @@ struct VecAvx512 {
       }
       last_of_block = load(last);
     }
-    static __mmask16 filled(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u); }
+    VISQ_INLINE __mmask16 filled(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u); }
 
-    T operator()(T x) const {
+    __attribute__((always_inline)) T operator()(T x) const {
       __m512i block = _mm512_setzero_si512(), at = block;
       for (int half = 8; half; half /= 2) {
         const T probe = _mm512_permutexvar_ps(_mm512_add_epi32(block, _mm512_set1_epi32(half - 1)), last_of_block);
@@ -227,7 +228,7 @@ struct VecAvx512 {
         at = advance(at, half, pick(thresholds, pair, _mm512_add_epi32(at, _mm512_set1_epi32(half - 1))), x);
       return pick(values, pair, at);
     }
-    static __m512i advance(__m512i at, int half, T probe, T x) {
+    VISQ_INLINE __m512i advance(__m512i at, int half, T probe, T x) {
       return _mm512_mask_add_epi32(at, _mm512_cmp_ps_mask(probe, x, _CMP_LT_OQ), at, _mm512_set1_epi32(half));
     }
     // table[32 pair + at], lane by lane

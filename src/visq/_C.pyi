@@ -1,10 +1,20 @@
 """C++ kernels (csrc/module.cpp). Addresses are Tensor.data_ptr(); call them through visq.ops, which checks bounds."""
 
+from typing import Any
+
 _Rows = tuple[int, int, int]  # address, batch stride, row stride
 _Sizes = tuple[int, int, int, int]
 _State = tuple[int, int, int, float, float, bool]  # step, channel, state, qmin, qmax, read_quantized
 _Quantizer = tuple[int, float, float, float, int, int, int]  # kind, scale, qmin, qmax, values, thresholds, count
 _Quant = tuple[_State, _Quantizer, _Quantizer]
+
+def has_engine_isa(name: str, /) -> bool: ...
+
+class Engine:
+    """A program made ready to run (csrc/engine/engine.h); visq.runtime.cpu builds it. Errors are ValueError."""
+
+    def __init__(self, isa: str, channels: int, size: int) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...
 
 def has_isa(name: str, /) -> bool: ...
 def set_isa(name: str, /) -> None: ...

@@ -24,7 +24,6 @@ from visq.runtime.program import (
     Instruction,
     Linear,
     Load,
-    WithScalar,
     Operation,
     Patches,
     Program,
@@ -37,6 +36,7 @@ from visq.runtime.program import (
     Store,
     Unary,
     WithConstant,
+    WithScalar,
     inputs,
 )
 from visq.runtime.quantizers import Factor, Quantizer
@@ -59,6 +59,11 @@ _LINE = 64
 def present_isas() -> tuple[str, ...]:
     """Instruction sets both this build and this machine have, fastest first."""
     return () if _C is None else tuple(name for name in ISAS if _C.has_engine_isa(name))
+
+
+def available() -> bool:
+    """Whether the extension the engine needs is installed."""
+    return _C is not None
 
 
 def default_isa() -> str:
@@ -96,8 +101,11 @@ class CpuEngine:
         self.program, self.keep = program, keep
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
         self.forms = [form_of(program, operation, bundle) for operation in program.operations]
+        isa = isa or default_isa()
+        if isa not in present_isas():
+            raise VisqError(f"instruction set {isa!r} is not available here; available: {', '.join(present_isas())}")
         try:
-            self._engine = _C.Engine(isa or default_isa(), program.channels, program.size)
+            self._engine = _C.Engine(isa, program.channels, program.size)
             self._indices = _Writer(program, bundle, self._engine, self.forms, keep).write()
         except ValueError as error:
             raise VisqError(f"the program does not fit its parameters: {error}") from error
@@ -149,7 +157,7 @@ class CpuEngine:
 
 @dataclass
 class _Lives:
-    """First fit for pieces of memory: `take` returns an offset, `free` gives it back. `size`: the most that was needed."""
+    """First fit for pieces of memory: `take` returns an offset, `free` gives it back. `size`: the most ever needed."""
 
     align: int
     size: int = 0
@@ -341,26 +349,7 @@ class _Writer:
             )
             return
         assert isinstance(form, FixedScan)
-        numbers = {
-            name: float(getattr(form, name)) if name.endswith("_scale") else int(getattr(form, name))
-            for name in _SCAN_NUMBERS
-        }
-        lut = np.zeros(0, np.int16)
-        self.engine.fixed_scan(
-            *tensors,
-            y,
-            source.reverse,
-            numbers,
-            _flat(form.a, np.int32),
-            lut if form.abar_lut is None else _flat(form.abar_lut, np.int16),
-            lut if form.bbar_lut is None else _flat(form.bbar_lut, np.int16),
-            _flat(form.input_channel),
-            _flat(form.input_step),
-            _flat(form.ratio, np.int16),
-            _flat(form.fraction, np.int16),
-            _flat(form.y_channel),
-            _flat(form.y_step),
-        )
+        add_fixed_scan(self.engine, tensors, y, source.reverse, form)
 
     # --- bodies
 
@@ -453,7 +442,6 @@ _SCAN_NUMBERS = (
     "abar_inverse",
     "abar_fraction",
     "abar_high",
-    "abar_step",
     "abar_bits",
     "bbar_fraction",
     "bbar_low",
@@ -461,8 +449,31 @@ _SCAN_NUMBERS = (
     "bbar_bits",
     "state_low",
     "state_high",
-    "state_bits",
 )
+
+
+def add_fixed_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form: FixedScan) -> None:
+    """Start the operation of a fixed-point scan; `tensors` are u, delta, B, C."""
+    numbers = {
+        name: float(getattr(form, name)) if name.endswith("_scale") else int(getattr(form, name))
+        for name in _SCAN_NUMBERS
+    }
+    lut = np.zeros(0, np.int16)
+    engine.fixed_scan(
+        *tensors,
+        y,
+        reverse,
+        numbers,
+        _flat(form.a, np.int32),
+        lut if form.abar_lut is None else _flat(form.abar_lut, np.int16),
+        lut if form.bbar_lut is None else _flat(form.bbar_lut, np.int16),
+        _flat(form.input_channel),
+        _flat(form.input_step),
+        _flat(form.decay, np.int16),
+        _flat(form.lift, np.int16),
+        _flat(form.y_channel),
+        _flat(form.y_step),
+    )
 
 
 def _factor(factor: Factor | None) -> dict[str, Any]:
@@ -484,7 +495,7 @@ def _factor(factor: Factor | None) -> dict[str, Any]:
 
 def _flat(x: np.ndarray, dtype: type = np.float32) -> NDArray[Any]:
     """Contiguous, as another type that holds the same values."""
-    flat = np.ascontiguousarray(x.reshape(-1), dtype)
+    flat: NDArray[Any] = np.ascontiguousarray(x.reshape(-1), dtype)
     _need(np.dtype(dtype).kind == "f" or np.array_equal(flat, x.reshape(-1)), f"values do not fit {np.dtype(dtype)}")
     return flat
 
@@ -496,3 +507,39 @@ def _pad(n: int, to: int) -> int:
 def _need(condition: bool | np.bool_, what: str) -> None:
     if not condition:
         raise VisqError(what)
+
+
+class ScanKernel:
+    """One fixed-point scan alone, on arrays of the caller; what the simulation runs.
+
+    Args:
+        offset: makes bytes of C's integers.
+        isa: a level of VISQ_ISA; the fastest kernel of that level is taken.
+    """
+
+    def __init__(self, scan: FixedScan, offset: int, isa: str) -> None:
+        (channels, states), length = scan.a.shape, len(scan.input_step)
+        present = present_isas()
+        name = next(kernel for kernel in _LEVELS.get(isa, (isa,)) if kernel in present)
+        engine = _C.Engine(name, 1, 1)
+        arena = _Lives(_LINE)
+        ones = np.ones(length, np.float32)
+        none = np.zeros(0, np.float32)
+        codes = engine.add_quantizer(
+            states, length, np.ones(states, np.float32), np.ones(states, np.float32), ones, ones, none,
+            np.full(length, offset, np.float32), 0.0, 255.0, none, none,
+        )  # fmt: skip
+        floats = [
+            engine.add_tensor(length, width, arena.take(length * _pad(width, _LANES) * 4), -1)
+            for width in (channels, channels, states)
+        ]
+        C = engine.add_tensor(length, states, arena.take(length * _pad(states, _LINE)), codes)
+        y = arena.take(length * _pad(channels, _LANES) * 4)
+        add_fixed_scan(engine, [*floats, C], y, False, scan)
+        engine.store(0, floats[0])
+        engine.finish(arena.size + 4 * _LINE, floats[0])
+        self._engine = engine
+
+    def run(self, u: int, delta: int, B: int, C: int, batch: int, y: int, threads: int) -> None:
+        """Addresses of u, delta, y [batch, L, C], B [batch, L, N] float32 and C [batch, L, N] bytes, contiguous."""
+        self._engine.run_scan(u, delta, B, C, batch, y, threads)

@@ -65,8 +65,7 @@ class Oracle:
                 registers[0] = row
             for step in operation.body:
                 self._step(operation, step, registers)
-        result: Floats = self.tensors[self.program.output][0]
-        return result
+        return self._decoded(self.program.output)[0]
 
     # --- tensors
 

@@ -26,7 +26,7 @@ class FixedScan:
     """Parameters of the fixed-point recurrence.
 
     Attributes:
-        delta_scale: d = int16(delta * delta_scale).
+        delta_scale: d = int16(delta * delta_scale), 0 where delta is negative.
         a: [C, N], -A log2(e) in fixed point, 16 bits unsigned; e = (d a) >> shift, and 15 bits after the point.
         abar_inverse, abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] in Q15.
         decay [L]: Abar's code (or its Q15 value) times decay is Abar times the ratio of the scales of steps t-1 and t,
@@ -84,6 +84,8 @@ def plan(
     largest_delta, largest_a = float(delta.largest().max()), float((-A).max()) * float(LOG2E)
     if not (largest_delta > 0 and (A < 0).all()):
         return "delta or A is degenerate"
+    if h.low < -128 or h.high > 127 or (bbar.table is None and bbar.high >= 2 ** (bbar.bits - 1)):
+        return "the state or Bbar has unsigned codes"
     delta_bits = min(math.floor(math.log2(32767 / largest_delta)), 30)
     a_bits = min(math.floor(math.log2(65535 / largest_a)), 31 - delta_bits)
     shift = delta_bits + a_bits
@@ -147,7 +149,7 @@ def plan(
 def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
     """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
     Returns y [L, C]."""
-    d = to_int16(delta * scan.delta_scale)
+    d = np.maximum(to_int16(delta * scan.delta_scale), 0)
     beta = to_int16(B * scan.beta_scale)
     g = to_int16((u * scan.input_channel) * scan.input_step[:, None])
     q = np.zeros_like(scan.a)

@@ -1,0 +1,127 @@
+// Python bindings of the engine. Arrays are NumPy's; parameters are copied, images and results are used in place.
+#include "bind.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+
+#include "engine.h"
+
+namespace nb = nanobind;
+
+namespace visq::engine {
+namespace {
+
+template <class T>
+using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+Array<T> array(const In<T>& x) {
+  return {x.data(), static_cast<int64_t>(x.size())};
+}
+
+template <class T>
+T number(const nb::dict& numbers, const char* name) {
+  return nb::cast<T>(numbers[name]);
+}
+
+FactorArrays factor(const nb::dict& d) {
+  return {number<int>(d, "kind"),  number<float>(d, "step"), number<float>(d, "inverse"),
+          number<float>(d, "low"), number<float>(d, "high"), array(number<In<float>>(d, "table")),
+          array(number<In<float>>(d, "thresholds"))};
+}
+
+}  // namespace
+
+void bind(nb::module_& m) {
+  m.def("has_engine_isa", [](const std::string& name) { return kernels_named(name.c_str()) != nullptr; });
+
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::init<const std::string&, int64_t, int64_t>(), nb::arg("isa"), nb::arg("channels"), nb::arg("size"))
+      .def("add_quantizer",
+           [](Engine& e, int64_t width, int64_t rows, In<float> inverse, In<float> step, In<float> inverse_token,
+              In<float> step_token, In<float> zero, In<float> zero_token, float low, float high, In<float> table,
+              In<float> thresholds) {
+             return e.add_quantizer(width, rows, array(inverse), array(step), array(inverse_token), array(step_token),
+                                    array(zero), array(zero_token), low, high, array(table), array(thresholds));
+           })
+      .def("add_tensor", &Engine::add_tensor)
+      .def("patches", &Engine::patches)
+      .def("concat", &Engine::concat)
+      .def("concat_part", [](Engine& e, int tensor, int64_t first, int64_t count,
+                             In<float> constant) { e.concat_part(tensor, first, count, array(constant)); })
+      .def("rows", &Engine::rows)
+      .def("int_linear",
+           [](Engine& e, int64_t rows, int64_t width, int input, In<int8_t> weight, In<float> scale, In<float> token,
+              In<int32_t> zero, In<float> bias) {
+             e.int_linear(rows, width, input, array(weight), array(scale), array(token), array(zero), array(bias));
+           })
+      .def("float_linear", [](Engine& e, int64_t rows, int64_t width, int input, In<float> weight,
+                              In<float> bias) { e.float_linear(rows, width, input, array(weight), array(bias)); })
+      .def("int_conv",
+           [](Engine& e, int input, In<int8_t> weight, In<float> scale, In<int32_t> zero, In<float> bias, bool reverse) {
+             e.int_conv(input, array(weight), array(scale), array(zero), array(bias), reverse);
+           })
+      .def("float_conv", [](Engine& e, int input, In<float> weight, In<float> bias,
+                            bool reverse) { e.float_conv(input, array(weight), array(bias), reverse); })
+      .def("fixed_scan",
+           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, In<int32_t> a,
+              In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> input_channel, In<float> input_step, In<int16_t> decay,
+              In<int16_t> lift, In<float> y_channel, In<float> y_step) {
+             const auto i = [&](const char* name) { return number<int>(n, name); };
+             const ScanNumbers numbers = {number<float>(n, "delta_scale"), number<float>(n, "beta_scale"), i("shift"),
+                                          i("abar_inverse"), i("abar_fraction"), i("abar_high"), i("abar_bits"),
+                                          i("bbar_fraction"), i("bbar_low"), i("bbar_high"), i("bbar_bits"),
+                                          i("state_low"), i("state_high")};
+             e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, array(a), array(abar_lut), array(bbar_lut),
+                          array(input_channel), array(input_step), array(decay), array(lift), array(y_channel),
+                          array(y_step));
+           })
+      .def("float_scan",
+           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, In<float> A, nb::dict abar,
+              nb::dict bbar, In<float> step, In<float> scale, float low, float high, bool read_quantized) {
+             e.float_scan(u, delta, B, C, y_offset, reverse, array(A), factor(abar), factor(bbar), array(step),
+                          array(scale), low, high, read_quantized);
+           })
+      .def("load", &Engine::load)
+      .def("slice", &Engine::slice)
+      .def("unary", &Engine::unary)
+      .def("binary", &Engine::binary)
+      .def("with_constant", [](Engine& e, const std::string& name, int dst, int src, In<float> constant,
+                               int64_t slot) { e.with_constant(name, dst, src, array(constant), slot); })
+      .def("mul_scalar", &Engine::mul_scalar)
+      .def("rms_norm", [](Engine& e, int dst, int src, In<float> weight, float eps,
+                          int64_t slot) { e.rms_norm(dst, src, array(weight), eps, slot); })
+      .def("round", &Engine::round)
+      .def("rotate", [](Engine& e, int dst, int src, In<float> inverse_divisor, In<float> matrix,
+                        int64_t slot) { e.rotate(dst, src, array(inverse_divisor), array(matrix), slot); })
+      .def("store", &Engine::store)
+      .def("finish", &Engine::finish)
+      .def("run",
+           [](Engine& e, In<float> images, Out<float> out, int threads) {
+             const int64_t batch = images.ndim() ? static_cast<int64_t>(images.shape(0)) : 0;
+             if (static_cast<int64_t>(images.size()) != batch * e.image_floats() ||
+                 static_cast<int64_t>(out.size()) != batch * e.output_width())
+               throw std::invalid_argument("images or results have another size");
+             nb::gil_scoped_release release;
+             e.run(images.data(), batch, out.data(), threads);
+           })
+      .def("run_scan",
+           [](Engine& e, uintptr_t u, uintptr_t delta, uintptr_t B, uintptr_t C, int64_t batch, uintptr_t y, int threads) {
+             nb::gil_scoped_release release;
+             e.run_scan(reinterpret_cast<const float*>(u), reinterpret_cast<const float*>(delta),
+                        reinterpret_cast<const float*>(B), reinterpret_cast<const uint8_t*>(C), batch,
+                        reinterpret_cast<float*>(y), threads);
+           })
+      .def("read_tensor",
+           [](Engine& e, int tensor, Out<uint8_t> out) {
+             e.read_tensor(tensor, out.data(), static_cast<int64_t>(out.size()));
+           })
+      .def("enable_profile", &Engine::enable_profile)
+      .def("profile", &Engine::profile)
+      .def_prop_ro("isa", [](const Engine& e) { return std::string(e.isa()); });
+}
+
+}  // namespace visq::engine

@@ -1,0 +1,168 @@
+// Sources that only move rows, and the row instructions.
+#pragma once
+#include "conv.h"
+#include "linear.h"
+
+namespace visq::engine {
+
+// The pixels of patches, in the order of a convolution's weight.
+template <class V>
+View patches_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t P = op.patch, size = f.size, side = (size - P) / op.patch_stride + 1, stride = padded(op.width);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t y = (first + i) / side * op.patch_stride, x = (first + i) % side * op.patch_stride;
+    float* out = f.scratch + i * stride;
+    for (int64_t c = 0; c < f.channels; ++c)
+      for (int64_t dy = 0; dy < P; ++dy, out += P)
+        __builtin_memcpy(out, f.image + (c * size + y + dy) * size + x, P * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
+template <class V>
+View concat_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t row = first + i;
+    const Part* part = op.parts;
+    while (row >= part->count) row -= part++->count;
+    float* out = f.scratch + i * stride;
+    const float* from = part->tensor < 0 ? part->constant
+                                         : float_row<V>(f, f.tensors[part->tensor], part->first + row, out);
+    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
+template <class V>
+View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  switch (op.kind) {
+    case Operation::kPatches: return patches_source<V>(op, f, first, count);
+    case Operation::kConcat: return concat_source<V>(op, f, first, count);
+    case Operation::kIntLinear:
+    case Operation::kFloatLinear: return linear_source<V>(op, f, first, count);
+    case Operation::kIntConv:
+    case Operation::kFloatConv: return conv_source<V>(op, f, first, count);
+    case Operation::kFixedScan:
+    case Operation::kFloatScan: {
+      const int64_t stride = padded(op.width);
+      return {reinterpret_cast<const float*>(f.arena + op.y_offset) + first * stride, stride};
+    }
+    case Operation::kRows: break;
+  }
+  return {f.scratch, 0};
+}
+
+// Sum over a row in 16 lanes, then lanes in halves.
+template <class V, class F>
+VISQ_INLINE float row_sum(int64_t width, F value) {
+  typename V::T sums[16 / V::W];
+  for (auto& sum : sums) sum = V::zero();
+  int64_t c = 0;
+  for (; c + 16 <= width; c += 16)
+    for (int j = 0; j < 16 / V::W; ++j) sums[j] = V::add(sums[j], value(c + j * V::W, V::W));
+  for (int j = 0; c < width; ++j, c += V::W)
+    sums[j] = V::add(sums[j], value(c, static_cast<int>(width - c < V::W ? width - c : V::W)));
+  alignas(64) float lanes[16];
+  for (int j = 0; j < 16 / V::W; ++j) V::store(lanes + j * V::W, sums[j]);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+template <class V>
+VISQ_INLINE void rms_norm(const Step& s, const float* x, float* out) {
+  const float sum = row_sum<V>(s.width, [&](int64_t c, int n) {
+    const auto v = V::load_n(x + c, n);
+    return V::mul(v, v);
+  });
+  const float mean = sum * s.value;  // value: 1 / width
+  const auto inverse = V::div(V::set1(1.0f), Lanes<V>::sqrt(V::set1(mean + s.eps)));
+  for (int64_t c = 0; c < s.width; c += V::W)
+    V::store(out + c, V::mul(V::mul(V::load(x + c), inverse), V::load(s.constant + c)));
+}
+
+template <class V, class F>
+VISQ_INLINE void map(const float* x, float* out, int64_t width, F f) {
+  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, f(V::load(x + c), c));
+}
+
+template <class V>
+VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const float* x, const float* y, float* out) {
+  using T = typename V::T;
+  switch (s.op) {
+    case Step::kSilu: return map<V>(x, out, s.width, [](T v, int64_t) { return silu<V>(v); });
+    case Step::kSoftplus: return map<V>(x, out, s.width, [](T v, int64_t) { return softplus<V>(v); });
+    case Step::kNeg: return map<V>(x, out, s.width, [](T v, int64_t) { return Lanes<V>::neg(v); });
+    case Step::kAdd: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::add(v, V::load(y + c)); });
+    case Step::kMul: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::mul(v, V::load(y + c)); });
+    case Step::kAddConstant: {
+      const float* k = s.constant + row * s.constant_stride;
+      return map<V>(x, out, s.width, [k](T v, int64_t c) { return V::add(v, V::load(k + c)); });
+    }
+    case Step::kMulConstant: {
+      const float* k = s.constant + row * s.constant_stride;
+      return map<V>(x, out, s.width, [k](T v, int64_t c) { return V::mul(v, V::load(k + c)); });
+    }
+    case Step::kMulScalar: {
+      const T k = V::set1(s.value);
+      return map<V>(x, out, s.width, [k](T v, int64_t) { return V::mul(v, k); });
+    }
+    case Step::kRmsNorm: return rms_norm<V>(s, x, out);
+    case Step::kRound: {
+      // Codes lie in the tail of `out` while they are decoded from the front on: four times narrower, never overtaken.
+      uint8_t* codes = reinterpret_cast<uint8_t*>(out) + 3 * padded(s.width);
+      encode_row<V>(*s.codes, row, x, s.width, codes);
+      return decode_row<V>(*s.codes, row, codes, s.width, out);
+    }
+    case Step::kStore: {
+      const Tensor& t = f.tensors[s.tensor];
+      if (t.codes) return encode_row<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row));
+      __builtin_memcpy(f.row<float>(t, row), x, s.width * sizeof(float));
+      return;
+    }
+    default: return;
+  }
+}
+
+// `count` rows, at most kTile, of which op.body_rows go through an instruction before the next one.
+template <class V>
+void body(const Operation& op, const Frame& f, View source, int64_t first, int64_t count) {
+  View at[kRegisters];
+  float* room = f.scratch + op.tile_floats + op.extra_floats;
+  for (int64_t begin = 0; begin < count; begin += op.body_rows) {
+    const int64_t rows = count - begin < op.body_rows ? count - begin : op.body_rows;
+    const int64_t row0 = first + begin;
+    at[0] = {source.data + begin * source.stride, source.stride};
+    for (const Step* s = op.steps; s != op.steps + op.step_count; ++s) {
+      float* out = room + s->slot * op.body_rows;
+      const int64_t stride = padded(s->width);
+      if (s->op == Step::kSlice) {
+        at[s->dst] = {at[s->a].data + s->offset, at[s->a].stride};
+        continue;
+      }
+      if (s->op == Step::kLoad) {
+        const Tensor& t = f.tensors[s->tensor];
+        if (!t.codes) {
+          at[s->dst] = {f.row<float>(t, s->row < 0 ? row0 : s->row), s->row < 0 ? t.stride : 0};
+          continue;
+        }
+        for (int64_t i = 0; i < rows; ++i)
+          float_row<V>(f, t, s->row < 0 ? row0 + i : s->row, out + i * stride);
+      } else if (s->op == Step::kRotate) {
+        float* divided = room + (s->slot + stride) * op.body_rows;
+        for (int64_t i = 0; i < rows; ++i)
+          map<V>(at[s->a].data + i * at[s->a].stride, divided + i * stride, s->width,
+                 [s](typename V::T v, int64_t c) { return V::mul(v, V::load(s->constant + c)); });
+        float_linear<V>(*s->linear, divided, stride, rows, out, stride);
+      } else {
+        for (int64_t i = 0; i < rows; ++i)
+          row_step<V>(*s, f, row0 + i, at[s->a].data + i * at[s->a].stride, at[s->b].data + i * at[s->b].stride,
+                      out + i * stride);
+      }
+      if (s->op != Step::kStore) at[s->dst] = {out, stride};
+    }
+  }
+}
+
+}  // namespace visq::engine

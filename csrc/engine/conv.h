@@ -1,0 +1,70 @@
+// Causal depthwise convolution over rows; from the last row to the first where `reverse`. Rows before the first add nothing.
+#pragma once
+#include "encode.h"
+
+namespace visq::engine {
+
+// The row that tap k of output row t reads, or -1.
+VISQ_INLINE int64_t tap_row(const Conv& p, int64_t rows, int64_t t, int64_t k) {
+  const int64_t at = p.reverse ? t + (p.K - 1 - k) : t - (p.K - 1 - k);
+  return at < rows ? at : -1;
+}
+
+template <class V>
+void int_conv_row(const Operation& op, const Frame& f, int64_t t, float* out) {
+  using K = Lanes<V>;
+  const Conv& p = op.conv;
+  const Tensor& x = f.tensors[op.inputs[0]];
+  const int64_t width = padded(op.width);
+  // Taps run from the oldest row to the present one, so missing ones are the first.
+  const uint8_t* rows[64];
+  int64_t missing = 0;
+  for (int64_t k = 0; k < p.K; ++k) {
+    const int64_t at = tap_row(p, op.rows, t, k);
+    missing += at < 0;
+    rows[k] = at < 0 ? nullptr : f.row<uint8_t>(x, at);
+  }
+  for (int64_t c = 0; c < op.width; c += V::W) {
+    auto sum = K::isub(K::izero(), K::iload(p.correction + missing * width + c));
+    for (int64_t k = missing; k < p.K; ++k)
+      sum = K::iadd(sum, K::imul_low(K::ibytes(rows[k] + c), K::iload(p.taps + k * width + c)));
+    V::store(out + c, V::add(V::mul(K::to_float(sum), V::load(p.scale + c)), V::load(p.bias + c)));
+  }
+}
+
+// The input of `count` rows as floats, those the first ones read included: [count + K - 1] rows in scan order.
+template <class V>
+void float_conv(const Operation& op, const Frame& f, int64_t first, int64_t count, float* decoded, float* out) {
+  const Conv& p = op.conv;
+  const Tensor& x = f.tensors[op.inputs[0]];
+  const int64_t width = padded(op.width), back = p.K - 1;
+  const int64_t begin = p.reverse ? first : first - back < 0 ? 0 : first - back;
+  const int64_t last = p.reverse ? first + count + back : first + count, end = last < op.rows ? last : op.rows;
+  if (x.codes)
+    for (int64_t r = begin; r < end; ++r)
+      decode_row<V>(*x.codes, r, f.row<uint8_t>(x, r), x.width, decoded + (r - begin) * width);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < op.width; c += V::W) {
+      auto sum = V::zero();
+      for (int64_t k = 0; k < p.K; ++k) {
+        const int64_t at = tap_row(p, op.rows, first + i, k);
+        if (at < 0) continue;
+        const float* row = x.codes ? decoded + (at - begin) * width : f.row<float>(x, at);
+        sum = V::add(sum, V::mul(V::load(row + c), V::load(p.weight + k * width + c)));
+      }
+      V::store(out + i * width + c, V::add(sum, V::load(p.bias + c)));
+    }
+}
+
+template <class V>
+View conv_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t width = padded(op.width);
+  float* out = f.scratch;
+  if (op.kind == Operation::kIntConv)
+    for (int64_t i = 0; i < count; ++i) int_conv_row<V>(op, f, first + i, out + i * width);
+  else
+    float_conv<V>(op, f, first, count, out + op.tile_floats, out);
+  return {out, width};
+}
+
+}  // namespace visq::engine

@@ -1,0 +1,761 @@
+#include "engine.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <thread>
+
+#include "../threads.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace visq::engine {
+namespace {
+
+constexpr int64_t kMaxSize = 1 << 20;
+constexpr int64_t kMaxBytes = int64_t{1} << 40;
+constexpr int64_t kMaxTasks = 4096;
+constexpr int kKinds = 9;
+const char* const kKindNames[kKinds] = {"patches",     "concat",    "rows",       "linear",    "float linear",
+                                        "convolution", "float convolution", "scan", "float scan"};
+
+void need(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+void need_size(int64_t n) { need(n >= 1 && n <= kMaxSize, "a dimension is out of range"); }
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// The engine's float arithmetic rounds to nearest and keeps subnormals, whatever the caller set on its thread.
+class FloatMode {
+ public:
+#if defined(__x86_64__)
+  FloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~FloatMode() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+// What one thread works with: its arena (for whole images), its scratch.
+struct Engine::Worker {
+  char* arena = nullptr;
+  float* scratch = nullptr;
+  int64_t prepared = -1;  // the phase whose scan this thread has prepared
+  double source_seconds[kKinds] = {}, body_seconds[kKinds] = {};
+  ~Worker() {
+    std::free(arena);
+    std::free(scratch);
+  }
+};
+
+// Work is published one phase after the other in one word, (generation << 32 | next task << 16 | tasks). Whoever is free
+// takes the next task; the leader goes on when all tasks of a phase are done. A helper that comes late, or never, costs
+// time but is not waited for: only what it has taken is.
+struct Engine::Run {
+  Engine& engine;
+  const float* images;
+  int64_t batch, whole;  // the first `whole` images are taken by single threads
+  float* out;
+  int threads;
+  std::atomic<int> joined{0};
+  alignas(64) std::atomic<uint64_t> ticket{0};
+  alignas(64) std::atomic<int64_t> done{0};
+
+  static constexpr uint64_t kOver = ~uint64_t{0};
+
+  // One task of the phase that is open; false when there is none left.
+  bool take(int index) {
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    if (seen == kOver) return false;
+    const uint64_t next = seen >> 16 & 0xffff, tasks = seen & 0xffff;
+    if (next >= tasks) return false;
+    if (!ticket.compare_exchange_weak(seen, seen + (1 << 16), std::memory_order_acq_rel)) return true;
+    work(index, static_cast<int64_t>(seen >> 32), static_cast<int64_t>(next));
+    done.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+  // Generation 1: whole images. Later ones: the phases of the images that follow, one image after the other.
+  void work(int index, int64_t generation, int64_t task) {
+    Engine& e = engine;
+    Worker& worker = *e.workers_[index];
+    const int64_t image_floats = e.image_floats(), width = e.output_width();
+    if (generation == 1) {
+      e.run_image(worker, task, images + task * image_floats, out + task * width);
+      if (task == batch - 1) e.last_ = &worker;
+      return;
+    }
+    const int64_t phases = static_cast<int64_t>(e.phases_.size());
+    const int64_t image = whole + (generation - 2) / phases, phase = (generation - 2) % phases;
+    // All threads work in the arena of the leader, which is the first worker.
+    e.run_phase(worker, e.workers_[0]->arena, e.phases_[phase], image * phases + phase, task,
+                images + image * image_floats);
+  }
+
+  void open(int index, int64_t generation, int64_t tasks) {
+    done.store(0, std::memory_order_relaxed);
+    ticket.store(static_cast<uint64_t>(generation) << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
+    while (take(index)) {}
+    for (int spins = 0; done.load(std::memory_order_acquire) < tasks; ++spins) spins < 4000 ? relax() : yield();
+  }
+
+  static void yield() { std::this_thread::yield(); }
+
+  void lead(int index) {
+    Engine& e = engine;
+    const int64_t phases = static_cast<int64_t>(e.phases_.size());
+    if (whole) open(index, 1, whole);
+    for (int64_t image = whole; image < batch; ++image) {
+      for (int64_t p = 0; p < phases; ++p) open(index, 2 + (image - whole) * phases + p, e.phases_[p].tasks);
+      e.write_output(*e.workers_[0], out + image * e.output_width());
+      e.last_ = e.workers_[0].get();
+    }
+    ticket.store(kOver, std::memory_order_release);
+  }
+
+  void help(int index) {
+    for (int spins = 0; ticket.load(std::memory_order_acquire) != kOver; ++spins) {
+      if (take(index)) spins = 0;
+      spins < 4000 ? relax() : yield();
+    }
+  }
+};
+
+Engine::Engine(const std::string& isa, int64_t channels, int64_t size)
+    : kernels_(kernels_named(isa.c_str())), channels_(channels), size_(size) {
+  need(kernels_ != nullptr, "this machine or build lacks the instruction set");
+  need_size(channels);
+  need_size(size);
+}
+
+Engine::~Engine() = default;
+
+// --- memory and checks
+
+template <class T>
+T* Engine::keep(int64_t count) {
+  const size_t bytes = static_cast<size_t>(padded(count * static_cast<int64_t>(sizeof(T)) + 64, 64));
+  void* memory = std::aligned_alloc(64, bytes);
+  if (!memory) throw std::bad_alloc();
+  memory_.emplace_back(memory, std::free);
+  std::memset(memory, 0, bytes);
+  return static_cast<T*>(memory);
+}
+
+template <class T>
+const T* Engine::keep(Array<T> from, int64_t count, T fill) {
+  T* to = keep<T>(padded(count, 64));
+  for (int64_t i = 0; i < padded(count, 64); ++i) to[i] = i < from.size ? from.at(i) : fill;
+  return to;
+}
+
+const Tensor& Engine::tensor(int index) const {
+  need(index >= 0 && index < static_cast<int>(tensors_.size()), "no such tensor");
+  return tensors_[index];
+}
+
+void Engine::check_arena(int64_t offset, int64_t bytes) {
+  need(offset >= 0 && offset % 64 == 0 && bytes >= 0 && offset + bytes <= kMaxBytes, "an offset is out of range");
+  if (offset + bytes > needed_arena_) needed_arena_ = offset + bytes;
+}
+
+int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Array<float> step,
+                          Array<float> inverse_token, Array<float> step_token, Array<float> zero,
+                          Array<float> zero_token, float low, float high, Array<float> table, Array<float> thresholds) {
+  need_size(width);
+  need_size(rows);
+  need(inverse.size == width && step.size == width, "a quantizer's channels do not fit");
+  need(inverse_token.size == rows && step_token.size == rows && zero_token.size == rows, "a quantizer's rows do not fit");
+  need(zero.size == 0 || zero.size == width, "a quantizer's zero points do not fit");
+  need(low >= 0 && high <= 255 && low <= high, "codes are not bytes");
+  need(table.size <= 256 && thresholds.size == (table.size ? table.size - 1 : 0), "a table does not fit");
+  auto q = std::make_unique<Quantizer>();
+  q->width = width, q->rows = rows;
+  q->inverse = keep(inverse, width), q->step = keep(step, width);
+  q->inverse_token = keep(inverse_token, rows), q->step_token = keep(step_token, rows);
+  q->zero = zero.size ? keep(zero, width) : nullptr;
+  q->zero_token = keep(zero_token, rows);
+  q->low = low, q->high = high;
+  if (table.size) {
+    // 256 entries: whatever a byte of padding holds, it picks one of them.
+    q->table = keep(table, 256), q->thresholds = keep(thresholds, 256);
+    float* positions = keep<float>(256);
+    for (int i = 0; i < 256; ++i) positions[i] = static_cast<float>(i);
+    q->positions = positions, q->thresholds_count = static_cast<int>(thresholds.size);
+  }
+  quantizers_.push_back(std::move(q));
+  return static_cast<int>(quantizers_.size()) - 1;
+}
+
+int Engine::add_tensor(int64_t rows, int64_t width, int64_t offset, int quantizer) {
+  need_size(rows);
+  need_size(width);
+  need(quantizer >= -1 && quantizer < static_cast<int>(quantizers_.size()), "no such quantizer");
+  Tensor t = {rows, width, 0, offset, quantizer, quantizer < 0 ? nullptr : quantizers_[quantizer].get()};
+  t.stride = t.codes ? padded(width, 64) : padded(width);
+  need(!t.codes || (t.codes->width == width && t.codes->rows == rows), "a tensor does not fit its quantizer");
+  check_arena(offset, rows * t.stride * (t.codes ? 1 : 4));
+  tensors_.push_back(t);
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+// --- sources
+
+Operation& Engine::start(Operation::Kind kind, int64_t rows, int64_t width) {
+  need(!finished_, "the program is finished");
+  need_size(rows);
+  if (kind != Operation::kRows) need_size(width);
+  building_.push_back(std::make_unique<Building>());
+  Operation& op = building_.back()->op;
+  op = Operation{};
+  op.kind = kind, op.rows = rows, op.width = width, op.body_rows = 1;
+  widths_.assign(kRegisters, -1);
+  if (kind != Operation::kRows) widths_[0] = width;
+  const bool in_arena = kind == Operation::kFixedScan || kind == Operation::kFloatScan || kind == Operation::kRows;
+  op.tile_floats = in_arena ? 0 : kTile * padded(width);
+  return op;
+}
+
+Operation& Engine::current() {
+  need(!building_.empty() && !finished_, "no operation was started");
+  return building_.back()->op;
+}
+
+void Engine::patches(int64_t rows, int64_t width, int64_t patch, int64_t stride) {
+  need_size(patch);
+  need_size(stride);
+  need(patch <= size_, "the patch is larger than the image");
+  const int64_t side = (size_ - patch) / stride + 1;
+  need(rows == side * side && width == channels_ * patch * patch, "patches have another shape");
+  Operation& op = start(Operation::kPatches, rows, width);
+  op.patch = patch, op.patch_stride = stride;
+}
+
+void Engine::concat(int64_t rows, int64_t width) { start(Operation::kConcat, rows, width); }
+
+void Engine::concat_part(int index, int64_t first, int64_t count, Array<float> constant) {
+  const Operation& op = current();
+  need(op.kind == Operation::kConcat && count >= 1 && first >= 0, "a part does not fit");
+  Part part = {index, first, count, nullptr};
+  if (index < 0) {
+    need(count == 1 && constant.size == op.width, "a constant part does not fit");
+    part.constant = keep(constant, op.width);
+  } else {
+    const Tensor& t = tensor(index);
+    need(t.width == op.width && count <= t.rows && first <= t.rows - count, "a part does not fit");
+  }
+  building_.back()->parts.push_back(part);
+}
+
+void Engine::rows(int64_t rows) { start(Operation::kRows, rows, 0); }
+
+// [panel][k][block][lane], zero where N is padded; weight(n, k) = weight[n * stride_n + k * stride_k].
+const float* Engine::pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k) {
+  const int64_t lanes = kernels_->lanes, blocks = padded(N) / lanes, panel = kernels_->panel;
+  float* packed = keep<float>(padded(N) * K);
+  float* to = packed;
+  for (int64_t b = 0; b < blocks; b += panel) {
+    const int64_t width = blocks - b < panel ? blocks - b : panel;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t n = b * lanes; n < (b + width) * lanes; ++n)
+        *to++ = n < N ? weight[n * stride_n + k * stride_k] : 0.0f;
+  }
+  return packed;
+}
+
+void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
+                        Array<float> token, Array<int32_t> zero, Array<float> bias) {
+  const Tensor& x = tensor(input);
+  const int64_t N = width, K = x.width;
+  need_size(N);
+  need(x.codes && x.rows == rows && weight.size == N * K, "a linear layer does not fit its input");
+  need(scale.size == N && bias.size == N && token.size == rows && zero.size == rows, "a linear layer's scales do not fit");
+  // |byte - zero| <= 2^16 below, so that sums stay inside 32 bits.
+  int64_t largest = 255;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t z = zero.at(i), reach = z < 0 ? 255 - z : z > 255 ? z : 255;
+    if (reach > largest) largest = reach;
+  }
+  need(K * largest * 128 < (int64_t{1} << 31), "a linear layer's sums may leave 32 bits");
+  Operation& op = start(Operation::kIntLinear, rows, width);
+  op.inputs[0] = input;
+  IntLinear& p = op.int_linear;
+  p.K = K, p.N = padded(N);
+  const int64_t lanes = kernels_->lanes, step = kernels_->step, panel = kernels_->panel;
+  const int64_t steps = (K + step - 1) / step, blocks = p.N / lanes;
+  int8_t* bytes = step == 4 ? keep<int8_t>(p.N * steps * step) : nullptr;
+  int16_t* shorts = step == 4 ? nullptr : keep<int16_t>(p.N * steps * step);
+  p.packed = bytes ? static_cast<const void*>(bytes) : shorts;
+  int32_t* sums = keep<int32_t>(p.N);
+  int64_t to = 0;
+  for (int64_t b = 0; b < blocks; b += panel) {
+    const int64_t in_panel = blocks - b < panel ? blocks - b : panel;
+    for (int64_t s = 0; s < steps; ++s)
+      for (int64_t n = b * lanes; n < (b + in_panel) * lanes; ++n)
+        for (int64_t k = s * step; k < (s + 1) * step; ++k, ++to) {
+          const int8_t w = n < N && k < K ? weight.at(n * K + k) : static_cast<int8_t>(0);
+          bytes ? static_cast<void>(bytes[to] = w) : static_cast<void>(shorts[to] = w);
+          sums[n] += w;
+        }
+  }
+  p.row_sums = sums;
+  p.scale = keep(scale, p.N), p.bias = keep(bias, p.N), p.token = keep(token, rows), p.zero = keep(zero, rows);
+  if (step == 2) op.extra_floats = kTile * x.stride / 2;
+}
+
+void Engine::float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias) {
+  const Tensor& x = tensor(input);
+  need_size(width);
+  need(x.rows == rows && weight.size == width * x.width && bias.size == width, "a linear layer does not fit its input");
+  Operation& op = start(Operation::kFloatLinear, rows, width);
+  op.inputs[0] = input;
+  op.float_linear = {x.width, padded(width), pack_floats(weight.data, width, x.width, x.width, 1),
+                     keep(bias, padded(width))};
+  if (x.codes) op.extra_floats = kTile * padded(x.width);
+}
+
+void Engine::int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
+                      bool reverse) {
+  const Tensor& x = tensor(input);
+  const int64_t C = x.width, K = weight.size / C, stride = padded(C);
+  need(x.codes && K >= 1 && K <= 64 && weight.size == K * C, "a convolution does not fit its input");
+  need(scale.size == C && zero.size == C && bias.size == C, "a convolution's scales do not fit");
+  Operation& op = start(Operation::kIntConv, x.rows, C);
+  op.inputs[0] = input;
+  int32_t *taps = keep<int32_t>(K * stride), *correction = keep<int32_t>((K + 1) * stride);
+  for (int64_t c = 0; c < C; ++c) {
+    need(zero.at(c) >= -65536 && zero.at(c) <= 65536, "a zero point is out of range");
+    int32_t sum = 0;
+    for (int64_t k = K - 1; k >= 0; --k) {
+      sum += weight.at(c * K + k);
+      // The tap as the low half of a lane, for a 16-bit multiply-add with a byte: the high half meets zero.
+      taps[k * stride + c] = weight.at(c * K + k);
+      correction[k * stride + c] = zero.at(c) * sum;
+    }
+  }
+  op.conv = {K, reverse, keep(bias, C), nullptr, taps, correction, keep(scale, C)};
+}
+
+void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool reverse) {
+  const Tensor& x = tensor(input);
+  const int64_t C = x.width, K = weight.size / C, stride = padded(C);
+  need(K >= 1 && K <= 64 && weight.size == K * C && bias.size == C, "a convolution does not fit its input");
+  Operation& op = start(Operation::kFloatConv, x.rows, C);
+  op.inputs[0] = input;
+  float* taps = keep<float>(K * stride);
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t k = 0; k < K; ++k) taps[k * stride + c] = weight.at(c * K + k);
+  op.conv = {K, reverse, keep(bias, C), taps, nullptr, nullptr, nullptr};
+  if (x.codes) op.extra_floats = (kTile + K) * stride;
+}
+
+void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset) {
+  const int64_t L = op.rows, D = op.width;
+  for (const int index : {u, delta}) need(tensor(index).rows == L && tensor(index).width == D, "a scan's shapes differ");
+  for (const int index : {B, C})
+    need(tensor(index).rows == L && tensor(index).width == tensor(B).width, "a scan's shapes differ");
+  op.inputs[0] = u, op.inputs[1] = delta, op.inputs[2] = B, op.inputs[3] = C;
+  op.y_offset = y_offset;
+  check_arena(y_offset, L * padded(D) * 4);
+}
+
+void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
+                        Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> input_channel,
+                        Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift, Array<float> y_channel,
+                        Array<float> y_step) {
+  const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
+  Operation& op = start(Operation::kFixedScan, L, D);
+  scan_shape(op, u, delta, B, C, y_offset);
+  const Quantizer* codes = tensor(C).codes;
+  need(codes && !codes->zero && !codes->table, "a scan's C is not codes");
+  need(a.size == D * N && input_channel.size == D && y_channel.size == D, "a scan's channels do not fit");
+  need(input_step.size == L && decay.size == L && lift.size == L && y_step.size == L, "a scan's steps do not fit");
+  need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
+  need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
+  // What keeps every intermediate value in its lanes.
+  need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
+  need(s.state_low >= -128 && s.state_high <= 127 && s.state_low <= s.state_high, "a scan's state is out of range");
+  if (!abar_lut.size)
+    need(s.abar_bits >= 1 && s.abar_bits <= 8 && s.abar_fraction >= 1 && s.abar_fraction <= 15 && s.abar_inverse >= 0 &&
+             s.abar_inverse <= 32767 && s.abar_high >= 0 && s.abar_high < 1 << s.abar_bits,
+         "a scan's Abar is out of range");
+  if (!bbar_lut.size)
+    need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_fraction >= 1 && s.bbar_fraction <= 14 &&
+             s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) && s.bbar_low <= s.bbar_high,
+         "a scan's Bbar is out of range");
+  int64_t largest = 255;
+  for (int64_t t = 0; t < L; ++t) {
+    need(decay.at(t) >= 0 && lift.at(t) >= 0 && lift.at(t) <= 8, "a scan's steps are out of range");
+    const float zero = codes->zero_token[t];
+    need(zero >= -32000 && zero <= 32000, "a zero point is out of range");
+    const int64_t reach = static_cast<int64_t>(std::fabs(zero)) + 255;
+    if (reach > largest) largest = reach;
+  }
+  need(N * 128 * largest < (int64_t{1} << 31), "a scan's sums may leave 32 bits");
+
+  FixedScan& p = op.fixed_scan;
+  const int64_t lanes = kernels_->lanes;
+  p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse;
+  p.delta_scale = s.delta_scale, p.beta_scale = s.beta_scale, p.shift = s.shift;
+  p.abar_inverse = s.abar_inverse, p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high;
+  p.abar_bits = s.abar_bits;
+  p.bbar_fraction = s.bbar_fraction, p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
+  p.state_low = s.state_low, p.state_high = s.state_high;
+  uint16_t* packed = keep<uint16_t>(p.C * p.N);
+  for (int64_t c = 0; c < D; ++c)
+    for (int64_t n = 0; n < N; ++n) {
+      const int32_t value = a.at(c * N + n);
+      need(value >= 0 && value <= 65535, "a scan's A is out of range");
+      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
+    }
+  p.a = packed;
+  p.abar_lut = abar_lut.size ? keep(abar_lut, abar_lut.size) : nullptr;
+  p.bbar_lut = bbar_lut.size ? keep(bbar_lut, bbar_lut.size) : nullptr;
+  for (int64_t i = 0; i < abar_lut.size; ++i) need(abar_lut.at(i) >= 0, "a scan's table is out of range");
+  for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
+  p.input_channel = keep(input_channel, p.C), p.y_channel = keep(y_channel, p.C);
+  p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
+  p.decay = keep(decay, L), p.lift = keep(lift, L);
+  op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
+}
+
+Factor Engine::factor(const FactorArrays& arrays) {
+  need(arrays.kind >= 0 && arrays.kind <= 2, "no such quantizer");
+  const bool table = arrays.kind == Factor::kTable;
+  need(!table || (arrays.table.size >= 1 && arrays.table.size <= 256), "a table does not fit");
+  need(!table || arrays.thresholds.size == arrays.table.size - 1, "a table does not fit");
+  return {static_cast<Factor::Kind>(arrays.kind), arrays.inverse, arrays.low, arrays.high, arrays.step,
+          keep(table ? arrays.table : Array<float>{nullptr, 0}, 256),
+          keep(table ? arrays.thresholds : Array<float>{nullptr, 0}, 256),
+          table ? static_cast<int>(arrays.thresholds.size) : 0};
+}
+
+void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
+                        const FactorArrays& abar, const FactorArrays& bbar, Array<float> step, Array<float> scale,
+                        float low, float high, bool read_quantized) {
+  const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
+  Operation& op = start(Operation::kFloatScan, L, D);
+  scan_shape(op, u, delta, B, C, y_offset);
+  need(A.size == D * N && (step.size == 0 || step.size == L) && scale.size == (step.size ? D * N : 0),
+       "a scan's parameters do not fit");
+  float *rows_A = keep<float>(padded(D) * N), *rows_scale = keep<float>(padded(D) * N);
+  for (int64_t i = 0; i < padded(D) * N; ++i) rows_scale[i] = 1.0f;
+  for (int64_t c = 0; c < D; ++c)
+    for (int64_t n = 0; n < N; ++n) {
+      const int64_t to = c / kChannels * kChannels * N + n * kChannels + c % kChannels;
+      rows_A[to] = A.at(c * N + n);
+      if (scale.size) rows_scale[to] = scale.at(c * N + n);
+    }
+  op.float_scan = {L, padded(D), N, reverse, rows_A, factor(abar), factor(bbar),
+                   step.size ? keep(step, L) : nullptr, rows_scale, low, high, read_quantized};
+  op.extra_floats = padded(N) * (kChannels + 2) + 64;
+}
+
+// --- row instructions
+
+int64_t Engine::width_of(int reg) const {
+  need(reg >= 0 && reg < kRegisters && widths_[reg] >= 0, "a register is read before it is written");
+  return widths_[reg];
+}
+
+// `room`: floats of `slot` that the instruction writes.
+Step& Engine::step(Step::Op kind, int dst, int src, int64_t slot, int64_t room) {
+  Operation& op = current();
+  Step s = {};
+  s.op = kind, s.dst = dst, s.slot = slot;
+  if (src >= 0) s.a = src, s.width = width_of(src);
+  if (kind != Step::kStore) need(dst >= 0 && dst < kRegisters && widths_[dst] < 0, "a register is written twice");
+  need(slot >= 0 && slot <= kMaxBytes && room >= 0 && room <= 4 * kMaxSize, "a slot is out of range");
+  if (slot + room > op.slot_floats) op.slot_floats = slot + room;
+  building_.back()->steps.push_back(s);
+  return building_.back()->steps.back();
+}
+
+void Engine::load(int dst, int index, int64_t row, int64_t slot) {
+  const Tensor& t = tensor(index);
+  need(row < 0 ? t.rows == current().rows : row < t.rows, "no such row");
+  Step& s = step(Step::kLoad, dst, -1, slot, t.codes ? padded(t.width) : 0);
+  s.tensor = index, s.row = row < 0 ? -1 : row, s.width = t.width;
+  widths_[dst] = t.width;
+}
+
+void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
+  need_size(width);
+  need(offset >= 0 && offset + width <= width_of(src), "a slice beyond its register");
+  Step& s = step(Step::kSlice, dst, src, 0, 0);
+  s.offset = offset, s.width = width;
+  widths_[dst] = width;
+}
+
+void Engine::unary(const std::string& name, int dst, int src, int64_t slot) {
+  need(name == "silu" || name == "softplus" || name == "neg", "no such instruction");
+  step(name == "silu" ? Step::kSilu : name == "softplus" ? Step::kSoftplus : Step::kNeg, dst, src, slot,
+       padded(width_of(src)));
+  widths_[dst] = width_of(src);
+}
+
+void Engine::binary(const std::string& name, int dst, int a, int b, int64_t slot) {
+  need(name == "add" || name == "mul", "no such instruction");
+  need(width_of(a) == width_of(b), "registers of different widths");
+  step(name == "add" ? Step::kAdd : Step::kMul, dst, a, slot, padded(width_of(a))).b = b;
+  widths_[dst] = width_of(a);
+}
+
+void Engine::with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot) {
+  need(name == "add_constant" || name == "mul_constant", "no such instruction");
+  const int64_t width = width_of(src), rows = constant.size == width ? 1 : current().rows;
+  need(constant.size == width * rows, "a constant does not fit");
+  Step& s = step(name == "add_constant" ? Step::kAddConstant : Step::kMulConstant, dst, src, slot, padded(width));
+  float* copy = keep<float>(rows * padded(width));
+  for (int64_t r = 0; r < rows; ++r)
+    std::memcpy(copy + r * padded(width), constant.data + r * width, width * sizeof(float));
+  s.constant = copy, s.constant_stride = rows == 1 ? 0 : padded(width);
+  widths_[dst] = width;
+}
+
+void Engine::mul_scalar(int dst, int src, float value, int64_t slot) {
+  step(Step::kMulScalar, dst, src, slot, padded(width_of(src))).value = value;
+  widths_[dst] = width_of(src);
+}
+
+void Engine::rms_norm(int dst, int src, Array<float> weight, float eps, int64_t slot) {
+  const int64_t width = width_of(src);
+  need(weight.size == width, "a norm's weight does not fit");
+  Step& s = step(Step::kRmsNorm, dst, src, slot, padded(width));
+  s.constant = keep(weight, width), s.eps = eps, s.value = static_cast<float>(1.0 / static_cast<double>(width));
+  widths_[dst] = width;
+}
+
+void Engine::round(int dst, int src, int quantizer, int64_t slot) {
+  need(quantizer >= 0 && quantizer < static_cast<int>(quantizers_.size()), "no such quantizer");
+  const Quantizer* codes = quantizers_[quantizer].get();
+  need(codes->width == width_of(src) && codes->rows == current().rows, "a register does not fit its quantizer");
+  step(Step::kRound, dst, src, slot, padded(width_of(src))).codes = codes;
+  widths_[dst] = width_of(src);
+}
+
+void Engine::rotate(int dst, int src, Array<float> inverse_divisor, Array<float> matrix, int64_t slot) {
+  const int64_t width = width_of(src);
+  need(inverse_divisor.size == width && matrix.size == width * width, "a rotation does not fit");
+  Step& s = step(Step::kRotate, dst, src, slot, 2 * padded(width));
+  s.constant = keep(inverse_divisor, width);
+  // Row by matrix: output n sums over k the element [k][n].
+  FloatLinear* linear = keep<FloatLinear>(1);
+  *linear = {width, padded(width), pack_floats(matrix.data, width, width, 1, width), nullptr};
+  s.linear = linear;
+  current().body_rows = kTile;  // the matrix is read once for a tile
+  widths_[dst] = width;
+}
+
+void Engine::store(int src, int index) {
+  const Tensor& t = tensor(index);
+  need(t.rows == current().rows && t.width == width_of(src), "a stored row has another shape");
+  step(Step::kStore, 0, src, 0, 0).tensor = index;
+}
+
+void Engine::finish(int64_t arena_bytes, int output) {
+  need(!finished_ && !building_.empty(), "the program is empty or finished");
+  need(arena_bytes >= needed_arena_ && arena_bytes <= kMaxBytes, "the arena is too small");
+  tensor(output);
+  arena_bytes_ = arena_bytes, output_ = output;
+  for (auto& b : building_) {
+    b->op.steps = b->steps.data(), b->op.step_count = static_cast<int64_t>(b->steps.size());
+    b->op.parts = b->parts.data(), b->op.part_count = static_cast<int64_t>(b->parts.size());
+    if (b->op.kind == Operation::kConcat) {
+      int64_t count = 0;
+      for (const Part& part : b->parts) count += part.count;
+      need(count == b->op.rows, "rows are not those of the parts");
+    }
+    const Operation& op = b->op;
+    const int64_t floats = op.tile_floats + op.extra_floats + op.slot_floats * op.body_rows + 256;
+    if (floats > scratch_floats_) scratch_floats_ = floats;
+    const int index = static_cast<int>(operations_.size());
+    if (op.kind == Operation::kFixedScan || op.kind == Operation::kFloatScan) {
+      const int64_t blocks = padded(op.width) / kChannels, each = (blocks + kMaxTasks - 1) / kMaxTasks;
+      phases_.push_back({index, true, (blocks + each - 1) / each, each});
+    }
+    const int64_t tiles = (op.rows + kTile - 1) / kTile, each = (tiles + kMaxTasks - 1) / kMaxTasks * kTile;
+    phases_.push_back({index, false, (op.rows + each - 1) / each, each});
+    operations_.push_back(op);
+  }
+  finished_ = true;
+}
+
+// --- running
+
+int64_t Engine::output_width() const { return output_ < 0 ? 0 : tensors_[output_].width; }
+
+void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task,
+                       const float* image) {
+  const Operation& op = operations_[phase.op];
+  Frame f = {tensors_.data(), arena, image, channels_, size_, worker.scratch};
+  double start = profile_ ? now() : 0;
+  const auto charge = [&](double& to) {
+    if (!profile_) return;
+    const double end = now();
+    to += end - start;
+    start = end;
+  };
+  const int64_t first = task * phase.rows_each;
+  if (phase.scan) {
+    if (worker.prepared != serial) kernels_->prepare_scan(op, f);
+    worker.prepared = serial;
+    const int64_t blocks = padded(op.width) / kChannels;
+    for (int64_t b = first; b < first + phase.rows_each && b < blocks; ++b) kernels_->scan(op, f, b);
+    charge(worker.source_seconds[op.kind]);
+    return;
+  }
+  const int64_t end = first + phase.rows_each < op.rows ? first + phase.rows_each : op.rows;
+  for (int64_t row = first; row < end; row += kTile) {
+    const int64_t count = end - row < kTile ? end - row : kTile;
+    const View view = kernels_->source(op, f, row, count);
+    charge(worker.source_seconds[op.kind]);
+    kernels_->body(op, f, view, row, count);
+    charge(worker.body_seconds[op.kind]);
+  }
+}
+
+void Engine::run_image(Worker& worker, int64_t index, const float* image, float* out) {
+  const int64_t phases = static_cast<int64_t>(phases_.size());
+  for (int64_t p = 0; p < phases; ++p)
+    for (int64_t task = 0; task < phases_[p].tasks; ++task)
+      run_phase(worker, worker.arena, phases_[p], index * phases + p, task, image);
+  write_output(worker, out);
+}
+
+void Engine::write_output(Worker& worker, float* out) {
+  const Tensor& t = tensors_[output_];
+  const char* row = worker.arena + t.offset;
+  if (!t.codes) {
+    std::memcpy(out, row, t.width * sizeof(float));
+    return;
+  }
+  const Quantizer& q = *t.codes;
+  for (int64_t c = 0; c < t.width; ++c) {
+    const uint8_t code = static_cast<uint8_t>(row[c]);
+    const float x = q.table ? q.table[code] : static_cast<float>(code) - (q.zero ? q.zero[c] : q.zero_token[0]);
+    out[c] = (x * q.step[c]) * q.step_token[0];
+  }
+}
+
+void Engine::participate(Run& run) {
+  const int index = run.joined.fetch_add(1);
+  if (index >= run.threads) return;
+  const FloatMode mode;
+  index ? run.help(index) : run.lead(index);
+}
+
+void Engine::run(const float* images, int64_t batch, float* out, int threads) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  need(finished_, "the program is not finished");
+  need(threads >= 1 && threads <= 1024, "a thread count out of range");
+  if (batch <= 0) return;
+  // Whole images to each thread as long as there is one for all; the rest together, and a single thread all of them.
+  const int64_t most = batch < kMaxTasks ? batch : kMaxTasks;
+  Run run{*this, images, batch, most / threads * threads, out, threads};
+  while (static_cast<int>(workers_.size()) < threads) workers_.push_back(std::make_unique<Worker>());
+  for (int i = 0; i < threads; ++i) {
+    Worker& w = *workers_[i];
+    w.prepared = -1;
+    const auto allocate = [](int64_t bytes) {
+      void* memory = std::aligned_alloc(64, static_cast<size_t>(padded(bytes + 1024, 64)));
+      if (!memory) throw std::bad_alloc();
+      std::memset(memory, 0, static_cast<size_t>(bytes + 1024));
+      return memory;
+    };
+    if (!w.scratch) w.scratch = static_cast<float*>(allocate(scratch_floats_ * 4));
+    if (!w.arena && (i == 0 || run.whole > 0)) w.arena = static_cast<char*>(allocate(arena_bytes_));
+  }
+  run_tasks(threads, threads, [](void* context, int64_t) {
+    Run& r = *static_cast<Run*>(context);
+    r.engine.participate(r);
+  }, &run);
+}
+
+void Engine::read_tensor(int index, void* out, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const Tensor& t = tensor(index);
+  const int64_t element = t.codes ? 1 : 4;
+  need(last_ != nullptr && bytes == t.rows * t.width * element, "no image was run, or the size differs");
+  for (int64_t r = 0; r < t.rows; ++r)
+    std::memcpy(static_cast<char*>(out) + r * t.width * element, last_->arena + t.offset + r * t.stride * element,
+                static_cast<size_t>(t.width * element));
+}
+
+void Engine::enable_profile(bool on) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  profile_ = on;
+  for (auto& w : workers_)
+    for (int k = 0; k < kKinds; ++k) w->source_seconds[k] = w->body_seconds[k] = 0;
+}
+
+std::map<std::string, double> Engine::profile() const {
+  std::map<std::string, double> seconds;
+  for (const auto& w : workers_)
+    for (int k = 0; k < kKinds; ++k) {
+      if (w->source_seconds[k] > 0) seconds[kKindNames[k]] += w->source_seconds[k];
+      if (w->body_seconds[k] > 0) seconds[std::string(kKindNames[k]) + " body"] += w->body_seconds[k];
+    }
+  return seconds;
+}
+
+void Engine::run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y,
+                      int threads) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  need(finished_ && operations_.size() == 1 && operations_[0].kind == Operation::kFixedScan, "no program of one scan");
+  need(threads >= 1 && threads <= 1024, "a thread count out of range");
+  const Operation& op = operations_[0];
+  const void* sources[4] = {u, delta, B, C};
+  auto image = [&](int64_t b) {
+    const FloatMode mode;
+    std::vector<std::max_align_t> room((arena_bytes_ + scratch_floats_ * 4 + 256) / sizeof(std::max_align_t) + 1);
+    char* arena = reinterpret_cast<char*>(padded(reinterpret_cast<int64_t>(room.data()), 64));
+    Frame f = {tensors_.data(), arena, nullptr, channels_, size_,
+               reinterpret_cast<float*>(arena + padded(arena_bytes_, 64))};
+    for (int i = 0; i < 4; ++i) {
+      const Tensor& t = tensors_[op.inputs[i]];
+      const int64_t element = t.codes ? 1 : 4;
+      const char* from = static_cast<const char*>(sources[i]) + b * t.rows * t.width * element;
+      for (int64_t r = 0; r < t.rows; ++r)
+        std::memcpy(arena + t.offset + r * t.stride * element, from + r * t.width * element, t.width * element);
+    }
+    kernels_->prepare_scan(op, f);
+    for (int64_t block = 0; block < padded(op.width) / kChannels; ++block) kernels_->scan(op, f, block);
+    for (int64_t r = 0; r < op.rows; ++r)
+      std::memcpy(y + (b * op.rows + r) * op.width, arena + op.y_offset + r * padded(op.width) * 4, op.width * 4);
+  };
+  parallel_for(batch, threads, image);
+}
+
+const Kernels* kernels_named(const char* name) {
+  const auto is = [name](const char* other) { return !std::strcmp(name, other); };
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (is("avx512vnni"))
+    return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2") ? avx512vnni_kernels()
+                                                                                                   : nullptr;
+  if (is("avx512")) return avx512 ? avx512_kernels() : nullptr;
+  if (is("avx2")) return __builtin_cpu_supports("avx2") ? avx2_kernels() : nullptr;
+#endif
+  return is("scalar") ? scalar_kernels() : nullptr;
+}
+
+}  // namespace visq::engine

@@ -1,0 +1,147 @@
+// A program made ready to run: it owns all parameters, checks every size and index as operations are added, and runs images
+// on several threads. visq.runtime.cpu builds it.
+#pragma once
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace visq::engine {
+
+// A read-only array from outside, copied by whoever keeps it.
+template <class T>
+struct Array {
+  const T* data;
+  int64_t size;
+  T at(int64_t i) const { return data[i]; }
+};
+
+struct ScanNumbers {
+  float delta_scale, beta_scale;
+  int shift, abar_inverse, abar_fraction, abar_high, abar_bits;
+  int bbar_fraction, bbar_low, bbar_high, bbar_bits, state_low, state_high;
+};
+
+struct FactorArrays {
+  int kind;
+  float step, inverse, low, high;
+  Array<float> table, thresholds;
+};
+
+class Engine {
+ public:
+  // Throws std::invalid_argument where this machine or build lacks the instruction set.
+  Engine(const std::string& isa, int64_t channels, int64_t size);
+  ~Engine();
+
+  // All of these throw std::invalid_argument when something does not fit.
+  int add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Array<float> step, Array<float> inverse_token,
+                    Array<float> step_token, Array<float> zero, Array<float> zero_token, float low, float high,
+                    Array<float> table, Array<float> thresholds);
+  int add_tensor(int64_t rows, int64_t width, int64_t offset, int quantizer);
+
+  // Each starts an operation; the row instructions that follow belong to it.
+  void patches(int64_t rows, int64_t width, int64_t patch, int64_t stride);
+  void concat(int64_t rows, int64_t width);
+  void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);
+  void rows(int64_t rows);
+  void int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
+                  Array<int32_t> zero, Array<float> bias);
+  void float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias);
+  void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias, bool reverse);
+  void float_conv(int input, Array<float> weight, Array<float> bias, bool reverse);
+  void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
+                  Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> input_channel,
+                  Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift, Array<float> y_channel,
+                  Array<float> y_step);
+  void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A, const FactorArrays& abar,
+                  const FactorArrays& bbar, Array<float> step, Array<float> scale, float low, float high,
+                  bool read_quantized);
+
+  void load(int dst, int tensor, int64_t row, int64_t slot);
+  void slice(int dst, int src, int64_t offset, int64_t width);
+  void unary(const std::string& name, int dst, int src, int64_t slot);
+  void binary(const std::string& name, int dst, int a, int b, int64_t slot);
+  void with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot);
+  void mul_scalar(int dst, int src, float value, int64_t slot);
+  void rms_norm(int dst, int src, Array<float> weight, float eps, int64_t slot);
+  void round(int dst, int src, int quantizer, int64_t slot);
+  void rotate(int dst, int src, Array<float> inverse_divisor, Array<float> matrix, int64_t slot);
+  void store(int src, int tensor);
+
+  // No more operations. `output`: the tensor whose row 0 is the result.
+  void finish(int64_t arena_bytes, int output);
+
+  // images [batch, channels, size, size] -> out [batch, width of the output]. Calls from several threads take turns.
+  void run(const float* images, int64_t batch, float* out, int threads);
+
+  // A program of one fixed-point scan alone: u, delta [batch, L, C], B [batch, L, N] float32 and C as bytes -> y.
+  void run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y, int threads);
+
+  // The rows of a tensor after a run, of the last image; only where nothing else took its memory.
+  void read_tensor(int tensor, void* out, int64_t bytes);
+
+  int64_t output_width() const;
+  int64_t image_floats() const { return channels_ * size_ * size_; }
+  const char* isa() const { return kernels_->name; }
+
+  // Seconds of thread time by kind of source, and of bodies; counted while enabled.
+  void enable_profile(bool on);
+  std::map<std::string, double> profile() const;
+
+ private:
+  struct Worker;
+  struct Run;
+  struct Phase {
+    int op;
+    bool scan;  // the blocks of a scan; otherwise rows
+    int64_t tasks, rows_each;
+  };
+
+  template <class T>
+  T* keep(int64_t count);
+  template <class T>
+  const T* keep(Array<T> from, int64_t count, T fill = T());
+  Operation& start(Operation::Kind kind, int64_t rows, int64_t width);
+  Operation& current();
+  Step& step(Step::Op op, int dst, int src, int64_t slot, int64_t room);
+  const Tensor& tensor(int index) const;
+  int64_t width_of(int reg) const;
+  void check_arena(int64_t offset, int64_t bytes);
+  const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
+  Factor factor(const FactorArrays& arrays);
+  void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
+
+  void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task, const float* image);
+  void run_image(Worker& worker, int64_t index, const float* image, float* out);
+  void write_output(Worker& worker, float* out);
+  void participate(Run& run);
+
+  const Kernels* kernels_;
+  int64_t channels_, size_;
+  std::vector<std::unique_ptr<void, void (*)(void*)>> memory_;
+  std::vector<std::unique_ptr<Quantizer>> quantizers_;
+  std::vector<Tensor> tensors_;
+  struct Building {
+    Operation op;
+    std::vector<Step> steps;
+    std::vector<Part> parts;
+  };
+  std::vector<std::unique_ptr<Building>> building_;
+  std::vector<Operation> operations_;
+  std::vector<Phase> phases_;
+  std::vector<int64_t> widths_;  // of the registers of the operation at hand, -1: unwritten
+  int64_t needed_arena_ = 0, arena_bytes_ = 0, scratch_floats_ = 0;
+  int output_ = -1;
+  bool finished_ = false, profile_ = false;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  const Worker* last_ = nullptr;  // whose arena holds the last image
+  std::mutex mutex_;
+};
+
+}  // namespace visq::engine

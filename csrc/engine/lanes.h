@@ -1,0 +1,301 @@
+// What the engine needs of a vector type beyond csrc/vec.h: bytes, 32-bit sums of products, and for the scan 16-bit lanes,
+// two states of each of W channels in a register.
+#pragma once
+#include "../vec.h"
+
+namespace visq::engine {
+
+template <class V>
+struct Lanes;
+
+template <>
+struct Lanes<VecScalar> {
+  using T = float;
+  using I = int32_t;
+  static constexpr int kStep = 2;
+  VISQ_INLINE T bytes(const uint8_t* p) { return *p; }
+  VISQ_INLINE void to_bytes(uint8_t* p, T x) { *p = static_cast<uint8_t>(x); }
+  VISQ_INLINE T pick(const float* table, const uint8_t* at) { return table[*at]; }
+  VISQ_INLINE T pow2(T n) {
+    union { uint32_t bits; float value; } u;
+    u.bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    return u.value;
+  }
+  VISQ_INLINE T neg(T x) { return -x; }
+  VISQ_INLINE T sqrt(T x) { return __builtin_sqrtf(x); }
+  VISQ_INLINE T to_float(I x) { return static_cast<float>(x); }
+  VISQ_INLINE I izero() { return 0; }
+  VISQ_INLINE I iset1(int32_t x) { return x; }
+  VISQ_INLINE I iload(const int32_t* p) { return *p; }
+  VISQ_INLINE I ibytes(const uint8_t* p) { return *p; }
+  VISQ_INLINE I iadd(I a, I b) { return static_cast<I>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
+  VISQ_INLINE I isub(I a, I b) { return static_cast<I>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
+  VISQ_INLINE I imul(I a, I b) { return static_cast<I>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
+  // Products of 16-bit values in the low halves; the high halves of `a` are zero.
+  VISQ_INLINE I imul_low(I a, I b) { return static_cast<int16_t>(a) * static_cast<int16_t>(b); }
+  // Sums of products: kStep weights of each of W outputs by the same kStep values.
+  VISQ_INLINE I weights(const void* p) { return iload_raw(p); }
+  VISQ_INLINE I broadcast(const void* p) { return iload_raw(p); }
+  VISQ_INLINE I iload_raw(const void* p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return x;
+  }
+  VISQ_INLINE I dot(I sum, I w, I x) {
+    return iadd(sum, iadd(static_cast<int16_t>(w) * static_cast<int16_t>(x), (w >> 16) * (x >> 16)));
+  }
+  VISQ_INLINE void widen(const uint8_t* from, int16_t* to) { *to = *from; }
+
+  struct S {
+    int16_t v[2];
+  };
+  template <class F>
+  VISQ_INLINE S each(F f) {
+    return {{static_cast<int16_t>(f(0)), static_cast<int16_t>(f(1))}};
+  }
+  VISQ_INLINE uint16_t u(int16_t x) { return static_cast<uint16_t>(x); }
+  VISQ_INLINE S sload(const void* p) {
+    S x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+  }
+  VISQ_INLINE void sstore(void* p, S x) { __builtin_memcpy(p, &x, sizeof x); }
+  VISQ_INLINE S spair(const int16_t* p) { return sload(p); }
+  VISQ_INLINE S sset1(int x) { return {{static_cast<int16_t>(x), static_cast<int16_t>(x)}}; }
+  // Whole numbers in 16 bits, each into both states of its channel.
+  VISQ_INLINE S both(T x) { return sset1(static_cast<int>(x)); }
+  VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
+  VISQ_INLINE S sub(S a, S b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
+  VISQ_INLINE S adds(S a, S b) {
+    return each([&](int i) {
+      const int x = a.v[i] + b.v[i];
+      return x > 32767 ? 32767 : x < -32768 ? -32768 : x;
+    });
+  }
+  VISQ_INLINE S mulhi_u(S a, S b) {
+    return each([&](int i) { return (static_cast<uint32_t>(u(a.v[i])) * u(b.v[i])) >> 16; });
+  }
+  VISQ_INLINE S mullo(S a, S b) { return each([&](int i) { return static_cast<uint32_t>(u(a.v[i])) * u(b.v[i]); }); }
+  VISQ_INLINE S mulhrs(S a, S b) { return each([&](int i) { return (a.v[i] * b.v[i] + (1 << 14)) >> 15; }); }
+  VISQ_INLINE S and_(S a, S b) { return each([&](int i) { return a.v[i] & b.v[i]; }); }
+  VISQ_INLINE S min(S a, S b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+  VISQ_INLINE S max(S a, S b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+  VISQ_INLINE S min_u(S a, S b) { return each([&](int i) { return u(a.v[i]) < u(b.v[i]) ? a.v[i] : b.v[i]; }); }
+  // Shifts by one count for all lanes; a count past the width shifts everything out.
+  using Count = int;
+  VISQ_INLINE Count count(int n) { return n; }
+  VISQ_INLINE S shl(S a, Count n) { return each([&](int i) { return n > 15 ? 0 : u(a.v[i]) << n; }); }
+  VISQ_INLINE S shr(S a, Count n) { return each([&](int i) { return n > 15 ? 0 : u(a.v[i]) >> n; }); }
+  VISQ_INLINE S sra(S a, Count n) { return each([&](int i) { return a.v[i] >> (n > 15 ? 15 : n); }); }
+  VISQ_INLINE S shr_each(S a, S n) { return each([&](int i) { return u(n.v[i]) > 15 ? 0 : u(a.v[i]) >> n.v[i]; }); }
+  // The high half of (high : low) << n, 0 <= n <= 15.
+  VISQ_INLINE S join(S high, S low, Count n, Count) {
+    return each([&](int i) {
+      return (((static_cast<uint32_t>(u(high.v[i])) << 16) | u(low.v[i])) << n) >> 16;
+    });
+  }
+  VISQ_INLINE S pick16(const int16_t* table, S at) { return each([&](int i) { return table[u(at.v[i])]; }); }
+  VISQ_INLINE I dot16(I sum, S a, S b) {
+    return iadd(sum, iadd(a.v[0] * b.v[0], a.v[1] * b.v[1]));  // wraps as the instruction does
+  }
+  // Pairs of a lane of each for dot16, and the two sums back into lanes, shifted right (they fit).
+  VISQ_INLINE S zip_low(S a, S b) { return {{a.v[0], b.v[0]}}; }
+  VISQ_INLINE S zip_high(S a, S b) { return {{a.v[1], b.v[1]}}; }
+  template <int kShift>
+  VISQ_INLINE S narrow(I low, I high) {
+    return {{static_cast<int16_t>(low >> kShift), static_cast<int16_t>(high >> kShift)}};
+  }
+};
+
+#if defined(__AVX2__)
+template <>
+struct Lanes<VecAvx2> {
+  using T = __m256;
+  using I = __m256i;
+  static constexpr int kStep = 2;
+  VISQ_INLINE I ibytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  VISQ_INLINE T bytes(const uint8_t* p) { return _mm256_cvtepi32_ps(ibytes(p)); }
+  VISQ_INLINE void to_bytes(uint8_t* p, T x) {
+    const __m256i whole = _mm256_cvttps_epi32(x);
+    const __m128i shorts = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(shorts, shorts));
+  }
+  VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm256_i32gather_ps(table, ibytes(at), 4); }
+  VISQ_INLINE T pow2(T n) { return VecAvx2::pow2(_mm256_cvttps_epi32(n)); }
+  VISQ_INLINE T neg(T x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
+  VISQ_INLINE T sqrt(T x) { return _mm256_sqrt_ps(x); }
+  VISQ_INLINE T to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  VISQ_INLINE I izero() { return _mm256_setzero_si256(); }
+  VISQ_INLINE I iset1(int32_t x) { return _mm256_set1_epi32(x); }
+  VISQ_INLINE I iload(const int32_t* p) { return weights(p); }
+  VISQ_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
+  VISQ_INLINE I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  VISQ_INLINE I imul(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  VISQ_INLINE I imul_low(I a, I b) { return _mm256_madd_epi16(a, b); }
+  VISQ_INLINE I weights(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  VISQ_INLINE I broadcast(const void* p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return _mm256_set1_epi32(x);
+  }
+  VISQ_INLINE I dot(I sum, I w, I x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  VISQ_INLINE void widen(const uint8_t* from, int16_t* to) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+
+  using S = __m256i;
+  VISQ_INLINE S sload(const void* p) { return weights(p); }
+  VISQ_INLINE void sstore(void* p, S x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
+  VISQ_INLINE S sset1(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
+  VISQ_INLINE S both(T x) {
+    const __m256i whole = _mm256_cvttps_epi32(x);
+    return _mm256_blend_epi16(whole, _mm256_slli_epi32(whole, 16), 0xaa);
+  }
+  VISQ_INLINE S add(S a, S b) { return _mm256_add_epi16(a, b); }
+  VISQ_INLINE S sub(S a, S b) { return _mm256_sub_epi16(a, b); }
+  VISQ_INLINE S adds(S a, S b) { return _mm256_adds_epi16(a, b); }
+  VISQ_INLINE S mulhi_u(S a, S b) { return _mm256_mulhi_epu16(a, b); }
+  VISQ_INLINE S mullo(S a, S b) { return _mm256_mullo_epi16(a, b); }
+  VISQ_INLINE S mulhrs(S a, S b) { return _mm256_mulhrs_epi16(a, b); }
+  VISQ_INLINE S and_(S a, S b) { return _mm256_and_si256(a, b); }
+  VISQ_INLINE S min(S a, S b) { return _mm256_min_epi16(a, b); }
+  VISQ_INLINE S max(S a, S b) { return _mm256_max_epi16(a, b); }
+  VISQ_INLINE S min_u(S a, S b) { return _mm256_min_epu16(a, b); }
+  using Count = __m128i;
+  VISQ_INLINE Count count(int n) { return _mm_cvtsi32_si128(n); }
+  VISQ_INLINE S shl(S a, Count n) { return _mm256_sll_epi16(a, n); }
+  VISQ_INLINE S shr(S a, Count n) { return _mm256_srl_epi16(a, n); }
+  VISQ_INLINE S sra(S a, Count n) { return _mm256_sra_epi16(a, n); }
+  // There is no 16-bit shift by lanes: both halves of a 32-bit lane by themselves.
+  VISQ_INLINE S shr_each(S a, S n) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const __m256i even = _mm256_srlv_epi32(_mm256_and_si256(a, low), _mm256_and_si256(n, low));
+    const __m256i odd = _mm256_srlv_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(n, 16));
+    return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+  }
+  VISQ_INLINE S join(S high, S low, Count n, Count rest) {
+    return _mm256_or_si256(_mm256_sll_epi16(high, n), _mm256_srl_epi16(low, rest));
+  }
+  // Reads 4 bytes at each position: tables end in 2 bytes of padding.
+  VISQ_INLINE S pick16(const int16_t* table, S at) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const int* base = reinterpret_cast<const int*>(table);
+    const __m256i even = _mm256_i32gather_epi32(base, _mm256_and_si256(at, low), 2);
+    const __m256i odd = _mm256_i32gather_epi32(base, _mm256_srli_epi32(at, 16), 2);
+    return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+  }
+  VISQ_INLINE I dot16(I sum, S a, S b) { return dot(sum, a, b); }
+  VISQ_INLINE S zip_low(S a, S b) { return _mm256_unpacklo_epi16(a, b); }
+  VISQ_INLINE S zip_high(S a, S b) { return _mm256_unpackhi_epi16(a, b); }
+  template <int kShift>
+  VISQ_INLINE S narrow(I low, I high) {
+    return _mm256_packs_epi32(_mm256_srai_epi32(low, kShift), _mm256_srai_epi32(high, kShift));
+  }
+};
+#endif
+
+#if defined(__AVX512F__)
+// The VNNI variant is a type of its own, so that no template instance is shared with code for machines without it.
+struct VecVnni : VecAvx512 {};
+
+struct Lanes512 {
+  using T = __m512;
+  using I = __m512i;
+  VISQ_INLINE I ibytes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  VISQ_INLINE T bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(ibytes(p)); }
+  VISQ_INLINE void to_bytes(uint8_t* p, T x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
+  }
+  VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm512_i32gather_ps(ibytes(at), table, 4); }
+  VISQ_INLINE T pow2(T n) {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+  VISQ_INLINE T neg(T x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+  VISQ_INLINE T sqrt(T x) { return _mm512_sqrt_ps(x); }
+  VISQ_INLINE T to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  VISQ_INLINE I izero() { return _mm512_setzero_si512(); }
+  VISQ_INLINE I iset1(int32_t x) { return _mm512_set1_epi32(x); }
+  VISQ_INLINE I iload(const int32_t* p) { return weights(p); }
+  VISQ_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+  VISQ_INLINE I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  VISQ_INLINE I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  VISQ_INLINE I imul_low(I a, I b) { return _mm512_madd_epi16(a, b); }
+  VISQ_INLINE I weights(const void* p) { return _mm512_loadu_si512(p); }
+  VISQ_INLINE I broadcast(const void* p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return _mm512_set1_epi32(x);
+  }
+  VISQ_INLINE void widen(const uint8_t* from, int16_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
+
+  using S = __m512i;
+  VISQ_INLINE S sload(const void* p) { return weights(p); }
+  VISQ_INLINE void sstore(void* p, S x) { _mm512_storeu_si512(p, x); }
+  VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
+  VISQ_INLINE S sset1(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+  VISQ_INLINE S both(T x) {
+    const __m512i whole = _mm512_cvttps_epi32(x);
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, whole, _mm512_slli_epi32(whole, 16));
+  }
+  VISQ_INLINE S add(S a, S b) { return _mm512_add_epi16(a, b); }
+  VISQ_INLINE S sub(S a, S b) { return _mm512_sub_epi16(a, b); }
+  VISQ_INLINE S adds(S a, S b) { return _mm512_adds_epi16(a, b); }
+  VISQ_INLINE S mulhi_u(S a, S b) { return _mm512_mulhi_epu16(a, b); }
+  VISQ_INLINE S mullo(S a, S b) { return _mm512_mullo_epi16(a, b); }
+  VISQ_INLINE S mulhrs(S a, S b) { return _mm512_mulhrs_epi16(a, b); }
+  VISQ_INLINE S and_(S a, S b) { return _mm512_and_si512(a, b); }
+  VISQ_INLINE S min(S a, S b) { return _mm512_min_epi16(a, b); }
+  VISQ_INLINE S max(S a, S b) { return _mm512_max_epi16(a, b); }
+  VISQ_INLINE S min_u(S a, S b) { return _mm512_min_epu16(a, b); }
+  // Shifts by lanes are one instruction, those by a count in an xmm register two.
+  using Count = __m512i;
+  VISQ_INLINE Count count(int n) { return _mm512_set1_epi16(static_cast<int16_t>(n)); }
+  VISQ_INLINE S shl(S a, Count n) { return _mm512_sllv_epi16(a, n); }
+  VISQ_INLINE S shr(S a, Count n) { return _mm512_srlv_epi16(a, n); }
+  VISQ_INLINE S sra(S a, Count n) { return _mm512_srav_epi16(a, n); }
+  VISQ_INLINE S shr_each(S a, S n) { return _mm512_srlv_epi16(a, n); }
+  VISQ_INLINE S pick16(const int16_t* table, S at) {
+    const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(at, _mm512_set1_epi32(0xffff)), table, 2);
+    const __m512i odd = _mm512_i32gather_epi32(_mm512_srli_epi32(at, 16), table, 2);
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
+  }
+  VISQ_INLINE S zip_low(S a, S b) { return _mm512_unpacklo_epi16(a, b); }
+  VISQ_INLINE S zip_high(S a, S b) { return _mm512_unpackhi_epi16(a, b); }
+  template <int kShift>
+  VISQ_INLINE S narrow(I low, I high) {
+    return _mm512_packs_epi32(_mm512_srai_epi32(low, kShift), _mm512_srai_epi32(high, kShift));
+  }
+};
+
+template <>
+struct Lanes<VecAvx512> : Lanes512 {
+  static constexpr int kStep = 2;
+  VISQ_INLINE I dot(I sum, I w, I x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
+  VISQ_INLINE I dot16(I sum, S a, S b) { return dot(sum, a, b); }
+  VISQ_INLINE S join(S high, S low, Count n, Count rest) {
+    return _mm512_or_si512(_mm512_sllv_epi16(high, n), _mm512_srlv_epi16(low, rest));
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
+template <>
+struct Lanes<VecVnni> : Lanes512 {
+  static constexpr int kStep = 4;
+  VISQ_INLINE I dot(I sum, I w, I x) { return _mm512_dpbusd_epi32(sum, x, w); }
+  VISQ_INLINE I dot16(I sum, S a, S b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  VISQ_INLINE S join(S high, S low, Count n, Count) { return _mm512_shldv_epi16(high, low, n); }
+};
+#endif
+
+}  // namespace visq::engine

@@ -1,0 +1,145 @@
+// Linear layers: register tiles of M rows by B blocks of W outputs. Integer sums are exact in any order; the sum in float32
+// runs over k in order, with a product and a sum rounded each.
+#pragma once
+#include "encode.h"
+
+namespace visq::engine {
+
+// Blocks of a panel and rows of a register tile: accumulators, weights and a broadcast must fit the registers.
+template <class V>
+struct TileShape {
+  static constexpr int kPanel = V::W == 8 ? 2 : 4, kRows = V::W == 1 ? 4 : 6;
+};
+
+struct IntRows {
+  const char* x;  // bytes, or shorts
+  int64_t stride;  // bytes
+  float* out;
+  int64_t out_stride;
+  int64_t row;  // of `x` in its tensor
+};
+
+template <class V, int M, int B>
+VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps, const char* w, int64_t n) {
+  using K = Lanes<V>;
+  typename K::I sum[M][B];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < B; ++j) sum[i][j] = K::izero();
+  for (int64_t s = 0; s < steps; ++s, w += B * V::W * 4) {
+    typename K::I weights[B];
+    for (int j = 0; j < B; ++j) weights[j] = K::weights(w + j * V::W * 4);
+    for (int i = 0; i < M; ++i) {
+      const auto x = K::broadcast(rows.x + i * rows.stride + s * 4);
+      for (int j = 0; j < B; ++j) sum[i][j] = K::dot(sum[i][j], weights[j], x);
+    }
+  }
+  for (int j = 0; j < B; ++j) {
+    const int64_t at = n + j * V::W;
+    const auto row_sums = K::iload(p.row_sums + at);
+    const auto scale = V::load(p.scale + at), bias = V::load(p.bias + at);
+    for (int i = 0; i < M; ++i) {
+      const auto exact = K::isub(sum[i][j], K::imul(K::iset1(p.zero[rows.row + i]), row_sums));
+      const auto value = V::mul(V::mul(K::to_float(exact), scale), V::set1(p.token[rows.row + i]));
+      V::store(rows.out + i * rows.out_stride + at, V::add(value, bias));
+    }
+  }
+}
+
+template <class V, int M, int B>
+VISQ_INLINE void float_tile(const FloatLinear& p, const float* x, int64_t stride, const float* w, int64_t n, float* out,
+                            int64_t out_stride) {
+  typename V::T sum[M][B];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < B; ++j) sum[i][j] = V::zero();
+  for (int64_t k = 0; k < p.K; ++k, w += B * V::W)
+    for (int i = 0; i < M; ++i) {
+      const auto value = V::set1(x[i * stride + k]);
+      for (int j = 0; j < B; ++j) sum[i][j] = V::add(sum[i][j], V::mul(value, V::load(w + j * V::W)));
+    }
+  for (int j = 0; j < B; ++j)
+    for (int i = 0; i < M; ++i) {
+      const auto value = p.bias ? V::add(sum[i][j], V::load(p.bias + n + j * V::W)) : sum[i][j];
+      V::store(out + i * out_stride + n + j * V::W, value);
+    }
+}
+
+// Calls f(std::integral_constant-like number) for n = 1 .. M at run time.
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+template <int N, class F>
+VISQ_INLINE void with_number(int64_t n, F f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_number<N - 1>(n, f);
+  }
+  f(Number<N>{});
+}
+
+template <class V>
+void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {
+  using Shape = TileShape<V>;
+  const int64_t steps = padded(p.K, Lanes<V>::kStep) / Lanes<V>::kStep, blocks = p.N / V::W;
+  const char* w = static_cast<const char*>(p.packed);
+  for (int64_t block = 0; block < blocks; block += Shape::kPanel) {
+    const int64_t width = blocks - block < Shape::kPanel ? blocks - block : Shape::kPanel;
+    with_number<Shape::kPanel>(width, [&](auto b) {
+      for (int64_t i = 0; i < count; i += Shape::kRows) {
+        IntRows part = rows;
+        part.x += i * rows.stride, part.out += i * rows.out_stride, part.row += i;
+        with_number<Shape::kRows>(count - i < Shape::kRows ? count - i : Shape::kRows, [&](auto m) {
+          int_tile<V, decltype(m)::value, decltype(b)::value>(p, part, steps, w, block * V::W);
+        });
+      }
+    });
+    w += width * steps * V::W * 4;
+  }
+}
+
+template <class V>
+void float_linear(const FloatLinear& p, const float* x, int64_t stride, int64_t count, float* out, int64_t out_stride) {
+  using Shape = TileShape<V>;
+  const int64_t blocks = p.N / V::W;
+  const float* w = p.packed;
+  for (int64_t block = 0; block < blocks; block += Shape::kPanel) {
+    const int64_t width = blocks - block < Shape::kPanel ? blocks - block : Shape::kPanel;
+    with_number<Shape::kPanel>(width, [&](auto b) {
+      for (int64_t i = 0; i < count; i += Shape::kRows)
+        with_number<Shape::kRows>(count - i < Shape::kRows ? count - i : Shape::kRows, [&](auto m) {
+          float_tile<V, decltype(m)::value, decltype(b)::value>(p, x + i * stride, stride, w, block * V::W,
+                                                                out + i * out_stride, out_stride);
+        });
+    });
+    w += width * p.K * V::W;
+  }
+}
+
+// `count` rows, at most kTile, from `first` on.
+template <class V>
+View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const Tensor& t = f.tensors[op.inputs[0]];
+  const int64_t out_stride = padded(op.width);
+  float* out = f.scratch;
+  float* extra = out + op.tile_floats;
+  if (op.kind == Operation::kFloatLinear) {
+    const int64_t stride = t.codes ? padded(t.width) : t.stride;
+    if (t.codes)
+      for (int64_t i = 0; i < count; ++i)
+        decode_row<V>(*t.codes, first + i, f.row<uint8_t>(t, first + i), t.width, extra + i * stride);
+    float_linear<V>(op.float_linear, t.codes ? extra : f.row<float>(t, first), stride, count, out, out_stride);
+    return {out, out_stride};
+  }
+  IntRows rows = {f.row<char>(t, first), t.stride, out, out_stride, first};
+  if (Lanes<V>::kStep == 2) {
+    int16_t* wide = reinterpret_cast<int16_t*>(extra);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < t.width; k += V::W)
+        Lanes<V>::widen(f.row<uint8_t>(t, first + i) + k, wide + i * t.stride + k);
+    rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
+  }
+  int_linear<V>(op.int_linear, rows, count);
+  return {out, out_stride};
+}
+
+}  // namespace visq::engine

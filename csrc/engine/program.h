@@ -1,0 +1,187 @@
+// What the engine executes: plain structs whose pointers point into memory the Engine owns. visq.runtime defines the
+// operations and their arithmetic; the names here are the names there.
+//
+// Rows are padded: a row of floats to 16 of them, a row of bytes to 64, vectors of parameters to 64 bytes. Kernels may
+// read and write whole vectors of a padded row; what the padding holds never reaches a result.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace visq::engine {
+
+constexpr int64_t kTile = 12;      // rows a source computes at a time
+constexpr int64_t kChannels = 16;  // channels of one task of a scan
+constexpr int kRegisters = 256;
+
+// Inlined everywhere: a copy of its own would be shared between files compiled for different machines.
+#define VISQ_SHARED __attribute__((always_inline))
+VISQ_SHARED constexpr int64_t padded(int64_t n, int64_t to = 16) { return (n + to - 1) / to * to; }
+
+// Codes of one tensor, as bytes:
+//   byte = clamp(rint((x * inverse[c]) * inverse_token[t]) + zero, low, high),  x = ((byte - zero) * step[c]) * step_token[t]
+// `zero`, `low` and `high` have the offset added that makes signed codes bytes. Token vectors are ones where there is no
+// scale per token (a product with 1 changes nothing), and are in the order of the tensor's rows.
+struct Quantizer {
+  int64_t width, rows;
+  const float *inverse, *step;              // [width]
+  const float *inverse_token, *step_token;  // [rows]
+  const float* zero;                        // [width], or nullptr where it goes with the rows
+  const float* zero_token;                  // [rows]
+  float low, high;
+  // With a table: byte = how many thresholds lie below, x = table[byte] * step. `positions` is 0, 1, 2, ...
+  const float *table, *thresholds, *positions;  // [256], [thresholds_count], [256]
+  int thresholds_count;
+};
+
+struct Tensor {
+  int64_t rows, width;
+  int64_t stride;  // elements
+  int64_t offset;  // bytes, into the arena
+  int quantizer;   // -1: float32
+  const Quantizer* codes;
+};
+
+// Weights of a linear layer as a kernel wants them: panels of `panel` blocks of `lanes` outputs, and in a panel
+// [step of the sum][block][lane][elements of a step].
+struct FloatLinear {
+  int64_t K, N;  // N padded to 16
+  const float* packed;
+  const float* bias;  // nullptr: none is added
+};
+
+struct IntLinear {
+  int64_t K, N;
+  const void* packed;       // int8 or int16
+  const int32_t* row_sums;  // [N]
+  const float *scale, *bias;
+  const float* token;   // [rows]
+  const int32_t* zero;  // [rows]
+};
+
+struct Conv {
+  int64_t K;
+  bool reverse;
+  const float* bias;
+  const float* weight;       // float32: [K][C]
+  const int32_t* taps;       // integers: [K][C]
+  const int32_t* correction;  // [K][C]: zero[c] * (sum of the taps from k on)
+  const float* scale;
+};
+
+struct FixedScan {
+  int64_t L, C, N;  // N even, C padded to 16
+  bool reverse;
+  float delta_scale, beta_scale;
+  const uint16_t* a;  // [C / lanes][N / 2][lanes][2]
+  int shift;
+  int abar_inverse, abar_fraction, abar_high, abar_bits;
+  const int16_t* abar_lut;  // [32768] or nullptr
+  int bbar_fraction, bbar_low, bbar_high, bbar_bits;
+  const int16_t* bbar_lut;  // [65536] or nullptr
+  const float *input_channel, *input_step;
+  const int16_t *decay, *lift;  // [L]
+  int state_low, state_high;
+  const float *y_channel, *y_step;
+};
+
+// How Abar or Bbar is rounded in the scan in float32.
+struct Factor {
+  enum Kind { kNone, kUniform, kTable } kind;
+  float inverse, low, high, step;
+  const float *table, *thresholds;
+  int thresholds_count;
+};
+
+struct FloatScan {
+  int64_t L, C, N;
+  bool reverse;
+  const float* A;  // [C / 16][N][16], times log2(e)
+  Factor abar, bbar;
+  const float *step, *scale;  // [L], [C / 16][N][16]; step nullptr: the state is not quantized
+  float low, high;
+  bool read_quantized;
+};
+
+struct Part {
+  int tensor;  // -1: the constant
+  int64_t first, count;
+  const float* constant;
+};
+
+struct Step {
+  enum Op { kLoad, kSlice, kSilu, kSoftplus, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kRound,
+            kRotate, kStore };
+  Op op;
+  int dst, a, b;
+  int64_t width;
+  int64_t slot;  // of dst, in floats, per row
+  int64_t offset, row;  // kSlice; kLoad, -1 for the row at hand
+  float value, eps;
+  int tensor;
+  const Quantizer* codes;
+  const float* constant;  // [1 or rows][padded width]
+  int64_t constant_stride;
+  const FloatLinear* linear;
+};
+
+struct Operation {
+  enum Kind { kPatches, kConcat, kRows, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kFixedScan, kFloatScan };
+  Kind kind;
+  int64_t rows, width;
+  int inputs[4];
+  int64_t patch, patch_stride;
+  const Part* parts;
+  int64_t part_count;
+  IntLinear int_linear;
+  FloatLinear float_linear;
+  Conv conv;
+  FixedScan fixed_scan;
+  FloatScan float_scan;
+  int64_t y_offset;  // of a scan's y in the arena, [rows][padded width]
+  const Step* steps;
+  int64_t step_count;
+  int64_t body_rows;  // how many rows the body takes at a time
+  // Floats of scratch: of a tile of register 0, of what a source needs beside it, of the body's registers per row.
+  int64_t tile_floats, extra_floats, slot_floats;
+};
+
+// One image on its way through the program, as one thread sees it.
+struct Frame {
+  const Tensor* tensors;
+  char* arena;
+  const float* image;
+  int64_t channels, size;
+  float* scratch;
+
+  template <class T>
+  VISQ_SHARED T* row(const Tensor& t, int64_t r) const {
+    return reinterpret_cast<T*>(arena + t.offset) + r * t.stride;
+  }
+};
+
+// Rows of register 0.
+struct View {
+  const float* data;
+  int64_t stride;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  int lanes, panel;  // of packed weights
+  int step;          // elements of one step of an integer sum: 4 bytes or 2 shorts
+  View (*source)(const Operation&, const Frame&, int64_t first, int64_t count);
+  void (*body)(const Operation&, const Frame&, View, int64_t first, int64_t count);
+  void (*prepare_scan)(const Operation&, const Frame&);              // once per thread, before its first block
+  void (*scan)(const Operation&, const Frame&, int64_t block);  // kChannels channels
+};
+
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512vnni_kernels();
+
+// nullptr when the name is unknown, or this build or machine lacks it.
+const Kernels* kernels_named(const char* name);
+
+}  // namespace visq::engine

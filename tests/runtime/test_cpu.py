@@ -1,0 +1,416 @@
+"""The C++ engine against the oracle: the same bits in every tensor, whatever the instruction set, threads and batch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.programs import QUANTIZERS, Maker, weight
+from visq.errors import VisqError
+from visq.runtime import program as ir
+from visq.runtime.arithmetic import silu, softplus
+from visq.runtime.bundle import Weight
+from visq.runtime.cpu import CpuEngine, available, present_isas
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear
+from visq.runtime.oracle import Oracle
+from visq.runtime.program import Constant
+from visq.runtime.quantizers import Factor, StateQuantizer
+from visq.runtime.scan import FixedScan
+
+pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
+ISAS = present_isas()
+
+
+def check(maker: Maker, output: str, isas=ISAS, threads=(1, 2), batch: int = 1) -> Oracle:
+    """Every tensor of the last image is the oracle's, and every image's result."""
+    program, images = maker.program(output), maker.images(batch)
+    oracle = Oracle(program, maker.bundle)
+    expected = oracle(images)
+    assert np.isfinite(expected).all()
+    for isa in isas:
+        for count in threads:
+            engine = CpuEngine(program, maker.bundle, threads=count, isa=isa, keep=True)
+            assert same(engine(images), expected), (isa, count)
+            tensors = engine.tensors
+            for name, value in oracle.tensors.items():
+                assert tensors[name].dtype == value.dtype
+                assert same(tensors[name], value), (isa, count, name)
+            small = CpuEngine(program, maker.bundle, threads=count, isa=isa)
+            assert same(small(images), expected), (isa, count, "memory used again")
+    return oracle
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bit for bit; but zeros are equal, whatever their sign."""
+    return a.shape == b.shape and np.array_equal(a, b)
+
+
+# --- quantizers and row instructions
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 16), (13, 37), (30, 100)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_encode_and_decode(kind: str, rows: int, width: int, reverse: bool) -> None:
+    maker = Maker(rows + width)
+    codes = maker.random(rows, width, kind, reverse=reverse)
+    maker.operation(ir.Concat(parts=((codes, 0, rows),)), rows, width)
+    site = maker.quantizer(kind, rows, width, top=2.0)
+    rounded = maker.step(ir.Round(dst=1, src=0, site=site, reverse=reverse), width)
+    check(maker, maker.store(rounded), threads=(1,))
+
+
+def test_every_instruction() -> None:
+    rows, width = 29, 45
+    maker = Maker(1)
+    x, codes = maker.random(rows, width), maker.random(rows, width, "token asymmetric")
+    maker.operation(ir.Rows(), rows, 0)
+    maker.operations[-1]["widths"] = {}
+
+    def add(instruction: ir.Instruction, size: int = width) -> int:
+        return maker.step(instruction, size)
+
+    vector, matrix = Constant(name=maker.parameter(1, 1, width)), Constant(name=maker.parameter(rows, width))
+    add(ir.Load(dst=0, tensor=x))
+    add(ir.Load(dst=1, tensor=codes))
+    add(ir.Load(dst=2, tensor=x, row=3))
+    add(ir.Load(dst=3, tensor=codes, row=rows - 1))
+    add(ir.Binary(op="add", dst=4, a=0, b=1))
+    add(ir.Binary(op="mul", dst=5, a=2, b=3))
+    add(ir.Unary(op="silu", dst=6, src=4))
+    add(ir.Unary(op="softplus", dst=7, src=5))
+    add(ir.Unary(op="neg", dst=8, src=7))
+    add(ir.WithConstant(op="add_constant", dst=9, src=8, constant=vector))
+    add(ir.WithConstant(op="mul_constant", dst=10, src=9, constant=matrix))
+    add(ir.WithScalar(dst=11, src=10, value=0.3))
+    add(ir.Slice(dst=12, src=11, offset=7, width=31), 31)
+    add(ir.Slice(dst=13, src=12, offset=3, width=17), 17)
+    add(ir.RmsNorm(dst=14, src=11, weight=Constant(name=maker.parameter(width)), eps=1e-5))
+    add(ir.RmsNorm(dst=15, src=13, weight=Constant(name=maker.parameter(17)), eps=1e-5), 17)
+    add(ir.Round(dst=16, src=15, site=maker.quantizer("token", rows, 17)), 17)
+    site = maker.quantizer("token", rows, width)
+    divisor = maker.rng.uniform(0.5, 2, width).astype(np.float32)
+    maker.bundle.rotations[site] = (maker.rng.normal(0, 0.2, (width, width)).astype(np.float32), divisor)
+    add(ir.Rotate(dst=17, src=14, site=site))
+    for register, kind in [(6, "tensor"), (7, "unsigned"), (13, "channel"), (16, "table"), (17, "token")]:
+        maker.store(register, kind)
+        maker.store(register)
+    output = maker.store(12, "channel asymmetric")
+    check(maker, output, threads=(1, 3))
+
+
+@given(st.lists(st.floats(-200, 200, width=32), min_size=16, max_size=16))
+@settings(max_examples=30, deadline=None)
+def test_functions_of_any_number(values: list[float]) -> None:
+    maker = Maker(size=4, channels=1)
+    maker.operation(ir.Patches(patch=4, stride=1), 1, 16)
+    for index, op in enumerate(("silu", "softplus", "neg")):
+        maker.step(ir.Unary(op=op, dst=index + 1, src=0), 16)
+    names = [maker.store(register) for register in (1, 2, 3)]
+    program = maker.program(names[0])
+    image = np.array(values, np.float32).reshape(1, 1, 4, 4)
+    for isa in ISAS:
+        engine = CpuEngine(program, maker.bundle, threads=1, isa=isa, keep=True)
+        engine(image)
+        x = image.reshape(1, 16)
+        assert np.array_equal(engine.tensors[names[0]], silu(x)), isa
+        assert np.array_equal(engine.tensors[names[1]], softplus(x)), isa
+
+
+# --- sources
+
+
+@pytest.mark.parametrize(("patch", "stride", "size"), [(1, 1, 3), (4, 4, 8), (3, 2, 8), (8, 8, 8), (5, 3, 9)])
+def test_patches(patch: int, stride: int, size: int) -> None:
+    maker = Maker(2, size=size)
+    side = (size - patch) // stride + 1
+    maker.operation(ir.Patches(patch=patch, stride=stride), side * side, 3 * patch * patch)
+    maker.store(kind="tensor")
+    check(maker, maker.store(), batch=2)
+
+
+def test_concatenation() -> None:
+    maker = Maker(3)
+    a, b = maker.random(7, 21), maker.random(20, 21, "token", reverse=True)
+    parts = ((a, 2, 3), Constant(name=maker.parameter(1, 1, 21)), (b, 0, 20), (a, 6, 1))
+    maker.operation(ir.Concat(parts=parts), 25, 21)
+    check(maker, maker.store())
+
+
+@pytest.mark.parametrize("kind", ["tensor", "token", "tensor asymmetric", "token asymmetric", "token one zero"])
+@pytest.mark.parametrize(("rows", "K", "N"), [(1, 1, 1), (5, 12, 44), (13, 37, 64), (25, 96, 130), (40, 200, 17)])
+def test_integer_linear(kind: str, rows: int, K: int, N: int) -> None:
+    maker = Maker(K + N)
+    x = maker.random(rows, K, kind, reverse=True)
+    bias = maker.parameter(N) if N % 2 else None
+    w = maker.site(weight(N, (K,), maker.rng, per_row=N > 20))
+    maker.operation(ir.Linear(input=x, weight=w, bias=bias), rows, N)
+    maker.store(kind="tensor", top=20)
+    oracle = check(maker, maker.store())
+    assert isinstance(oracle.forms[-1], IntegerLinear)
+
+
+def test_integer_linear_with_the_largest_sums() -> None:
+    maker = Maker(4)
+    x = maker.random(3, 700, "unsigned", scale=1e6)  # nearly all codes are 0 or 255
+    w = Weight(np.full((33, 700), -128), np.ones(1, np.float32), np.ones(1, np.float32))
+    maker.operation(ir.Linear(input=x, weight=maker.site(w)), 3, 33)
+    oracle = check(maker, maker.store())
+    assert np.abs(oracle.tensors[list(maker.tensors)[-1]]).max() > 1e6
+
+
+@pytest.mark.parametrize("kind", [None, "table", "channel", "tensor"])
+@pytest.mark.parametrize(("rows", "K", "N"), [(1, 3, 1), (14, 19, 70), (25, 64, 33)])
+def test_float_linear(kind: str | None, rows: int, K: int, N: int) -> None:
+    maker = Maker(5)
+    x = maker.random(rows, K, kind)
+    w = maker.parameter(N, K) if kind == "tensor" else maker.site(weight(N, (K,), maker.rng))
+    maker.operation(ir.Linear(input=x, weight=w, bias=maker.parameter(N)), rows, N)
+    oracle = check(maker, maker.store())
+    assert isinstance(oracle.forms[-1], FloatLinear)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("rows", "width"), [(1, 5), (3, 16), (27, 49)])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["tensor", "channel asymmetric", "token", "table", None])
+def test_convolution(K: int, rows: int, width: int, reverse: bool, kind: str | None) -> None:
+    maker = Maker(6)
+    x = maker.random(rows, width, kind)
+    w = maker.site(weight(width, (1, K), maker.rng))
+    maker.operation(ir.Conv1d(input=x, weight=w, bias=maker.parameter(width), reverse=reverse), rows, width)
+    oracle = check(maker, maker.store(), threads=(2,))
+    integer = kind in ("tensor", "channel asymmetric")
+    assert isinstance(oracle.forms[-1], IntegerConv1d if integer else FloatConv1d)
+
+
+# --- the scan
+
+
+def make_scan(
+    maker: Maker,
+    rows: int,
+    width: int,
+    states: int,
+    *,
+    abar: str | None = "uniform",
+    bbar: str | None = "uniform",
+    h: str | None = "steps",
+    c: str = "tensor",
+    b: str | None = "tensor",
+    u: str | None = "tensor",
+    delta: str | None = "unsigned",
+    bits: int = 8,
+    reverse: bool = False,
+    read_quantized: bool = True,
+    largest_u: float = 1.0,
+) -> str:
+    rng = maker.rng
+
+    def factor(kind: str | None, signed: bool, top: float) -> str | None:
+        if kind is None:
+            return None
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        table = np.sort(rng.uniform(-top if signed else 0, top, 2**bits)).astype(np.float32)
+        table = table if kind == "table" else None
+        return maker.site(Factor(bits, low, high, np.float32(top / high), table))
+
+    names = {
+        "u": maker.random(rows, width, u, scale=largest_u, reverse=reverse),
+        "B": maker.random(rows, states, b, reverse=reverse),
+        "C": maker.random(rows, states, c, reverse=reverse),
+    }
+    source = maker.random(rows, width, scale=2.0)
+    maker.operation(ir.Rows(), rows, 0)
+    maker.operations[-1]["widths"] = {}
+    maker.step(ir.Load(dst=0, tensor=source), width)
+    maker.step(ir.Unary(op="softplus", dst=1, src=0), width)
+    names["delta"] = maker.store(1, delta, reverse)
+    log_a = maker.parameter(width, states)
+    size = rows if h == "steps" else 1
+    state = None
+    if h is not None:
+        state = maker.site(
+            StateQuantizer(
+                low=-(2 ** (bits - 1)),
+                high=2 ** (bits - 1) - 1,
+                bits=bits,
+                step=(rng.uniform(0.5, 2.0, size) * largest_u / 2 ** (bits - 1)).astype(np.float32),
+                channel=rng.uniform(0.25, 4.0, width).astype(np.float32),
+                state=(rng.uniform(0.5, 2.0, states) if h == "states" else np.ones(states)).astype(np.float32),
+                read_quantized=read_quantized,
+            )
+        )
+    maker.operation(
+        ir.Scan(
+            **names,
+            A=Constant(name=log_a, functions=("exp", "neg")),
+            abar=factor(abar, False, 1.0),
+            bbar=factor(bbar, True, 2.0),
+            h=state,
+            reverse=reverse,
+        ),
+        rows,
+        width,
+    )
+    maker.store(kind="tensor")
+    return maker.store()
+
+
+@pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (9, 16, 2), (20, 33, 5), (26, 40, 16)])
+@pytest.mark.parametrize("abar", ["uniform", "table"])
+@pytest.mark.parametrize("bbar", ["uniform", "table"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_fixed_scan(rows: int, width: int, states: int, abar: str, bbar: str, reverse: bool) -> None:
+    maker = Maker(7)
+    output = make_scan(maker, rows, width, states, abar=abar, bbar=bbar, reverse=reverse)
+    oracle = check(maker, output)
+    assert isinstance(oracle.forms[-1], FixedScan), oracle.forms[-1]
+    assert np.abs(oracle.tensors[output]).max() > 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("c", ["token", "token asymmetric", "tensor asymmetric"])
+@pytest.mark.parametrize("others", ["tensor", "channel", "token", "table", None])
+def test_fixed_scan_of_any_codes(bits: int, c: str, others: str | None) -> None:
+    maker = Maker(8)
+    delta = {"tensor": "unsigned", None: "tensor asymmetric"}.get(others, others)
+    output = make_scan(maker, 15, 20, 4, bits=bits, c=c, b=others, u=others, delta=delta, h="one step")
+    assert isinstance(check(maker, output).forms[-1], FixedScan)
+
+
+@pytest.mark.parametrize("largest_u", [1e-3, 1e3])
+def test_fixed_scan_that_saturates(largest_u: float) -> None:
+    """An input far beyond the state's range, and one far below."""
+    maker = Maker(9)
+    output = make_scan(maker, 40, 24, 8, largest_u=largest_u)
+    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
+    object.__setattr__(state, "step", np.resize(np.float32([1e-3, 8e-3, 1e-3, 0.5e-3]), 40))
+    assert isinstance(check(maker, output).forms[-1], FixedScan)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"abar": None},
+        {"bbar": None},
+        {"abar": None, "bbar": None, "h": None},
+        {"h": "states"},
+        {"h": "steps", "read_quantized": False},
+        {"abar": "table", "bbar": "table", "h": "states"},
+        {"abar": None, "u": None, "delta": None, "b": None, "c": "table"},
+        {"abar": None, "u": "token", "delta": "token", "b": "channel", "c": "token", "reverse": True},
+    ],
+)
+@pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (14, 21, 5), (9, 32, 16)])
+def test_float_scan(rows: int, width: int, states: int, options: dict) -> None:
+    maker = Maker(10)
+    output = make_scan(maker, rows, width, states, **options)
+    assert isinstance(check(maker, output).forms[-1], FloatScan)
+
+
+# --- whole programs
+
+
+def small_network(seed: int = 11, rows: int = 17, width: int = 24) -> tuple[Maker, str]:
+    maker = Maker(seed, size=10)
+    output = make_scan(maker, rows, width, 6, c="token")
+    maker.operation(
+        ir.Linear(input=list(maker.tensors)[-2], weight=maker.site(weight(7, (width,), maker.rng))), rows, 7
+    )
+    tokens = maker.store()
+    maker.operation(ir.Rows(), 1, 0)
+    maker.operations[-1]["widths"] = {}
+    maker.step(ir.Load(dst=0, tensor=tokens, row=rows // 2), 7)
+    maker.step(ir.Load(dst=1, tensor=output, row=rows - 1), width)
+    return maker, maker.store(0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_any_batch_on_any_threads(isa: str, threads: int) -> None:
+    maker, output = small_network()
+    for batch in range(1, 10):
+        check(maker, output, isas=(isa,), threads=(threads,), batch=batch)
+
+
+@given(st.integers(0, 1000), st.integers(1, 30), st.integers(1, 40), st.integers(1, 9), st.sampled_from([2, 4, 8]))
+@settings(max_examples=20, deadline=None)
+def test_random_scans(seed: int, rows: int, width: int, states: int, bits: int) -> None:
+    maker = Maker(seed)
+    check(maker, make_scan(maker, rows, width, states, bits=bits, largest_u=10.0 ** (seed % 5 - 2)))
+
+
+def test_output_of_codes_is_decoded() -> None:
+    maker = Maker(12)
+    check(maker, maker.random(3, 20, "token"))
+
+
+def test_runs_again_give_the_same() -> None:
+    maker, output = small_network()
+    images = maker.images(5)
+    engine = CpuEngine(maker.program(output), maker.bundle, threads=2)
+    first = engine(images)
+    for _ in range(20):
+        assert np.array_equal(engine(images), first)
+    engine.enable_profile()
+    engine(images)
+    profile = engine.profile()
+    assert set(profile) >= {"linear", "linear body", "scan", "scan body"}
+    assert all(seconds > 0 for seconds in profile.values())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 3, 8, 8), np.float64),
+        np.zeros((1, 3, 8, 9), np.float32),
+        np.zeros((3, 8, 8), np.float32),
+        np.full((1, 3, 8, 8), np.nan, np.float32),
+        [[1.0]],
+    ],
+)
+def test_images_that_are_none(images: object) -> None:
+    maker = Maker(13)
+    output = maker.random(2, 3)
+    engine = CpuEngine(maker.program(output), maker.bundle, threads=1)
+    with pytest.raises(VisqError, match="images"):
+        engine(images)  # type: ignore[arg-type]
+
+
+def test_no_images() -> None:
+    maker = Maker(14)
+    engine = CpuEngine(maker.program(maker.random(2, 3)), maker.bundle, threads=2)
+    assert engine(np.zeros((0, 3, 8, 8), np.float32)).shape == (0, 3)
+
+
+def test_an_unknown_instruction_set() -> None:
+    maker = Maker(15)
+    with pytest.raises(VisqError, match="avx9"):
+        CpuEngine(maker.program(maker.random(2, 3)), maker.bundle, isa="avx9")
+
+
+def test_parameters_that_do_not_fit() -> None:
+    maker = Maker(16)
+    x = maker.random(4, 8, "token")
+    maker.bundle.sites[maker.tensors[x].site] = maker.bundle.sites[maker.quantizer("token", 5, 8)]
+    with pytest.raises(VisqError):
+        CpuEngine(maker.program(x), maker.bundle)
+
+
+def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = Maker(17)
+    program = maker.program(maker.random(2, 3))
+    monkeypatch.setenv("VISQ_ISA", "scalar")
+    assert CpuEngine(program, maker.bundle).isa == "scalar"
+    monkeypatch.setenv("VISQ_ISA", "nothing")
+    with pytest.raises(VisqError, match="VISQ_ISA=nothing"):
+        CpuEngine(program, maker.bundle)
+
+
+def test_the_engine_does_not_import_torch() -> None:
+    code = "import sys, visq.runtime.cpu; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
