@@ -156,3 +156,16 @@ def test_fine_tuning_starts_from_a_checkpoint(config_file: Path, tmp_path: Path)
     with pytest.raises(VisqError, match="does not exist"):
         overrides = ["model.checkpoint=nowhere.safetensors"]
         train(load_config(config_file, overrides), out=tmp_path / "third", progress=False)
+
+
+def test_the_mean_with_earlier_cycles(config_file: Path, tmp_path: Path) -> None:
+    def run(name: str, *overrides: str) -> Path:
+        return train(load_config(config_file, list(overrides)), out=tmp_path / name, progress=False).model
+
+    first, alone = run("first", "seed=1"), run("alone")
+    weights = [load_file(path) for path in (first, alone, run("both", f"average_with=[{first}]"))]
+    for name, mean in weights[2].items():
+        expected = (weights[0][name].float() + weights[1][name].float()) / 2
+        assert torch.allclose(mean.float(), expected, rtol=2e-3, atol=1e-3), name
+    with pytest.raises(VisqError, match="another network"):
+        run("other", "model.geometry.depth=2", "epochs=1", "warmup_epochs=0", f"average_with=[{first}]")

@@ -103,6 +103,8 @@ class TrainConfig(_Strict):
         grad_clip: largest norm of the gradient; 0 for none.
         compile: run the model through torch.compile.
         save: which weights `model.safetensors` gets.
+        average_with: checkpoints of the same network, such as those of earlier cycles, whose weights are averaged with
+            these in equal parts (stochastic weight averaging, arXiv 1803.05407).
         eval_every, checkpoint_every: in epochs; the last epoch always does both.
     """
 
@@ -127,6 +129,7 @@ class TrainConfig(_Strict):
     eval_every: AtLeastOne = 1
     checkpoint_every: AtLeastOne = 1
     save: Literal["ema", "raw"] = "ema"
+    average_with: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models import VisionMamba, create_model, load_model
+from visq.models.checkpoint import read_checkpoint
 from visq.train.augment import Augment
 from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
 from visq.train.config import TrainConfig, differences
@@ -208,6 +209,7 @@ class _Run:
         weights = dict(self.model.state_dict())
         if self.config.save == "ema" and self.ema is not None:
             weights |= self.ema.shadow
+        weights = averaged(weights, self.config.average_with)
         half = {name: tensor.half() for name, tensor in weights.items()}
         damaged = [name for name, tensor in half.items() if not tensor.isfinite().all()]
         if damaged:
@@ -221,6 +223,19 @@ class _Run:
         }
         # The one header entry that visq.models reads; several would come out in a different order every time.
         write_safetensors(path, half, {"visq": json.dumps(notes, sort_keys=True)})
+
+
+def averaged(weights: dict[str, Tensor], others: Sequence[str]) -> dict[str, Tensor]:
+    """The mean of weights and those of other checkpoints. Raises VisqError for one of another network."""
+    if not others:
+        return weights
+    total = {name: tensor.cpu().double() for name, tensor in weights.items()}
+    for path in others:
+        found = read_checkpoint(path).tensors
+        if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in total.items()}:
+            raise VisqError(f"average_with: {path} holds the weights of another network")
+        total = {name: tensor + found[name] for name, tensor in total.items()}
+    return {name: (tensor / (1 + len(others))).float() for name, tensor in total.items()}
 
 
 def choose_device(name: str) -> torch.device:
