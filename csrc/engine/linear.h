@@ -19,28 +19,51 @@ struct IntRows {
   int64_t row;  // of `x` in its tensor
 };
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// f(Number<n>) for an n from 1 to N that is known at run time.
+template <int N, class F>
+VISQ_INLINE void with_number(int64_t n, F f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_number<N - 1>(n, f);
+  }
+  f(Number<N>{});
+}
+
+// Every loop over accumulators is unrolled: an array that is indexed by a variable anywhere lives in memory everywhere.
+#define VISQ_UNROLL _Pragma("GCC unroll 8")
+
 template <class V, int M, int B>
 VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps, const char* w, int64_t n) {
   using K = Lanes<V>;
+  const char* x = rows.x;
+  const int64_t stride = rows.stride, out_stride = rows.out_stride;
+  float* out = rows.out + n;
+  const float* token = p.token + rows.row;
+  const int32_t* zero = p.zero + rows.row;
   typename K::I sum[M][B];
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < B; ++j) sum[i][j] = K::izero();
-  for (int64_t s = 0; s < steps; ++s, w += B * V::W * 4) {
+  VISQ_UNROLL for (int i = 0; i < M; ++i) {
+    VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = K::izero();
+  }
+  for (int64_t s = 0; s < steps; ++s, w += B * V::W * 4, x += 4) {
     typename K::I weights[B];
-    for (int j = 0; j < B; ++j) weights[j] = K::weights(w + j * V::W * 4);
-    for (int i = 0; i < M; ++i) {
-      const auto x = K::broadcast(rows.x + i * rows.stride + s * 4);
-      for (int j = 0; j < B; ++j) sum[i][j] = K::dot(sum[i][j], weights[j], x);
+    VISQ_UNROLL for (int j = 0; j < B; ++j) weights[j] = K::weights(w + j * V::W * 4);
+    VISQ_UNROLL for (int i = 0; i < M; ++i) {
+      const auto value = K::broadcast(x + i * stride);
+      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = K::dot(sum[i][j], weights[j], value);
     }
   }
-  for (int j = 0; j < B; ++j) {
+  VISQ_UNROLL for (int j = 0; j < B; ++j) {
     const int64_t at = n + j * V::W;
     const auto row_sums = K::iload(p.row_sums + at);
     const auto scale = V::load(p.scale + at), bias = V::load(p.bias + at);
-    for (int i = 0; i < M; ++i) {
-      const auto exact = K::isub(sum[i][j], K::imul(K::iset1(p.zero[rows.row + i]), row_sums));
-      const auto value = V::mul(V::mul(K::to_float(exact), scale), V::set1(p.token[rows.row + i]));
-      V::store(rows.out + i * rows.out_stride + at, V::add(value, bias));
+    VISQ_UNROLL for (int i = 0; i < M; ++i) {
+      const auto exact = K::isub(sum[i][j], K::imul(K::iset1(zero[i]), row_sums));
+      const auto value = V::mul(V::mul(K::to_float(exact), scale), V::set1(token[i]));
+      V::store(out + i * out_stride + j * V::W, V::add(value, bias));
     }
   }
 }
@@ -49,33 +72,24 @@ template <class V, int M, int B>
 VISQ_INLINE void float_tile(const FloatLinear& p, const float* x, int64_t stride, const float* w, int64_t n, float* out,
                             int64_t out_stride) {
   typename V::T sum[M][B];
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < B; ++j) sum[i][j] = V::zero();
-  for (int64_t k = 0; k < p.K; ++k, w += B * V::W)
-    for (int i = 0; i < M; ++i) {
+  VISQ_UNROLL for (int i = 0; i < M; ++i) {
+    VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = V::zero();
+  }
+  for (int64_t k = 0; k < p.K; ++k, w += B * V::W) {
+    VISQ_UNROLL for (int i = 0; i < M; ++i) {
       const auto value = V::set1(x[i * stride + k]);
-      for (int j = 0; j < B; ++j) sum[i][j] = V::add(sum[i][j], V::mul(value, V::load(w + j * V::W)));
+      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = V::add(sum[i][j], V::mul(value, V::load(w + j * V::W)));
     }
-  for (int j = 0; j < B; ++j)
-    for (int i = 0; i < M; ++i) {
+  }
+  VISQ_UNROLL for (int j = 0; j < B; ++j) {
+    VISQ_UNROLL for (int i = 0; i < M; ++i) {
       const auto value = p.bias ? V::add(sum[i][j], V::load(p.bias + n + j * V::W)) : sum[i][j];
       V::store(out + i * out_stride + n + j * V::W, value);
     }
-}
-
-// Calls f(std::integral_constant-like number) for n = 1 .. M at run time.
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-template <int N, class F>
-VISQ_INLINE void with_number(int64_t n, F f) {
-  if constexpr (N > 1) {
-    if (n < N) return with_number<N - 1>(n, f);
   }
-  f(Number<N>{});
 }
+
+#undef VISQ_UNROLL
 
 template <class V>
 void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {

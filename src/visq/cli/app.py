@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from visq import __version__
-from visq.cli import compare, demo, diagnose, evaluate, inspect, listing, predict, quantize, train
+from visq.cli import bench, compare, demo, diagnose, evaluate, inspect, listing, predict, quantize, train
 
 app = typer.Typer(
     name="visq",
@@ -43,5 +43,6 @@ app.command("quantize")(quantize.quantize)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
+app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq import ops
+from visq.quant.deployed import ScanPlan
+from visq.quant.quantizer import Quantizer
 from visq.quant.site import INNER, WEIGHT, Site
 
 
@@ -65,22 +67,37 @@ class SelectiveScan(nn.Module):
     discretization).
 
     Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h` live inside the recurrence and are quantized
-        by the scan kernel.
+        by the scan kernel. Where all of them are quantized, the scan runs in the engine's fixed point.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.site_delta, self.site_c, self.site_y = Site(), Site(), Site()
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
+        self._plan = ScanPlan()
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
         u)."""
         delta, C = self.site_delta(delta), self.site_c(C)
+        if (y := self._deployed(u, delta, A, B, C)) is not None:
+            return self.site_y(y)
         inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
         quantized = {name: site.quantizer.scan_argument() for name, site in inner.items() if site.quantizer is not None}
         scan = ops.quantized_scan if quantized else ops.selective_scan
         return self.site_y(scan(u, delta, A, B, C, **quantized))
+
+    def _deployed(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor | None:
+        """y as the integer engine computes it, where all of the scan is quantized and no gradient is wanted."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C)):
+            return None
+        quantizer = self.site_c.quantizer
+        inner = (site.quantizer for site in (self.site_abar, self.site_bbar, self.site_h))
+        fixed = self._plan.get(u.shape[1], A, self.site_delta.quantizer, quantizer, *inner)
+        if fixed is None:
+            return None
+        assert isinstance(quantizer, Quantizer)
+        return ops.fixed_scan(u, delta, B, quantizer.integers(C), fixed)
 
 
 class DropPath(nn.Module):

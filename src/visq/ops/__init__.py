@@ -2,6 +2,7 @@
 
 from visq.ops.causal_conv1d import causal_conv1d
 from visq.ops.fake_quantize import fake_quantize
+from visq.ops.fixed_scan import fixed_scan
 from visq.ops.quantized_scan import quantized_scan
 from visq.ops.quantized_scan.params import StateQuantizer, Table, Uniform
 from visq.ops.scan_states import scan_states
@@ -12,6 +13,7 @@ from visq.ops.similarity_sums import similarity_sums
 __all__ = [
     "causal_conv1d",
     "fake_quantize",
+    "fixed_scan",
     "quantized_scan",
     "scan_states",
     "search_state_scales",

@@ -92,6 +92,11 @@ def call(op: str, device: str, *args: Any) -> Any:
     return implementation.function(*args)
 
 
+def implementation(op: str, name: str) -> Callable[..., Any]:
+    """One implementation of an op by name."""
+    return next(i.function for i in _registry[op] if i.name == name)
+
+
 def describe(device: str = "cpu") -> dict[str, Choice]:
     """For each op: the kernel it uses on a device (such as "cpp-avx512"), and why faster ones are not used."""
     result = {}

@@ -78,6 +78,11 @@ class Quantizer(SiteQuantizer):
             return torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2).to(torch.int16)
         return (x.round() + zero_point).clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """Codes of x less their zero point, int16: what integer products are made of."""
+        _, zero_point = self._along_axis(x)
+        return (self.encode(x) - zero_point).to(torch.int16)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Values of codes, float32, same shape."""
         scale, zero_point = self._along_axis(codes)

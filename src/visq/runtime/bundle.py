@@ -68,7 +68,7 @@ class Bundle:
         key = ("weight", name)
         if key not in self._made:
             self._made[key] = self._weight(name)
-        weight: Weight = self._made[key]
+        weight: Weight | Floats = self._made[key]
         return weight
 
     def parameter(self, name: str) -> Floats:
@@ -84,14 +84,16 @@ class Bundle:
             value = np.exp(value.astype(np.float64)).astype(np.float32) if function == "exp" else -value
         return value
 
-    def _weight(self, name: str) -> Weight:
+    def _weight(self, name: str) -> Weight | Floats:
         record, parts = self.config.sites[name], self._parts(name)
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset).astype(np.int64)
         quantizer = make_quantizer(name, record.quantizer, parts)
-        if quantizer.table is not None or record.quantizer.get("axis") not in (None, 0):
-            raise VisqError(f"{name}: the engine runs weights of one scale, or one per row, and no table")
+        if quantizer.table is not None:
+            rows = (-1,) + (1,) * (codes.ndim - 1)
+            values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
+            return values
         zero = quantizer.zero.astype(np.int64).reshape((-1,) + (1,) * (codes.ndim - 1))
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
         return Weight(codes - zero, quantizer.scale, quantizer.smooth, rotation, divisor)

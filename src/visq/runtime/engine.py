@@ -41,7 +41,7 @@ class Engine:
     Attributes:
         config: of the artifact.
         preprocess: how an image becomes input.
-        in_float: why, by operation, of everything that runs in float32 because the recipe or a codebook leaves it there.
+        in_float: why, by operation, of everything that runs in float32 because the recipe or a codebook leaves it so.
         kernel: what runs it: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
     """
 
@@ -75,6 +75,20 @@ class Engine:
         if not np.isfinite(images).all():
             raise VisqError("the images hold NaN or Inf")
         return self._run(np.ascontiguousarray(images))
+
+    def profile(self, images: Floats, runs: int = 20) -> dict[str, float]:
+        """Milliseconds of thread time an image takes by kind of operation, over `runs` runs; empty for the oracle."""
+        from visq.runtime.cpu import CpuEngine
+
+        if not isinstance(self._run, CpuEngine):
+            return {}
+        self(images)
+        self._run.enable_profile()
+        for _ in range(runs):
+            self(images)
+        found = self._run.profile()
+        self._run.enable_profile(False)
+        return {kind: 1e3 * seconds / runs / len(images) for kind, seconds in found.items()}
 
     def predict(self, images: Sequence[Path | str | bytes], top: int = 5) -> list[list[Prediction]]:
         """The `top` classes of image files (paths, or a file's bytes), likeliest first.
@@ -115,9 +129,9 @@ def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
 
 def _executor(kernel: str | None, program: Program, bundle: Bundle, threads: int) -> tuple[str, Executor]:
     """`kernel`: `oracle`, an instruction set, or None for the fastest there is."""
-    from visq.runtime import cpu
+    from visq.runtime.cpu import CpuEngine, available
 
-    if kernel == "oracle" or (kernel is None and not cpu.available()):
+    if kernel == "oracle" or (kernel is None and not available()):
         return "oracle", Oracle(program, bundle)
-    engine = cpu.CpuEngine(program, bundle, threads=threads, isa=kernel)
+    engine = CpuEngine(program, bundle, threads=threads, isa=kernel)
     return f"cpp-{engine.isa}", engine

@@ -130,7 +130,7 @@ def make_quantizer(name: str, record: dict[str, Any], parts: dict[str, Any]) -> 
     smooth = _vector(name, parts, "smooth") if "smooth" in parts else np.ones(1, np.float32)
     by_token = axis == -2
     one = np.ones(1, np.float32)
-    channel_scale = one if by_token else scale
+    channel_scale = scale if axis in (None, -1) else one  # of a weight's rows: see `Weight`
     if channel_scale.size > 1 and smooth.size > 1 and channel_scale.size != smooth.size:
         raise VisqError(f"{name}: scale and smooth have different sizes")
     step = (channel_scale * smooth).astype(np.float32)

@@ -1,0 +1,222 @@
+"""Latency of a quantized model's engine beside everything else that could run the network, in one interleaved run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from visq.artifact import is_artifact, load
+from visq.data import Preprocess
+from visq.errors import VisqError
+from visq.progress import Progress
+from visq.quant.site import named_sites
+from visq.runtime import Engine, load_engine
+
+#: So many rounds at least, then as many as fit into the time given.
+ROUNDS = 7
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run the network.
+
+    Attributes:
+        backend: `int`, `eager-fp32`, `compile-bf16`, ...
+        make: images [batch, channels, size, size] float32 -> what is timed.
+        slow: timed a few times only.
+    """
+
+    backend: str
+    make: Callable[[np.ndarray], Run]
+    slow: bool = False
+
+
+def bench(
+    target: Any,
+    *,
+    batches: list[int],
+    threads: int,
+    seconds: float = 3.0,
+    backends: list[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of latency by backend and batch, and the engine's profile.
+
+    Contenders take turns, so that a busy machine hurts all alike; each is warmed up first; medians and 90th percentiles.
+
+    Arguments:
+        target: an artifact's folder, or an FP32 model (without the engine then).
+        seconds: about how long each batch size is measured for each contender.
+        backends: which contenders; all by default.
+    """
+    progress = progress or Progress("silent")
+    folder = Path(target) if isinstance(target, str | Path) else None
+    if folder is not None and not is_artifact(folder):
+        raise VisqError(f"{folder} is not an artifact")
+    network: Any = target if folder is None else load(folder)
+    name = folder.name if folder is not None else network.card.name
+    engine = None if folder is None else load_engine(folder, threads=threads)
+    contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
+    if unknown := sorted(set(backends or ()) - {c.backend for c in contenders}):
+        raise VisqError(f"backend {', '.join(unknown)} is unknown or needs an artifact or a package that is not there")
+    rows: list[dict[str, Any]] = []
+    with using_threads(threads), torch.no_grad():
+        for batch in batches:
+            images = example(network.card.preprocess, batch)
+            ready: dict[str, Run] = {}
+            for contender in contenders:
+                progress.say(f"batch {batch}: warming up {contender.backend}")
+                run = contender.make(images)
+                run()
+                run()
+                ready[contender.backend] = run
+            slow = {c.backend for c in contenders if c.slow}
+            for backend, times in take_turns(ready, slow, seconds).items():
+                median = statistics.median(times)
+                rows.append(
+                    {
+                        "name": name,
+                        "backend": backend,
+                        "batch": batch,
+                        "threads": threads,
+                        "latency_ms": {"median": 1e3 * median, "p90": 1e3 * float(np.quantile(times, 0.9))},
+                        "images_per_second": batch / median,
+                        "rounds": len(times),
+                        "peak_rss_bytes": None,
+                    }
+                )
+    if folder is not None:
+        for row in rows:
+            if row["backend"] == "int":
+                row["peak_rss_bytes"] = engine_rss(folder, row["batch"], threads)
+    profile = {} if engine is None else engine.profile(example(network.card.preprocess, 1))
+    return rows, profile
+
+
+def example(preprocess: Preprocess, batch: int) -> np.ndarray:
+    """Images of noise in the range of real ones."""
+    shape = (batch, preprocess.channels, preprocess.image_size, preprocess.image_size)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
+    """Everything that can run the network here. All torch ones use our fp32 scan, the reference a Python loop."""
+    plain = without_quantizers(network)
+
+    def eager(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
+        return lambda images: lambda: autocast(plain, torch.from_numpy(images), dtype)
+
+    def compiled(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
+        def make(images: np.ndarray) -> Run:
+            torch._dynamo.reset()
+            run = torch.compile(lambda x: autocast(plain, x, dtype))
+            return lambda: run(torch.from_numpy(images))
+
+        return make
+
+    def reference(images: np.ndarray) -> Run:
+        def run() -> object:
+            with naive_ops():
+                return plain(torch.from_numpy(images))
+
+        return run
+
+    found = [] if engine is None else [Contender("int", lambda images: lambda: engine(images))]
+    return [
+        *found,
+        Contender("eager-fp32", eager(torch.float32)),
+        Contender("eager-bf16", eager(torch.bfloat16)),
+        Contender("compile-fp32", compiled(torch.float32)),
+        Contender("compile-bf16", compiled(torch.bfloat16)),
+        Contender("plain-pytorch", reference, slow=True),
+    ]
+
+
+def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        result: torch.Tensor = network(images)
+        return result
+
+
+def without_quantizers(network: Any) -> Any:
+    """The same network with nothing quantized: its speed is that of the FP32 model."""
+    for _, site in named_sites(network):
+        site.quantizer = None
+    return network.eval()
+
+
+@contextlib.contextmanager
+def naive_ops() -> Iterator[None]:
+    """Every op as its readable loop: what a user without kernels would run."""
+    before = os.environ.get("VISQ_OPS")
+    os.environ["VISQ_OPS"] = "naive"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VISQ_OPS"]
+        else:
+            os.environ["VISQ_OPS"] = before
+
+
+@contextlib.contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_turns(runs: dict[str, Run], slow: set[str], seconds: float) -> dict[str, list[float]]:
+    """Seconds of every call, round after round until each contender had its time."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    active = set(runs)
+    while active:
+        for name, run in runs.items():
+            if name not in active:
+                continue
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+            enough = 3 if name in slow else ROUNDS
+            if len(times[name]) >= enough and (name in slow or sum(times[name]) >= seconds):
+                active.discard(name)
+    return times
+
+
+_RSS = """
+import resource, sys
+import numpy as np
+import visq.runtime.cpu
+from visq.runtime import load_engine
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+folder, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+before = peak()
+engine = load_engine(folder, threads=threads)
+p = engine.preprocess
+engine(np.zeros((batch, p.channels, p.image_size, p.image_size), np.float32))
+print(peak() - before)
+"""
+
+
+def engine_rss(folder: Path, batch: int, threads: int) -> int | None:
+    """Peak memory of a fresh process that loads the artifact and runs it, above what importing the engine takes."""
+    arguments = [sys.executable, "-c", _RSS, str(folder), str(batch), str(threads)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None

@@ -1,0 +1,68 @@
+"""`visq bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visq.cli import options
+from visq.cli.output import Output, megabytes
+
+
+def bench(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="An artifact's folder or a model's name.")],
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes with commas between them.")] = "1,8",
+    threads: options.Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Time for each contender and batch size.")] = 3.0,
+    backends: Annotated[
+        str | None,
+        typer.Option("--backends", help="Only these: int, eager-fp32, eager-bf16, compile-fp32, compile-bf16, ..."),
+    ] = None,
+    json_to: options.JsonTo = None,
+) -> None:
+    """Time the integer engine beside PyTorch eager and compiled, fp32 and bf16, and the plain reference."""
+    output = Output(json_to)
+    import torch
+
+    from visq.analysis.bench import bench as measure
+    from visq.analysis.machine import machine, versions
+    from visq.artifact import artifact_bytes, is_artifact
+    from visq.models import load_model
+
+    count = threads or torch.get_num_threads()
+    folder = Path(target)
+    subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
+    rows, profile = measure(
+        subject,
+        batches=options.integers("--batch", batch),
+        threads=count,
+        seconds=seconds,
+        backends=None if backends is None else backends.split(","),
+        progress=output.progress,
+    )
+    fastest = {row["batch"]: row["latency_ms"]["median"] for row in rows if row["backend"] == rows[0]["backend"]}
+    lines = [
+        (
+            row["backend"],
+            str(row["batch"]),
+            f"{row['latency_ms']['median']:.2f}",
+            f"{row['latency_ms']['p90']:.2f}",
+            f"{row['images_per_second']:.1f}",
+            f"{row['latency_ms']['median'] / fastest[row['batch']]:.2f}",
+        )
+        for row in rows
+    ]
+    output.say(f"{rows[0]['name']}, {count} threads" if rows else "nothing was measured")
+    output.table(("backend", "batch", "median ms", "p90 ms", "images/s", f"x {rows[0]['backend']}"), lines)
+    if profile:
+        total = sum(profile.values())
+        parts = ", ".join(f"{kind} {ms:.2f} ms ({100 * ms / total:.0f} %)" for kind, ms in profile.items())
+        output.say(f"engine, batch 1, by operation: {parts}")
+    size = artifact_bytes(folder) if isinstance(subject, Path) else None
+    if size is not None:
+        output.say(f"{megabytes(size)} on disk")
+    output.emit(
+        {"rows": rows, "engine_profile_ms": profile, "bytes": size, "machine": machine(), "versions": versions()}
+    )

@@ -1,0 +1,20 @@
+"""The engine's definition in NumPy, image by image: the oracle of the fast kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visq.ops import backends
+from visq.runtime.scan import FixedScan
+from visq.runtime.scan import fixed_scan as definition
+
+
+@backends.register("fixed_scan", "naive")
+def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: FixedScan) -> Tensor:
+    """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
+    arrays = [x.detach().cpu().numpy() for x in (u, delta, B)]
+    integers = C.detach().cpu().numpy().astype(np.int64)
+    ys = [definition(scan, *image) for image in zip(*arrays, integers, strict=True)]
+    return torch.from_numpy(np.stack(ys)).to(u.device) if ys else torch.empty_like(u)

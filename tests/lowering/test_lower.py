@@ -1,0 +1,147 @@
+"""From a quantized model to its program: the same function, integers where the recipe allows, errors that say what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import visq
+import visq.data
+from visq.lowering import LoweringError, lower
+from visq.models import VisionMamba, create_model
+from visq.models.layers import Linear
+from visq.quant.site import named_sites
+from visq.recipes import get_recipe, list_recipes
+from visq.runtime.bundle import Bundle, read_bundle
+from visq.runtime.forms import IntegerLinear, form_of, reason
+from visq.runtime.oracle import Oracle
+from visq.runtime.program import Program, Scan, inputs
+
+GEOMETRY = dict(image_size=28, patch_size=9, stride=9, channels=1, embed_dim=16, depth=1, d_state=4, num_classes=10)
+FAMILIES = sorted({recipe.family for recipe in list_recipes() if recipe.family != "fp32"})
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionMamba:
+    torch.manual_seed(0)
+    model = create_model("vim", **GEOMETRY)
+    model.card = visq.load_model("vim_nano_fmnist").card
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    dataset = visq.data.open_dataset("fashion-mnist", visq.load_model("vim_nano_fmnist").card.preprocess, split="test")
+    return next(iter(dataset.subset(4, 0).batches(4)))[0]
+
+
+def quantized(model: VisionMamba, recipe: str, folder: Path) -> tuple[VisionMamba, Program, Bundle]:
+    import copy
+
+    visq.quantize(copy.deepcopy(model), recipe, "fashion-mnist", samples=4, out=folder)
+    simulation = visq.load(folder)
+    bundle = read_bundle(folder)
+    assert bundle.config.program is not None, bundle.config.no_program
+    return simulation, bundle.config.program, bundle
+
+
+@pytest.mark.parametrize("scope", ["linear", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
+    family: str, scope: str, model: VisionMamba, images: Tensor, tmp_path: Path
+) -> None:
+    names = {recipe.name for recipe in list_recipes()}
+    name = next((n for n in (f"{family}-w8a8-{scope}", f"{family}-w8a8") if n in names), None)
+    if name is None or get_recipe(name).scope_name != scope:
+        pytest.skip(f"{family} has no scope {scope}")
+    simulation, program, bundle = quantized(model, name, tmp_path / "a")
+    with torch.no_grad():
+        expected = simulation(images).numpy()
+        fp32 = model.eval()(images).numpy()
+    found = Oracle(program, bundle)(images.numpy())
+    # The engine may be off by roundings that fall the other way, a small part of what quantization itself changes.
+    assert np.abs(found - expected).mean() < 0.5 * np.abs(expected - fp32).mean() + 1e-5
+
+
+def test_scope_full_is_integers_everywhere(model: VisionMamba, tmp_path: Path) -> None:
+    _, program, bundle = quantized(model, "kscaled-w4a4", tmp_path / "a")
+    forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
+    assert {name: reason(form) for name, form in forms.items() if reason(form)} == {}
+    assert isinstance(forms["head"], IntegerLinear) and isinstance(forms["patch_embed.proj"], IntegerLinear)
+
+
+def test_scope_linear_says_what_is_left_in_float(model: VisionMamba, tmp_path: Path) -> None:
+    _, program, bundle = quantized(model, "kscaled-w8a8-linear", tmp_path / "a")
+    why = {operation.name: reason(form_of(program, operation, bundle)) for operation in program.operations}
+    assert why["layers.0.mixer.in_proj"] is None and why["layers.0.mixer.dt_proj_b"] is None
+    assert why["layers.0.mixer.conv1d"] == why["head"] == "the input is not quantized"
+    assert why["layers.0.mixer.scan"] == "not quantized: delta, C, Abar, Bbar, h"
+
+
+def test_the_branches_share_the_rows_of_the_image(model: VisionMamba) -> None:
+    program = lower(model.eval())
+    scans = [operation.source for operation in program.operations if isinstance(operation.source, Scan)]
+    assert [scan.reverse for scan in scans] == [False, True] * GEOMETRY["depth"]
+    assert all(program.tensors[name].reverse for scan in scans if scan.reverse for name in inputs(scan))
+
+
+def test_an_fp32_model_has_a_program_too(model: VisionMamba, images: Tensor) -> None:
+    """Without quantizers the program is the network in float32, exact but for the order of sums."""
+    program = lower(model.eval())
+    parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+    class Parameters(Bundle):
+        def __init__(self) -> None:
+            self.tensors, self._made = parameters, {}
+
+        def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
+            return self.parameter(name)
+
+    found = Oracle(program, Parameters())(images.numpy())
+    with torch.no_grad():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
+class Branching(VisionMamba):
+    def classify(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor]:
+        return (torch.sin(super().classify(hidden, residual)[0]),)
+
+
+class Doubled(VisionMamba):
+    def classify(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor]:
+        return super().classify(hidden + hidden.flip(1), residual)
+
+
+class Transposed(VisionMamba):
+    def classify(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor]:
+        return super().classify(hidden.transpose(1, 2), residual)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(Branching, "sin"), (Doubled, "runs the other way"), (Transposed, "transpose")],
+)
+def test_what_the_engine_cannot_do_is_named(network: type[VisionMamba], message: str, model: VisionMamba) -> None:
+    with pytest.raises(LoweringError, match=message):
+        lower(network(model.config).eval())
+
+
+def linears(model: nn.Module) -> Iterator[str]:
+    yield from (name for name, module in model.named_modules() if isinstance(module, Linear))
+
+
+def test_every_linear_of_the_network_is_in_the_program(model: VisionMamba) -> None:
+    names = {operation.name for operation in lower(model.eval()).operations}
+    assert set(linears(model)) <= names
+    assert len(list(named_sites(model))) > 0
+
+
+def test_the_program_survives_json(model: VisionMamba) -> None:
+    program = lower(model.eval())
+    assert Program.model_validate(program.to_json()) == program

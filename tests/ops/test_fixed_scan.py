@@ -1,0 +1,149 @@
+"""The scan in fixed point: the C++ kernel against the NumPy definition, and both against the ideal quantized scan."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visq import ops
+from visq.errors import VisqError
+from visq.ops import _native, backends
+from visq.ops.fixed_scan import cpp
+from visq.quant.codebook import power
+from visq.quant.deployed import ScanPlan
+from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.spec import Granularity, Named, Spec
+from visq.runtime.scan import FixedScan
+
+ISAS = _native.present_isas()
+
+
+class Case:
+    """A scan with every operand quantized, its plan, and its inputs."""
+
+    def __init__(
+        self, bits: int = 8, batch: int = 2, length: int = 9, channels: int = 20, states: int = 5, seed: int = 0,
+        table: bool = False, asymmetric: bool = False, jump: float = 1.0,
+    ) -> None:  # fmt: skip
+        g = torch.Generator().manual_seed(seed)
+        self.A = -torch.exp(torch.randn(channels, states, generator=g))
+        high = 2 ** (bits - 1) - 1
+        delta_spec = Spec(bits=bits, signed=False, granularity=Granularity(kind="channel"))
+        scale = torch.rand(channels, generator=g) * 0.5 / (2 * high) + 1e-3
+        self.delta_quantizer = Quantizer(delta_spec, scale, axis=-1)
+        zero = torch.tensor([float(high)]) if asymmetric else None
+        self.C_quantizer = Quantizer(Spec(bits=bits, symmetric=not asymmetric), torch.tensor([3.0 / high]), zero)
+        codebook = Named(name="power") if table else Named(name="uniform")
+        abar_table = 1 - power(bits, False, 0.5).flip(0) if table else None
+        abar_scale = torch.ones(1) if table else torch.tensor([1 / (2 * high + 1)])
+        self.abar = Quantizer(Spec(bits=bits, signed=False, codebook=codebook), abar_scale, table=abar_table)
+        bbar_table = power(bits, True, 0.5) if table else None
+        bbar_scale = torch.tensor([1.0]) if table else torch.tensor([1.0 / high])
+        self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table)
+        step = torch.linspace(0.05, 0.08, length) * 127 / high
+        step[length // 2 :] /= jump
+        state_spec = Spec(bits=bits, granularity=Granularity(kind="step"))
+        self.h = StateQuantizer(state_spec, step, torch.rand(channels, generator=g) + 0.5, torch.ones(states))
+        self.u = torch.randn(batch, length, channels, generator=g)
+        self.delta = self.delta_quantizer(torch.rand(batch, length, channels, generator=g))
+        self.B = torch.randn(batch, length, states, generator=g)
+        self.C = self.C_quantizer(torch.randn(batch, length, states, generator=g))
+        self.length = length
+
+    def plan(self) -> FixedScan:
+        found = ScanPlan().get(
+            self.length, self.A, self.delta_quantizer, self.C_quantizer, self.abar, self.bbar, self.h
+        )
+        assert found is not None
+        return found
+
+    def run(self, name: str) -> np.ndarray:
+        integers = self.C_quantizer.integers(self.C)
+        function = backends.implementation("fixed_scan", name)
+        return function(self.u, self.delta, self.B, integers, self.plan()).numpy()
+
+    def ideal(self) -> np.ndarray:
+        quantizers = {"abar": self.abar, "bbar": self.bbar, "state": self.h}
+        arguments = {name: quantizer.scan_argument() for name, quantizer in quantizers.items()}
+        return ops.quantized_scan(self.u, self.delta, self.A, self.B, self.C, **arguments).numpy()
+
+
+needs_extension = pytest.mark.skipif(not _native.available()[0], reason="the C++ extension is not installed")
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject) -> None:
+    case = Case(
+        bits=data.draw(st.sampled_from([2, 3, 4, 6, 8])),
+        batch=data.draw(st.integers(1, 3)),
+        length=data.draw(st.sampled_from([1, 2, 7, 17])),
+        channels=data.draw(st.sampled_from([1, 3, 16, 17, 40])),
+        states=data.draw(st.sampled_from([1, 2, 5, 8, 16])),
+        seed=data.draw(st.integers(0, 1000)),
+        table=data.draw(st.booleans()),
+        asymmetric=data.draw(st.booleans()),
+        jump=data.draw(st.sampled_from([0.2, 1.0, 1.9, 3.0, 100.0])),
+    )
+    with _native.use_isa(isa):
+        assert np.array_equal(case.run("cpp"), case.run("naive"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("table", [False, True])
+def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, table: bool) -> None:
+    """Fixed point adds little to what quantizing adds anyway: the error against FP32 grows by less than a tenth."""
+    case = Case(bits=bits, batch=8, length=40, channels=32, states=8, table=table)
+    exact = ops.selective_scan(case.u, case.delta, case.A, case.B, case.C).numpy()
+    ideal, fixed = (float(np.square(y - exact).mean()) for y in (case.ideal(), case.run("naive")))
+    assert fixed < 1.1 * ideal + 1e-6
+
+
+@needs_extension
+def test_threads_and_batches_do_not_matter() -> None:
+    case = Case(batch=5)
+    expected, threads = case.run("cpp"), torch.get_num_threads()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            assert np.array_equal(case.run("cpp"), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_plan_follows_its_quantizers() -> None:
+    case, plan = Case(), ScanPlan()
+    parts = (case.delta_quantizer, case.C_quantizer, case.abar, case.bbar, case.h)
+    first = plan.get(case.length, case.A, *parts)
+    assert plan.get(case.length, case.A.clone(), *parts) is first
+    assert plan.get(case.length, 2 * case.A, *parts) is not first
+    second = plan.get(case.length, case.A, *parts)
+    with torch.no_grad():
+        case.h.step.mul_(2)
+    assert plan.get(case.length, case.A, *parts) is not second
+    assert plan.get(case.length, case.A, case.delta_quantizer, None, case.abar, case.bbar, case.h) is None
+
+
+@needs_extension
+def test_packed_kernels_go_with_their_parameters() -> None:
+    before = len(cpp._KERNELS)
+    case = Case()
+    scan = case.plan()
+    ops.fixed_scan(case.u, case.delta, case.B, case.C_quantizer.integers(case.C), scan)
+    assert len(cpp._KERNELS) == before + 1
+    del scan
+    gc.collect()
+    assert len(cpp._KERNELS) == before
+
+
+def test_shapes_are_checked() -> None:
+    case = Case()
+    with pytest.raises(VisqError, match=r"B must be \[B, L, N\]"):
+        ops.fixed_scan(case.u, case.delta, case.B[:, 1:], case.C, case.plan())
