@@ -117,7 +117,6 @@ def test_artifacts(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFi
     evaluate = ("eval", workplace.artifact, "--data", workplace.images)
     assert "images of 16 pixels, not 24" in refused(capfd, *evaluate, "--image-size", 24)
     assert "holds no FP32 weights" in refused(capfd, *evaluate, "--backend", "fp32")
-    assert "comes with the integer engine" in refused(capfd, *evaluate, "--backend", "int")
     assert "--mean" in refused(capfd, *evaluate, "--mean", "0.5")
     assert "neither" in refused(capfd, "eval", tmp_path / "nowhere", "--data", workplace.images)
     assert "exists" in refused(capfd, *quantize(workplace, workplace.artifact.parent, name="artifact"))

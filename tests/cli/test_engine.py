@@ -1,0 +1,108 @@
+"""`visq predict`, `visq bench` and `visq eval --backend int`, as users run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import visq
+from tests.cli.conftest import Workplace, environment, visq_command, visq_here
+from visq.errors import VisqError
+
+
+def test_the_engine_agrees_with_the_simulation(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ("eval", workplace.artifact, "--data", workplace.images, "--json", "-")
+    simulated, deployed = (json.loads(visq_here(capfd, *command, "--backend", name)) for name in ("sim", "int"))
+    assert deployed["backend"] == "int" and list(deployed["kernels"]) == ["engine"]
+    assert abs(deployed["top1"] - simulated["top1"]) <= 100 / simulated["n"]
+    assert {key: deployed[key] for key in ("recipe", "scope", "n", "bytes")} == {
+        key: simulated[key] for key in ("recipe", "scope", "n", "bytes")
+    }
+
+
+def test_predict_names_the_classes(workplace: Workplace, tmp_path: Path) -> None:
+    images = sorted(workplace.images.rglob("*.png"))[:3]
+    done = visq_command("predict", workplace.artifact, *images, "--top", 2, "--json", tmp_path / "p.json")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = json.loads((tmp_path / "p.json").read_text())["predictions"]
+    engine = visq.load(workplace.artifact, backend="int")
+    for image, row, line in zip(images, rows, done.stdout.splitlines(), strict=True):
+        assert row["image"] == str(image) and line.startswith(f"{image}: {row['top'][0]['name']} ")
+        expected = engine.predict([image.read_bytes()], top=2)[0]
+        assert [entry["index"] for entry in row["top"]] == [prediction.index for prediction in expected]
+        assert row["top"][0]["probability"] >= row["top"][1]["probability"] > 0
+
+
+def test_predict_of_what_is_no_image(workplace: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for image in (tmp_path / "text.png", tmp_path / "missing.png"):
+        done = visq_command("predict", workplace.artifact, image)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and image.name in done.stderr
+
+
+def test_the_runtime_loads_no_torch(workplace: Workplace) -> None:
+    image = next(iter(workplace.images.rglob("*.png")))
+    code = (
+        "import sys, visq; engine = visq.load(sys.argv[1], backend='int'); engine.predict([sys.argv[2]]);"
+        "assert not {'torch', 'visq.calibrate', 'visq.models'} & set(sys.modules), 'imported'"
+    )
+    command = [sys.executable, "-c", code, str(workplace.artifact), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_loads_no_torch_either(workplace: Workplace) -> None:
+    image = next(iter(workplace.images.rglob("*.png")))
+        "import sys; from visq.cli.main import run; assert run(sys.argv[1:]) == 0;"
+        "assert 'torch' not in sys.modules, 'torch'"
+    command = [sys.executable, "-c", code, "predict", str(workplace.artifact), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_images_are_refused(workplace: Workplace) -> None:
+    engine = visq.load(workplace.artifact, backend="int")
+    good = np.zeros((2, 1, 16, 16), np.float32)
+    assert engine(good).shape == (2, 4)
+    for images in (good[0], good.astype(np.float64), good[:, :, :8], good.tolist(), np.full_like(good, np.nan)):
+        with pytest.raises(VisqError, match=r"float32|NaN"):
+            engine(images)
+    assert engine(good[:0]).shape == (0, 4)
+
+
+def test_an_edited_program_is_refused(workplace: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(workplace.artifact, tmp_path / "a")
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    config["program"]["operations"][0]["rows"] += 1
+    (tmp_path / "a/config.json").write_text(json.dumps(config))
+    with pytest.raises(VisqError, match="self_hash"):
+        visq.load(tmp_path / "a", backend="int")
+
+
+def test_grey_16_bit_and_colour_images_are_taken(workplace: Workplace, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / "colour.png")
+    engine = visq.load(workplace.artifact, backend="int")
+    found = engine.predict([tmp_path / name for name in ("grey.png", "deep.png", "colour.png")], top=1)
+    assert len({row[0] for row in found}) == 1
+
+
+def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    backends = "int,eager-fp32,plain-pytorch"
+    document = tmp_path / "b.json"
+    command = ("bench", workplace.artifact, "--batch", "1,2", "--threads", 1, "--seconds", 0.01, "--backends", backends)
+    out = visq_here(capfd, *command, "--json", document)
+    rows = json.loads(document.read_text())["rows"]
+    assert [(row["backend"], row["batch"]) for row in rows] == [(b, n) for n in (1, 2) for b in backends.split(",")]
+    assert all(0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["threads"] == 1 for row in rows)
+    assert all(row["peak_rss_bytes"] >= 0 for row in rows if row["backend"] == "int")
+    assert "plain-pytorch" in out and "by operation" in out
