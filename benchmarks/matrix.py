@@ -35,23 +35,23 @@ FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "si
 FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba"]
 #: In the order of their worth: 4 bits separate the methods, 8 bits are what people deploy.
 PLAN = (
-    ("w4a4", "full", (0,)),
     ("w4a4", "linear", (0,)),
+    ("w4a4", "full", (0,)),
     ("w8a8", "full", (0,)),
-    ("w6a6", "full", (0,)),
-    ("w4a4", "full", (1, 2)),
     ("w8a8", "linear", (0,)),
+    ("w4a4", "full", (1, 2)),
+    ("w4a4", "linear", (1, 2)),
+    ("w6a6", "full", (0,)),
     ("w4a4h8", "full", (0,)),
     ("w4a8", "full", (0,)),
     ("w6a6", "linear", (0,)),
     ("w4a8", "linear", (0,)),
-    ("w4a4", "linear", (1, 2)),
+    ("w8a8", "full", (1, 2)),
+    ("w8a8", "linear", (1, 2)),
     ("w6a6h8", "full", (0,)),
     ("w6a6", "full", (1, 2)),
-    ("w8a8", "full", (1, 2)),
     ("w4a4h8", "full", (1, 2)),
     ("w4a8", "full", (1, 2)),
-    ("w8a8", "linear", (1, 2)),
     ("w6a6", "linear", (1, 2)),
     ("w4a8", "linear", (1, 2)),
     ("w6a6h8", "full", (1, 2)),
@@ -64,9 +64,9 @@ def recipe_name(family: str, bits: str, scope: str) -> str:
     return get_recipe(f"{family}-{bits}-{scope}").name
 
 
-def plan(families: list[str]) -> Iterator[tuple[str, int]]:
+def plan(families: list[str], scopes: list[str]) -> Iterator[tuple[str, int]]:
     """(recipe, seed), most telling first."""
-    for bits, scope, seeds in PLAN:
+    for bits, scope, seeds in (step for step in PLAN if step[1] in scopes):
         for seed in seeds:
             for family in families:
                 # The linears of qmamba are plain OMSE: its scope linear is the row of omse.
@@ -93,7 +93,7 @@ def work(args: argparse.Namespace) -> None:
     subject = Subject(model, open_dataset(args.data, card.preprocess, split="calib"), test)
     cache = args.out.with_suffix(".rows.jsonl")
     claims = Path(tempfile.gettempdir()) / f"visq-matrix-{(card.checkpoint_sha256 or '')[:12]}"
-    for name, seed in plan(args.families):
+    for name, seed in plan(args.families, args.scopes):
         if time.strftime("%H:%M") >= args.until or (name, seed) in finished(cache, card.checkpoint_sha256):
             continue
         with claim(claims, f"{name}.{seed}") or open("/dev/null") as held:
@@ -234,6 +234,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--families", nargs="+", default=FAMILIES)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--scopes", nargs="+", default=["linear", "full"])
     parser.add_argument("--until", default="24:00", help="no new cell after this time of the day (HH:MM)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix")
     arguments = parser.parse_args()
