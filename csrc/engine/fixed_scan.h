@@ -8,6 +8,7 @@ namespace visq::engine {
 
 // A step adds up in units of 2^-kPoint of a code of the state.
 constexpr int kPoint = 19;
+constexpr int kLockstep = 4;  // registers advanced together
 
 // Scratch of a scan, one for each thread: beta and C of all steps, [L][N] shorts each, then the state of W channels.
 struct ScanRoom {
@@ -37,17 +38,16 @@ void prepare_fixed_scan(const Operation& op, const Frame& f) {
   for (int64_t s = 0; s < p.L; ++s) {
     const int64_t t = scan_row(p.L, p.reverse, s);
     const uint8_t* codes = f.row<uint8_t>(C, t);
-    const float zero = C.codes->zero_token[t];
-    for (int64_t n = 0; n < p.N; ++n) {
-      const float code = n < C.width ? static_cast<float>(codes[n]) - (C.codes->zero ? C.codes->zero[0] : zero) : 0.0f;
-      room.C[s * p.N + n] = static_cast<int16_t>(code);
-    }
+    const int zero = static_cast<int>(C.codes->zero_token[t]);
+    for (int64_t n = 0; n < C.width; ++n) room.C[s * p.N + n] = static_cast<int16_t>(codes[n] - zero);
+    if (p.N > C.width) room.C[s * p.N + C.width] = 0;
     for (int64_t n = 0; n < p.N; n += V::W) {
       const auto x = B.codes ? decode<V>(*B.codes, t, n, f.row<uint8_t>(B, t) + n) : V::load(f.row<float>(B, t) + n);
       V::store(values, to_short<V>(V::mul(x, V::set1(p.beta_scale))));
-      for (int64_t i = 0; i < V::W && n + i < p.N; ++i)
-        room.beta[s * p.N + n + i] = n + i < B.width ? static_cast<int16_t>(values[i]) : 0;
+      for (int64_t i = 0; i < V::W && n + i < B.width; ++i)
+        room.beta[s * p.N + n + i] = static_cast<int16_t>(values[i]);
     }
+    if (p.N > B.width) room.beta[s * p.N + B.width] = 0;
   }
 }
 
@@ -76,31 +76,75 @@ struct ScanConstants {
   }
 };
 
-// Abar times `decay`.
-template <class V, bool kTable>
-VISQ_INLINE typename Lanes<V>::S abar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d,
-                                        typename Lanes<V>::S a, typename Lanes<V>::S decay) {
+// Several registers in lockstep: one alone is a long chain of dependent instructions.
+#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+
+// Abar times `decay`, of 2 U states.
+template <class V, int U, bool kTable>
+VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d, const uint16_t* a,
+                        typename Lanes<V>::S decay, typename Lanes<V>::S* out) {
   using K = Lanes<V>;
-  const auto high = K::mulhi_u(d, a), low = K::mullo(d, a);
-  const auto f = K::and_(K::join(high, low, k.join, k.rest), k.fraction);
-  auto t = K::sub(k.c3, K::mulhrs(f, k.c4));
-  t = K::sub(k.c2, K::mulhrs(f, t));
-  t = K::sub(k.c1, K::mulhrs(f, t));
-  const auto value = K::shr_each(K::sub(k.one, K::mulhrs(f, t)), K::shr(high, k.whole));
-  if (kTable) return K::mulhrs(K::pick16(p.abar_lut, value), decay);
-  const auto code = K::shr(K::add(K::mulhrs(value, k.abar_inverse), k.abar_round), k.abar_fraction);
-  return K::mulhrs(K::shl(K::min_u(code, k.abar_high), k.abar_up), decay);
+  typename K::S high[U], f[U], t[U];
+  VISQ_EACH high[j] = K::mulhi_u(d, K::sload(a + j * 2 * V::W));
+  VISQ_EACH f[j] = K::mullo(d, K::sload(a + j * 2 * V::W));
+  VISQ_EACH f[j] = K::and_(K::join(high[j], f[j], k.join, k.rest), k.fraction);
+  VISQ_EACH t[j] = K::sub(k.c3, K::mulhrs(f[j], k.c4));
+  VISQ_EACH t[j] = K::sub(k.c2, K::mulhrs(f[j], t[j]));
+  VISQ_EACH t[j] = K::sub(k.c1, K::mulhrs(f[j], t[j]));
+  VISQ_EACH t[j] = K::sub(k.one, K::mulhrs(f[j], t[j]));
+  VISQ_EACH t[j] = K::shr_each(t[j], K::shr(high[j], k.whole));
+  if (kTable) {
+    VISQ_EACH out[j] = K::mulhrs(K::pick16(p.abar_lut, t[j]), decay);
+    return;
+  }
+  VISQ_EACH t[j] = K::add(K::mulhrs(t[j], k.abar_inverse), k.abar_round);
+  VISQ_EACH t[j] = K::min_u(K::shr(t[j], k.abar_fraction), k.abar_high);
+  VISQ_EACH out[j] = K::mulhrs(K::shl(t[j], k.abar_up), decay);
 }
 
-template <class V, bool kTable>
-VISQ_INLINE typename Lanes<V>::S bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d,
-                                        typename Lanes<V>::S beta) {
+template <class V, int U, bool kTable>
+VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d, const int16_t* beta,
+                        typename Lanes<V>::S* out) {
   using K = Lanes<V>;
-  const auto value = K::mulhrs(d, beta);
-  if (kTable) return K::pick16(p.bbar_lut, K::add(value, k.lut_base));
-  const auto code = K::sra(K::adds(value, k.bbar_round), k.bbar_fraction);
-  return K::shl(K::min(K::max(code, k.bbar_low), k.bbar_high), k.bbar_up);
+  VISQ_EACH out[j] = K::mulhrs(d, K::spair(beta + j * 2));
+  if (kTable) {
+    VISQ_EACH out[j] = K::pick16(p.bbar_lut, K::add(out[j], k.lut_base));
+    return;
+  }
+  VISQ_EACH out[j] = K::sra(K::adds(out[j], k.bbar_round), k.bbar_fraction);
+  VISQ_EACH out[j] = K::shl(K::min(K::max(out[j], k.bbar_low), k.bbar_high), k.bbar_up);
 }
+
+// What is common to the states of a step.
+template <class V>
+struct ScanStep {
+  typename Lanes<V>::S d, g, decay;
+  typename Lanes<V>::Count lift;
+};
+
+// One step of 2 U states: their share of y.
+template <class V, int U, bool kAbarTable, bool kBbarTable>
+VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants<V>& k, const ScanStep<V>& s,
+                                         const uint16_t* a, const int16_t* beta, const int16_t* C, int16_t* state,
+                                         typename Lanes<V>::I sum) {
+  using K = Lanes<V>;
+  typename K::S kept[U], drive[U], q[U];
+  abar16<V, U, kAbarTable>(p, k, s.d, a, s.decay, kept);
+  bbar16<V, U, kBbarTable>(p, k, s.d, beta, drive);
+  const auto half = K::iset1(1 << (kPoint - 1));
+  VISQ_EACH q[j] = K::shl(K::sload(state + j * 2 * V::W), s.lift);
+  // q Abar + Bbar u in 32 bits: one multiply-add of the pairs (q, Bbar) and (Abar, u) for each state.
+  typename K::I first[U], second[U];
+  VISQ_EACH first[j] = K::dot16(half, K::zip_low(q[j], drive[j]), K::zip_low(kept[j], s.g));
+  VISQ_EACH second[j] = K::dot16(half, K::zip_high(q[j], drive[j]), K::zip_high(kept[j], s.g));
+  VISQ_EACH q[j] = K::template narrow<kPoint>(first[j], second[j]);
+  VISQ_EACH q[j] = K::min(K::max(q[j], k.state_low), k.state_high);
+  VISQ_EACH K::sstore(state + j * 2 * V::W, q[j]);
+  VISQ_EACH sum = K::dot16(sum, q[j], K::spair(C + j * 2));
+  return sum;
+}
+
+#undef VISQ_EACH
 
 // W channels from c on, all steps.
 template <class V, bool kAbarTable, bool kBbarTable>
@@ -109,36 +153,32 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
   const FixedScan& p = op.fixed_scan;
   const Tensor &u = f.tensors[op.inputs[0]], &delta = f.tensors[op.inputs[1]];
   const ScanRoom room = scan_room(p, f.scratch);
-  const int64_t pairs = p.N / 2;
+  const int64_t L = p.L, N = p.N, width = 2 * V::W;
   const ScanConstants<V> k(p);
-  const uint16_t* a = p.a + c * p.N;
+  const uint16_t* a = p.a + c * N;
   const auto input_channel = V::load(p.input_channel + c), y_channel = V::load(p.y_channel + c);
-  const auto half = K::iset1(1 << (kPoint - 1));
   float* out = reinterpret_cast<float*>(f.arena + op.y_offset) + c;
-  for (int64_t i = 0; i < pairs * 2 * V::W; ++i) room.state[i] = 0;
-  for (int64_t s = 0; s < p.L; ++s) {
-    const int64_t t = scan_row(p.L, p.reverse, s);
+  for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
+  for (int64_t s = 0; s < L; ++s) {
+    const int64_t t = scan_row(L, p.reverse, s);
+    // In float32 where the simulation runs this scan alone (Engine::run_scan).
     const auto delta_t = delta.codes ? decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c)
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
-    const auto d = K::both(V::max(to_short<V>(V::mul(delta_t, V::set1(p.delta_scale))), V::zero()));
-    const auto g = K::both(to_short<V>(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s]))));
-    const auto decay = K::sset1(p.decay[s]);
-    const auto lift = K::count(p.lift[s]);
+    ScanStep<V> step;
+    step.d = K::both(V::max(to_short<V>(V::mul(delta_t, V::set1(p.delta_scale))), V::zero()));
+    step.g = K::both(to_short<V>(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s]))));
+    step.decay = K::sset1(p.decay[s]);
+    step.lift = K::count(p.lift[s]);
+    const int16_t *beta = room.beta + s * N, *C = room.C + s * N;
     auto sum = K::izero();
-    for (int64_t n = 0; n < pairs; ++n) {
-      int16_t* state = room.state + n * 2 * V::W;
-      const auto kept = abar16<V, kAbarTable>(p, k, d, K::sload(a + n * 2 * V::W), decay);
-      const auto drive = bbar16<V, kBbarTable>(p, k, d, K::spair(room.beta + s * p.N + 2 * n));
-      // q Abar + Bbar u in 32 bits: one multiply-add of the pairs (q, Bbar) and (Abar, u) for each state.
-      const auto lifted = K::shl(K::sload(state), lift);
-      const auto first = K::dot16(half, K::zip_low(lifted, drive), K::zip_low(kept, g));
-      const auto second = K::dot16(half, K::zip_high(lifted, drive), K::zip_high(kept, g));
-      const auto next = K::template narrow<kPoint>(first, second);
-      const auto q = K::min(K::max(next, k.state_low), k.state_high);
-      K::sstore(state, q);
-      sum = K::dot16(sum, q, K::spair(room.C + s * p.N + 2 * n));
-    }
+    int64_t n = 0;  // pairs of states
+    for (; n + kLockstep <= N / 2; n += kLockstep)
+      sum = advance<V, kLockstep, kAbarTable, kBbarTable>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
+                                                          room.state + n * width, sum);
+    for (; n < N / 2; ++n)
+      sum = advance<V, 1, kAbarTable, kBbarTable>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
+                                                  room.state + n * width, sum);
     const auto y = V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s]));
     V::store(out + t * p.C, y);
   }

@@ -60,8 +60,10 @@ def test_the_runtime_loads_no_torch(workplace: Workplace) -> None:
 
 def test_the_command_loads_no_torch_either(workplace: Workplace) -> None:
     image = next(iter(workplace.images.rglob("*.png")))
+    code = (
         "import sys; from visq.cli.main import run; assert run(sys.argv[1:]) == 0;"
         "assert 'torch' not in sys.modules, 'torch'"
+    )
     command = [sys.executable, "-c", code, "predict", str(workplace.artifact), str(image)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
