@@ -10,29 +10,48 @@ VISQ_INLINE typename V::T clamp(typename V::T x, typename V::T low, typename V::
   return V::max(V::min(x, high), low);
 }
 
-template <class V>
-VISQ_INLINE typename V::T exp2(typename V::T x) {
-  x = clamp<V>(x, V::set1(-126.0f), V::set1(126.0f));
-  const auto whole = V::rint(x), r = V::sub(x, whole);
-  auto p = V::set1(kExp2[0]);
-  for (int i = 1; i < kExp2Terms; ++i) p = V::add(V::mul(p, r), V::set1(kExp2[i]));
-  p = V::add(V::mul(p, r), V::set1(1.0f));
-  return V::mul(p, Lanes<V>::pow2(whole));
+// U vectors in lockstep, in place: one alone is a long chain of dependent instructions.
+#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+
+template <class V, int U>
+VISQ_INLINE void exp2(typename V::T* x) {
+  typename V::T whole[U], p[U];
+  VISQ_EACH x[j] = clamp<V>(x[j], V::set1(-126.0f), V::set1(126.0f));
+  VISQ_EACH whole[j] = V::rint(x[j]);
+  VISQ_EACH x[j] = V::sub(x[j], whole[j]);
+  VISQ_EACH p[j] = V::add(V::mul(V::set1(kExp2[0]), x[j]), V::set1(kExp2[1]));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[2]));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[3]));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[4]));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(1.0f));
+  VISQ_EACH x[j] = V::mul(p[j], Lanes<V>::pow2(whole[j]));
 }
 
-template <class V>
-VISQ_INLINE typename V::T silu(typename V::T x) {
-  const auto e = exp2<V>(V::mul(Lanes<V>::neg(x), V::set1(kLog2e)));
-  return V::div(x, V::add(V::set1(1.0f), e));
+template <class V, int U>
+VISQ_INLINE void silu(typename V::T* x) {
+  typename V::T e[U];
+  VISQ_EACH e[j] = V::mul(Lanes<V>::neg(x[j]), V::set1(kLog2e));
+  exp2<V, U>(e);
+  VISQ_EACH x[j] = V::div(x[j], V::add(V::set1(1.0f), e[j]));
 }
 
-template <class V>
-VISQ_INLINE typename V::T softplus(typename V::T x) {
-  const auto t = exp2<V>(V::mul(Lanes<V>::neg(V::abs(x)), V::set1(kLog2e)));
-  const auto s = V::div(t, V::add(V::set1(2.0f), t)), square = V::mul(s, s);
-  auto p = V::set1(static_cast<float>(2.0 / 13));
-  for (int k = 11; k > 0; k -= 2) p = V::add(V::mul(p, square), V::set1(static_cast<float>(2.0 / k)));
-  return V::add(V::max(x, V::zero()), V::mul(s, p));
+template <class V, int U>
+VISQ_INLINE void softplus(typename V::T* x) {
+  typename V::T s[U], square[U], p[U];
+  VISQ_EACH s[j] = V::mul(Lanes<V>::neg(V::abs(x[j])), V::set1(kLog2e));
+  exp2<V, U>(s);
+  VISQ_EACH s[j] = V::div(s[j], V::add(V::set1(2.0f), s[j]));
+  VISQ_EACH square[j] = V::mul(s[j], s[j]);
+  const auto artanh = [](int k) __attribute__((always_inline)) { return V::set1(static_cast<float>(2.0 / k)); };
+  VISQ_EACH p[j] = V::add(V::mul(artanh(13), square[j]), artanh(11));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], square[j]), artanh(9));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], square[j]), artanh(7));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], square[j]), artanh(5));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], square[j]), artanh(3));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], square[j]), artanh(1));
+  VISQ_EACH x[j] = V::add(V::max(x[j], V::zero()), V::mul(s[j], p[j]));
 }
+
+#undef VISQ_EACH
 
 }  // namespace visq::engine

@@ -87,12 +87,29 @@ VISQ_INLINE void map(const float* x, float* out, int64_t width, F f) {
   for (int64_t c = 0; c < width; c += V::W) V::store(out + c, f(V::load(x + c), c));
 }
 
+// Four vectors at a time; f(Number<how many>, vectors).
+template <class V, class F>
+VISQ_INLINE void map_lockstep(const float* x, float* out, int64_t width, F f) {
+  int64_t c = 0;
+  for (; c + 4 * V::W <= width; c += 4 * V::W) {
+    typename V::T v[4] = {V::load(x + c), V::load(x + c + V::W), V::load(x + c + 2 * V::W), V::load(x + c + 3 * V::W)};
+    f(Number<4>{}, v);
+    for (int j = 0; j < 4; ++j) V::store(out + c + j * V::W, v[j]);
+  }
+  for (; c < width; c += V::W) {
+    typename V::T v[1] = {V::load(x + c)};
+    f(Number<1>{}, v);
+    V::store(out + c, v[0]);
+  }
+}
+
 template <class V>
 VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const float* x, const float* y, float* out) {
   using T = typename V::T;
   switch (s.op) {
-    case Step::kSilu: return map<V>(x, out, s.width, [](T v, int64_t) { return silu<V>(v); });
-    case Step::kSoftplus: return map<V>(x, out, s.width, [](T v, int64_t) { return softplus<V>(v); });
+    case Step::kSilu: return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { silu<V, decltype(u)::value>(v); });
+    case Step::kSoftplus:
+      return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { softplus<V, decltype(u)::value>(v); });
     case Step::kNeg: return map<V>(x, out, s.width, [](T v, int64_t) { return Lanes<V>::neg(v); });
     case Step::kAdd: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::add(v, V::load(y + c)); });
     case Step::kMul: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::mul(v, V::load(y + c)); });
@@ -109,12 +126,7 @@ VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const floa
       return map<V>(x, out, s.width, [k](T v, int64_t) { return V::mul(v, k); });
     }
     case Step::kRmsNorm: return rms_norm<V>(s, x, out);
-    case Step::kRound: {
-      // Codes lie in the tail of `out` while they are decoded from the front on: four times narrower, never overtaken.
-      uint8_t* codes = reinterpret_cast<uint8_t*>(out) + 3 * padded(s.width);
-      encode_row<V>(*s.codes, row, x, s.width, codes);
-      return decode_row<V>(*s.codes, row, codes, s.width, out);
-    }
+    case Step::kRound: return round_row<V>(*s.codes, row, x, s.width, out);
     case Step::kStore: {
       const Tensor& t = f.tensors[s.tensor];
       if (t.codes) return encode_row<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row));

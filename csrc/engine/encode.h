@@ -53,6 +53,29 @@ VISQ_INLINE void decode_row(const Quantizer& q, int64_t row, const uint8_t* code
   }
 }
 
+// decode(encode(x)): `out` may not overlap x.
+template <class V>
+VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int64_t width, float* out) {
+  if (q.table) {
+    const typename V::Lookup value{q.table, q.thresholds, q.thresholds_count};
+    const auto inverse = V::set1(q.inverse_token[row]), step = V::set1(q.step_token[row]);
+    for (int64_t c = 0; c < width; c += V::W) {
+      const auto v = value(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), inverse));
+      V::store(out + c, V::mul(V::mul(v, V::load(q.step + c)), step));
+    }
+    return;
+  }
+  const auto inverse = V::set1(q.inverse_token[row]), step = V::set1(q.step_token[row]);
+  const auto low = V::set1(q.low), high = V::set1(q.high);
+  auto zero = V::set1(q.zero ? 0.0f : q.zero_token[row]);
+  for (int64_t c = 0; c < width; c += V::W) {
+    if (q.zero) zero = V::load(q.zero + c);
+    const auto v = V::rint(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), inverse));
+    const auto code = V::sub(clamp<V>(V::add(v, zero), low, high), zero);
+    V::store(out + c, V::mul(V::mul(code, V::load(q.step + c)), step));
+  }
+}
+
 // Row `row` of a tensor as floats: in place where it holds floats, else decoded into `room`.
 template <class V>
 VISQ_INLINE const float* float_row(const Frame& f, const Tensor& t, int64_t row, float* room) {

@@ -41,7 +41,9 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
     const float *B = float_row<V>(f, Bs, t, B_room), *C = float_row<V>(f, Cs, t, C_room);
     auto y = V::zero();
     for (int64_t n = 0; n < p.N; ++n) {
-      const auto decay = round_abar(exp2<V>(V::mul(delta_t, V::load(p.A + at + n * kChannels))));
+      auto decay = V::mul(delta_t, V::load(p.A + at + n * kChannels));
+      exp2<V, 1>(&decay);
+      decay = round_abar(decay);
       const auto drive = round_bbar(V::mul(delta_t, V::set1(B[n])));
       const auto exact = V::add(V::mul(decay, V::load(state + n * V::W)), V::mul(drive, u_t));
       auto kept = exact;
