@@ -1,9 +1,9 @@
 """The integer engine against the simulation: top-1 of both on all test images and how many predictions agree.
 
-    python benchmarks/engine_agreement.py [--model vim_nano_fmnist] [--data fashion-mnist] [--recipes a,b,...] [--samples 256]
+    python benchmarks/engine_agreement.py [--model NAME] [--data fashion-mnist] [--recipes a,b,...] [--samples 256]
 
-Each recipe is calibrated once (seed 0), saved, loaded again by both, and run on the whole test set. Finished recipes are
-kept in benchmarks/results/engine_agreement.json, so that an interrupted run goes on where it stopped.
+Each recipe is calibrated once (seed 0), saved, loaded again by both, and run on the whole test set. Finished recipes
+are kept in benchmarks/results/engine_agreement.json, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def bench(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of latency by backend and batch, and the engine's profile.
 
-    Contenders take turns, so that a busy machine hurts all alike; each is warmed up first; medians and 90th percentiles.
+    Contenders take turns, so that a busy machine hurts all alike; each is warmed up first.
 
     Arguments:
         target: an artifact's folder, or an FP32 model (without the engine then).

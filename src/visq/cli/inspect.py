@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from visq.cli import options
+from visq.cli.evaluate import engine_report
 from visq.cli.output import Output
 from visq.cli.quantize import report
 
@@ -18,14 +19,19 @@ def inspect(
 ) -> None:
     """Check an artifact completely and print what it holds."""
     output = Output(json_to)
-    from visq.artifact import load
+    from visq.artifact import load, verify
+    from visq.runtime import load_engine
 
+    config = verify(folder)
     model = load(folder)
-    config = model.artifact
     calibration = config.provenance.calibration
     output.say(f"{config.provenance.model}, checkpoint {config.provenance.checkpoint_sha256 or 'of random weights'}")
     output.say(f"recipe {config.recipe.name} ({config.recipe.title}), scope {config.recipe.scope_name}")
     if calibration is not None:
         output.say(f"calibrated on {calibration.images} images of {calibration.data}, seed {calibration.seed}")
     output.say(f"written by visq {config.visq_version}, schema {config.schema_version}; everything in it was checked")
+    if config.program is None:
+        output.say(f"no integer program: {config.no_program or 'written by an older visq'}")
+    else:
+        engine_report(output, load_engine(folder))
     report(output, folder, model, {})
