@@ -40,7 +40,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise VisqError(f"preprocess.channels must be 1 or 3, not {self.channels}")
-        if self.interpolation not in _RESAMPLING:
+        if not isinstance(self.interpolation, str) or self.interpolation not in _RESAMPLING:
             raise VisqError(f"preprocess.interpolation must be bicubic or bilinear, not {self.interpolation!r}")
         if self.crop != "center":
             raise VisqError(f"preprocess.crop must be center, not {self.crop!r}")

@@ -14,6 +14,7 @@ from safetensors.numpy import load as safetensors_load
 from visq.artifact.packing import unpack
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, read_config
 from visq.errors import VisqError
+from visq.recipes.schema import first_problem
 from visq.runtime.arithmetic import Floats, Ints
 from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer, make_factor, make_quantizer, make_state
@@ -89,7 +90,10 @@ class Bundle:
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset).astype(np.int64)
-        quantizer = make_quantizer(name, record.quantizer, parts)
+        try:
+            quantizer = make_quantizer(name, record.quantizer, parts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise VisqError(f"sites.{name}.quantizer cannot be read: {first_line(error)}") from error
         if quantizer.table is not None:
             rows = (-1,) + (1,) * (codes.ndim - 1)
             values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
@@ -109,8 +113,16 @@ class Bundle:
             record = self.config.sites.get(site)
             if record is None or record.kind != kind:
                 raise VisqError(f"the program names site {site}, which the artifact does not quantize")
-            self._made[key] = make(site, record.quantizer, self._parts(site))
+            try:
+                self._made[key] = make(site, record.quantizer, self._parts(site))
+            except (ValueError, KeyError, TypeError) as error:
+                raise VisqError(f"sites.{site}.quantizer cannot be read: {first_line(error)}") from error
         return self._made[key]
+
+
+def first_line(error: Exception) -> str:
+    """What is wrong, in one line."""
+    return first_problem(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
 
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"

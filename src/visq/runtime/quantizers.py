@@ -168,7 +168,16 @@ def make_factor(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Fac
     return Factor(spec.bits, spec.qmin, spec.qmax, scale[0], table)
 
 
+#: Parts that are scales, hence positive.
+_POSITIVE = ("scale", "smooth", "step", "channel", "state")
+
+
 def _vector(name: str, parts: dict[str, Any], part: str) -> Floats:
-    if part not in parts or parts[part].ndim != 1:
+    if part not in parts or parts[part].ndim != 1 or parts[part].size == 0:
         raise VisqError(f"{name}.{part} is missing or is no vector")
-    return parts[part].astype(np.float32)
+    values: Floats = parts[part].astype(np.float32)
+    if not np.isfinite(values).all() or (part in _POSITIVE and not (values > 0).all()):
+        raise VisqError(f"{name}.{part} holds values that no scale has")
+    if part == "table" and (values.size > 256 or (np.diff(values) < 0).any()):
+        raise VisqError(f"{name}.table must hold at most 256 ascending values")
+    return values
