@@ -429,6 +429,14 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   p.bbar_lut = bbar_lut.size ? keep(bbar_lut, bbar_lut.size) : nullptr;
   for (int64_t i = 0; i < abar_lut.size; ++i) need(abar_lut.at(i) >= 0, "a scan's table is out of range");
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
+  const int state_bits = s.state_high < 1 ? 0 : 32 - __builtin_clz(static_cast<unsigned>(s.state_high)) + 1;
+  const int largest_code =
+      s.abar_fraction ? ((((32767 * s.abar_inverse + (1 << 14)) >> 15) + (1 << (s.abar_fraction - 1))) >> s.abar_fraction) : 0;
+  p.state_up = 16 - state_bits;
+  p.common = !abar_lut.size && !bbar_lut.size && s.abar_fraction == 15 - s.abar_bits && largest_code <= s.abar_high &&
+             state_bits >= 2 && s.state_high == (1 << (state_bits - 1)) - 1 && s.state_low == -(1 << (state_bits - 1)) &&
+             s.bbar_fraction == 12 - s.bbar_bits && p.N * 32768 * largest < (int64_t{1} << 31);
+  for (int64_t t = 0; t < L; ++t) p.common = p.common && lift.at(t) >= 4;
   p.input_channel = keep(input_channel, p.C), p.y_channel = keep(y_channel, p.C);
   p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
   p.decay = keep(decay, L), p.lift = keep(lift, L);

@@ -98,12 +98,17 @@ struct Lanes<VecScalar> {
   VISQ_INLINE I dot16(I sum, S a, S b) {
     return iadd(sum, iadd(a.v[0] * b.v[0], a.v[1] * b.v[1]));  // wraps as the instruction does
   }
-  // Pairs of a lane of each for dot16, and the two sums back into lanes, shifted right (they fit).
+  VISQ_INLINE int16_t saturated(I x) { return static_cast<int16_t>(x > 32767 ? 32767 : x < -32768 ? -32768 : x); }
+  // Pairs of a lane of each for dot16, and the two sums back into lanes, shifted right and saturated.
+  template <int kShift>
+  VISQ_INLINE I isra(I a) {
+    return a >> kShift;
+  }
   VISQ_INLINE S zip_low(S a, S b) { return {{a.v[0], b.v[0]}}; }
   VISQ_INLINE S zip_high(S a, S b) { return {{a.v[1], b.v[1]}}; }
   template <int kShift>
   VISQ_INLINE S narrow(I low, I high) {
-    return {{static_cast<int16_t>(low >> kShift), static_cast<int16_t>(high >> kShift)}};
+    return {{saturated(low >> kShift), saturated(high >> kShift)}};
   }
 };
 
@@ -189,6 +194,10 @@ struct Lanes<VecAvx2> {
     return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
   }
   VISQ_INLINE I dot16(I sum, S a, S b) { return dot(sum, a, b); }
+  template <int kShift>
+  VISQ_INLINE I isra(I a) {
+    return _mm256_srai_epi32(a, kShift);
+  }
   VISQ_INLINE S zip_low(S a, S b) { return _mm256_unpacklo_epi16(a, b); }
   VISQ_INLINE S zip_high(S a, S b) { return _mm256_unpackhi_epi16(a, b); }
   template <int kShift>
@@ -268,6 +277,10 @@ struct Lanes512 {
     const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(at, _mm512_set1_epi32(0xffff)), table, 2);
     const __m512i odd = _mm512_i32gather_epi32(_mm512_srli_epi32(at, 16), table, 2);
     return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
+  }
+  template <int kShift>
+  VISQ_INLINE I isra(I a) {
+    return _mm512_srai_epi32(a, kShift);
   }
   VISQ_INLINE S zip_low(S a, S b) { return _mm512_unpacklo_epi16(a, b); }
   VISQ_INLINE S zip_high(S a, S b) { return _mm512_unpackhi_epi16(a, b); }

@@ -82,6 +82,10 @@ struct FixedScan {
   const int16_t *decay, *lift;  // [L]
   int state_low, state_high;
   const float *y_channel, *y_step;
+  // No tables; Abar's code is the high bits of its 15 and stays in range by itself; the state's codes are all of
+  // -2^(b-1) .. 2^(b-1) - 1, b = 16 - state_up.
+  bool common;
+  int state_up;
 };
 
 // How Abar or Bbar is rounded in the scan in float32.
