@@ -108,7 +108,8 @@ class ArtifactConfig(Strict):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with a fresh self-hash."""
-        values = self.model_dump(mode="json", exclude={"program"})
+        values = self.model_dump(mode="json", exclude={"program", "sites"})
+        values["sites"] = {name: site.model_dump(mode="json", exclude_none=True) for name, site in self.sites.items()}
         values["program"] = None if self.program is None else self.program.to_json()
         values["self_hash"] = self_hash(values)
         return values

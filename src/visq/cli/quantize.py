@@ -94,7 +94,7 @@ def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> N
     output.say(f"{folder}: {megabytes(size)}, {size / parameters:.3f} bytes for each of {parameters:,} parameters")
     output.emit(
         {
-            **config.model_dump(mode="json"),
+            **config.to_json(),
             "coverage": rows,
             "bytes": size,
             "parameters": parameters,

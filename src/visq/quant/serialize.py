@@ -20,7 +20,7 @@ def quantizer_to_parts(quantizer: SiteQuantizer) -> tuple[dict[str, Any], dict[s
     tensors = dict(quantizer.named_buffers())
     assert isinstance(quantizer, (Quantizer, StateQuantizer))
     kind = next(kind for kind, cls in _KINDS.items() if type(quantizer) is cls)
-    meta: dict[str, Any] = {"kind": kind, "spec": quantizer.spec.model_dump()}
+    meta: dict[str, Any] = {"kind": kind, "spec": quantizer.spec.model_dump(exclude_defaults=True)}
     if isinstance(quantizer, StateQuantizer):
         meta["read_quantized"] = quantizer.read_quantized
     else:
