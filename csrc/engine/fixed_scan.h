@@ -8,7 +8,7 @@ namespace visq::engine {
 
 // A step adds up in units of 2^-kPoint of a code of the state.
 constexpr int kPoint = 19;
-constexpr int kLockstep = 4;  // registers advanced together
+constexpr int kLockstep = 2;  // registers advanced together
 
 // Scratch of a scan, one for each thread: beta and C of all steps, [L][N] shorts each, then the state of W channels.
 struct ScanRoom {
@@ -191,9 +191,11 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
   const auto input_channel = V::load(p.input_channel + c), y_channel = V::load(p.y_channel + c);
   float* out = reinterpret_cast<float*>(f.arena + op.y_offset) + c;
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
-  for (int64_t s = 0; s < L; ++s) {
+  const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
     const int64_t t = scan_row(L, p.reverse, s);
-    const auto delta_t = decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c);
+    // float32 where the simulation runs this scan alone (Engine::run_scan, tests/ops/test_fixed_scan.py): do not assume codes.
+    const auto delta_t = delta.codes ? decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c)
+                                     : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
     ScanStep<V> step;
     step.d = K::both(V::max(to_short<V>(V::mul(delta_t, V::set1(p.delta_scale))), V::zero()));
@@ -201,6 +203,12 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
     step.decay = K::sset1(p.decay[s]);
     // The common form has 4 bits less before the sum, and its codes are `state_up` bits too high.
     step.lift = K::count(kIsCommon ? p.state_up + 4 - p.lift[s] : p.lift[s]);
+    return step;
+  };
+  ScanStep<V> next = make_step(0);
+  for (int64_t s = 0; s < L; ++s) {
+    const ScanStep<V> step = next;
+    next = make_step(s + 1 < L ? s + 1 : s);  // early: what it waits for passes while the states are advanced
     const int16_t *beta = room.beta + s * N, *C = room.C + s * N;
     auto sum = K::izero();
     int64_t n = 0;  // pairs of states
@@ -211,7 +219,7 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
       sum = advance<V, 1, kForm, kStateBits>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
                                              room.state + n * width, sum);
     if (kIsCommon) sum = K::template isra<16 - kStateBits>(sum);
-    V::store(out + t * p.C, V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s])));
+    V::store(out + scan_row(L, p.reverse, s) * p.C, V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s])));
   }
 }
 

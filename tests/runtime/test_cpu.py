@@ -414,3 +414,11 @@ def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_engine_does_not_import_torch() -> None:
     code = "import sys, visq.runtime.cpu; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_scan_alone_takes_delta_in_float32() -> None:
+    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_scan): delta and u are float32 tensors there."""
+    from tests.ops.test_fixed_scan import Case
+
+    case = Case()
+    assert np.array_equal(case.run("cpp"), case.run("naive"))
