@@ -8,7 +8,7 @@ namespace visq::engine {
 
 // A step adds up in units of 2^-kPoint of a code of the state.
 constexpr int kPoint = 19;
-constexpr int kLockstep = 2;  // registers advanced together
+constexpr int kLockstep = 4;  // registers advanced together
 
 // Scratch of a scan, one for each thread: beta and C of all steps, [L][N] shorts each, then the state of W channels.
 struct ScanRoom {

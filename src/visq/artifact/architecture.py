@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from visq.artifact.schema import Architecture
 from visq.errors import VisqError
@@ -50,17 +48,5 @@ def skeleton(architecture: Architecture, max_depth: int) -> Any:
         if not 0 <= value <= (max_depth if key == "depth" else LARGEST):
             raise VisqError(f"architecture.geometry.{key} is {value}, which no weights in the file can belong to")
     config = override(config_class(), geometry)
-    with torch.device("meta"), _LinspaceOnCpu():
+    with torch.device("meta"):
         return network(config).eval()
-
-
-class _LinspaceOnCpu(TorchFunctionMode):
-    """Constructors read the values of their linspace, which a tensor on the meta device does not have."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)

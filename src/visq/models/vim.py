@@ -180,7 +180,8 @@ class VisionMamba(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.embed_dim))
-        rates = [0.0, *torch.linspace(0, config.drop_path, config.depth).tolist()]
+        # The public code's: the first two blocks drop nothing, the last but one step of a linear rise is the last rate.
+        rates = [0.0, *(config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth))]
         self.layers = nn.ModuleList(Block(config, rates[i]) for i in range(config.depth))
         self.drop_path = DropPath(config.drop_path)
         self.norm_f = RMSNorm(config.embed_dim)
