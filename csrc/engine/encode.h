@@ -5,14 +5,31 @@
 
 namespace visq::engine {
 
-template <class V, bool kZeroByChannel>
+// x * inverse, without the factors that are 1.
+template <class V>
+VISQ_INLINE typename V::T scaled(const Quantizer& q, typename V::T token, const float* x, int64_t c) {
+  auto v = V::load(x + c);
+  if (q.by_channel) v = V::mul(v, V::load(q.inverse + c));
+  return q.by_token ? V::mul(v, token) : v;
+}
+
+template <class V>
 VISQ_INLINE void encode_uniform(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
   const auto token = V::set1(q.inverse_token[row]), low = V::set1(q.low), high = V::set1(q.high);
-  auto zero = V::set1(kZeroByChannel ? 0.0f : q.zero_token[row]);
-  for (int64_t c = 0; c < width; c += V::W) {
-    if (kZeroByChannel) zero = V::load(q.zero + c);
-    const auto v = V::rint(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), token));
-    Lanes<V>::to_bytes(out + c, clamp<V>(V::add(v, zero), low, high));
+  auto zero = V::set1(q.zero_token[row]);
+  int64_t c = 0;
+  if (!q.zero) {
+    const int whole = static_cast<int>(q.zero_token[row]), least = static_cast<int>(q.low),
+              most = static_cast<int>(q.high);
+    for (; c + 4 * V::W <= width; c += 4 * V::W) {
+      const typename V::T v[4] = {scaled<V>(q, token, x, c), scaled<V>(q, token, x, c + V::W),
+                                  scaled<V>(q, token, x, c + 2 * V::W), scaled<V>(q, token, x, c + 3 * V::W)};
+      Lanes<V>::round_to_bytes(out + c, v, whole, least, most);
+    }
+  }
+  for (; c < width; c += V::W) {
+    if (q.zero) zero = V::load(q.zero + c);
+    Lanes<V>::to_bytes(out + c, clamp<V>(V::add(V::rint(scaled<V>(q, token, x, c)), zero), low, high));
   }
 }
 
@@ -24,10 +41,8 @@ VISQ_INLINE void encode_row(const Quantizer& q, int64_t row, const float* x, int
     const auto token = V::set1(q.inverse_token[row]);
     for (int64_t c = 0; c < width; c += V::W)
       Lanes<V>::to_bytes(out + c, position(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), token)));
-  } else if (q.zero) {
-    encode_uniform<V, true>(q, row, x, width, out);
   } else {
-    encode_uniform<V, false>(q, row, x, width, out);
+    encode_uniform<V>(q, row, x, width, out);
   }
 }
 
@@ -36,7 +51,8 @@ template <class V>
 VISQ_INLINE typename V::T decode(const Quantizer& q, int64_t row, int64_t c, const uint8_t* codes) {
   const auto zero = q.zero ? V::load(q.zero + c) : V::set1(q.zero_token[row]);
   const auto x = q.table ? Lanes<V>::pick(q.table, codes) : V::sub(Lanes<V>::bytes(codes), zero);
-  return V::mul(V::mul(x, V::load(q.step + c)), V::set1(q.step_token[row]));
+  const auto value = V::mul(x, V::load(q.step + c));
+  return q.by_token ? V::mul(value, V::set1(q.step_token[row])) : value;
 }
 
 template <class V>
@@ -70,9 +86,11 @@ VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int6
   auto zero = V::set1(q.zero ? 0.0f : q.zero_token[row]);
   for (int64_t c = 0; c < width; c += V::W) {
     if (q.zero) zero = V::load(q.zero + c);
-    const auto v = V::rint(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), inverse));
+    const auto v = V::rint(scaled<V>(q, inverse, x, c));
     const auto code = V::sub(clamp<V>(V::add(v, zero), low, high), zero);
-    V::store(out + c, V::mul(V::mul(code, V::load(q.step + c)), step));
+    auto value = code;
+    if (q.by_channel) value = V::mul(value, V::load(q.step + c));
+    V::store(out + c, q.by_token ? V::mul(value, step) : value);
   }
 }
 

@@ -189,6 +189,12 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
   q->width = width, q->rows = rows;
   q->inverse = keep(inverse, width), q->step = keep(step, width);
   q->inverse_token = keep(inverse_token, rows), q->step_token = keep(step_token, rows);
+  q->by_channel = q->by_token = false;
+  for (int64_t c = 0; c < width; ++c) q->by_channel = q->by_channel || inverse.at(c) != 1 || step.at(c) != 1;
+  for (int64_t r = 0; r < rows; ++r) q->by_token = q->by_token || inverse_token.at(r) != 1 || step_token.at(r) != 1;
+  // Codes are made in 16 bits.
+  for (int64_t r = 0; r < rows; ++r)
+    need(zero_token.at(r) >= -16384 && zero_token.at(r) <= 16384, "a zero point is out of range");
   q->zero = zero.size ? keep(zero, width) : nullptr;
   q->zero_token = keep(zero_token, rows);
   q->low = low, q->high = high;

@@ -198,8 +198,8 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
     ScanStep<V> step;
-    step.d = K::both(V::max(to_short<V>(V::mul(delta_t, V::set1(p.delta_scale))), V::zero()));
-    step.g = K::both(to_short<V>(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s]))));
+    step.d = K::max(K::both(V::mul(delta_t, V::set1(p.delta_scale))), K::sset1(0));
+    step.g = K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s])));
     step.decay = K::sset1(p.decay[s]);
     // The common form has 4 bits less before the sum, and its codes are `state_up` bits too high.
     step.lift = K::count(kIsCommon ? p.state_up + 4 - p.lift[s] : p.lift[s]);

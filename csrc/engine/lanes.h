@@ -15,6 +15,14 @@ struct Lanes<VecScalar> {
   static constexpr int kStep = 2;
   VISQ_INLINE T bytes(const uint8_t* p) { return *p; }
   VISQ_INLINE void to_bytes(uint8_t* p, T x) { *p = static_cast<uint8_t>(x); }
+  // Four vectors: clamp(rint(x) + zero, low, high) of whole numbers within 16 bits, 0 <= low, high <= 255. NaN is high.
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
+    for (int j = 0; j < 4; ++j) {
+      const T most = x[j] < 32767.0f ? x[j] : 32767.0f;
+      const int code = static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)) + zero;
+      p[j] = static_cast<uint8_t>(code < low ? low : code > high ? high : code);
+    }
+  }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return table[*at]; }
   VISQ_INLINE T pow2(T n) {
     union { uint32_t bits; float value; } u;
@@ -62,8 +70,11 @@ struct Lanes<VecScalar> {
   VISQ_INLINE void sstore(void* p, S x) { __builtin_memcpy(p, &x, sizeof x); }
   VISQ_INLINE S spair(const int16_t* p) { return sload(p); }
   VISQ_INLINE S sset1(int x) { return {{static_cast<int16_t>(x), static_cast<int16_t>(x)}}; }
-  // Whole numbers in 16 bits, each into both states of its channel.
-  VISQ_INLINE S both(T x) { return sset1(static_cast<int>(x)); }
+  // Rounded to 16 bits, saturated, each into both states of its channel; NaN is 32767.
+  VISQ_INLINE S both(T x) {
+    const T most = x < 32767.0f ? x : 32767.0f;
+    return sset1(static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)));
+  }
   VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
   VISQ_INLINE S sub(S a, S b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   VISQ_INLINE S adds(S a, S b) {
@@ -127,6 +138,19 @@ struct Lanes<VecAvx2> {
     const __m128i shorts = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(shorts, shorts));
   }
+  VISQ_INLINE __m256i rounded(T a, T b) {
+    const T most = _mm256_set1_ps(32767.0f);
+    return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps(a, most)), _mm256_cvtps_epi32(_mm256_min_ps(b, most)));
+  }
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
+    const __m256i z = sset1(zero), least = sset1(low), most = sset1(high);
+    const __m256i a = min(max(adds(rounded(x[0], x[1]), z), least), most);
+    const __m256i b = min(max(adds(rounded(x[2], x[3]), z), least), most);
+    // Packing goes by halves: its 32-bit pieces are out of order.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+  }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm256_i32gather_ps(table, ibytes(at), 4); }
   VISQ_INLINE T pow2(T n) { return VecAvx2::pow2(_mm256_cvttps_epi32(n)); }
   VISQ_INLINE T neg(T x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
@@ -157,8 +181,10 @@ struct Lanes<VecAvx2> {
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
   VISQ_INLINE S both(T x) {
-    const __m256i whole = _mm256_cvttps_epi32(x);
-    return _mm256_blend_epi16(whole, _mm256_slli_epi32(whole, 16), 0xaa);
+    // What lies below 32 bits converts to the least number, what lies above is kept from it.
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(x, _mm256_set1_ps(32767.0f)));
+    const __m256i packed = _mm256_packs_epi32(whole, whole);
+    return _mm256_unpacklo_epi16(packed, packed);
   }
   VISQ_INLINE S add(S a, S b) { return _mm256_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm256_sub_epi16(a, b); }
@@ -221,6 +247,17 @@ struct Lanes512 {
   VISQ_INLINE void to_bytes(uint8_t* p, T x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
   }
+  VISQ_INLINE __m512i rounded(T a, T b) {
+    const T most = _mm512_set1_ps(32767.0f);
+    return _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_min_ps(a, most)), _mm512_cvtps_epi32(_mm512_min_ps(b, most)));
+  }
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
+    const __m512i z = sset1(zero), least = sset1(low), most = sset1(high);
+    const __m512i a = min(max(adds(rounded(x[0], x[1]), z), least), most);
+    const __m512i b = min(max(adds(rounded(x[2], x[3]), z), least), most);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
+  }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm512_i32gather_ps(ibytes(at), table, 4); }
   VISQ_INLINE T pow2(T n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
@@ -253,8 +290,9 @@ struct Lanes512 {
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
   VISQ_INLINE S both(T x) {
-    const __m512i whole = _mm512_cvttps_epi32(x);
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, whole, _mm512_slli_epi32(whole, 16));
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(x, _mm512_set1_ps(32767.0f)));
+    const __m512i packed = _mm512_packs_epi32(whole, whole);
+    return _mm512_unpacklo_epi16(packed, packed);
   }
   VISQ_INLINE S add(S a, S b) { return _mm512_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm512_sub_epi16(a, b); }

@@ -25,6 +25,7 @@ struct Quantizer {
   int64_t width, rows;
   const float *inverse, *step;              // [width]
   const float *inverse_token, *step_token;  // [rows]
+  bool by_channel, by_token;                // whether any of them is not 1
   const float* zero;                        // [width], or nullptr where it goes with the rows
   const float* zero_token;                  // [rows]
   float low, high;

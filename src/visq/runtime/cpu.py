@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from visq.errors import VisqError
 from visq.runtime.arithmetic import LOG2E, Floats
 from visq.runtime.bundle import Bundle
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
 from visq.runtime.program import (
     Binary,
     Concat,
@@ -100,15 +100,16 @@ class CpuEngine:
     ) -> None:
         self.program, self.keep = program, keep
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
-        self.forms = [form_of(program, operation, bundle) for operation in program.operations]
         isa = isa or default_isa()
         if isa not in present_isas():
             raise VisqError(f"instruction set {isa!r} is not available here; available: {', '.join(present_isas())}")
         try:
             self._engine = _C.Engine(isa, program.channels, program.size)
-            self._indices = _Writer(program, bundle, self._engine, self.forms, keep).write()
+            writer = _Writer(program, bundle, self._engine, keep)
+            self._indices = writer.write()
         except ValueError as error:
             raise VisqError(f"the program does not fit its parameters: {error}") from error
+        self.in_float = writer.in_float
         self.classes = program.tensors[program.output].width
 
     @property
@@ -183,8 +184,9 @@ class _Lives:
 class _Writer:
     """Hands a program to the C++ engine, one operation after the other."""
 
-    def __init__(self, program: Program, bundle: Bundle, engine: Any, forms: list[Form], keep: bool) -> None:
-        self.program, self.bundle, self.engine, self.forms, self.keep = program, bundle, engine, forms, keep
+    def __init__(self, program: Program, bundle: Bundle, engine: Any, keep: bool) -> None:
+        self.program, self.bundle, self.engine, self.keep = program, bundle, engine, keep
+        self.in_float: dict[str, str] = {}
         self.quantizers: dict[tuple[str, int, int, bool], int] = {}
         self.tensors: dict[str, int] = {}
         self.arena = _Lives(_LINE)
@@ -239,7 +241,7 @@ class _Writer:
             _need(x is None or x.size == rows, f"{site}: {what} for another number of tokens")
             return np.ascontiguousarray(spread(x, rows, what)[order])
 
-        _need(np.array_equal(np.rint(q.zero), q.zero) and np.abs(q.zero).max() <= 65536, f"{site}: no zero points")
+        _need(np.array_equal(np.rint(q.zero), q.zero) and np.abs(q.zero).max() <= 16000, f"{site}: no zero points")
         zero = (q.zero + np.float32(q.offset)).astype(np.float32)
         across = not q.zero_by_token and zero.size > 1
         table = np.zeros(0, np.float32) if q.table is None else q.table
@@ -269,7 +271,10 @@ class _Writer:
         for name in written:
             self._place(name)
         y = self.arena.take(operation.rows * _pad(operation.width, _LANES) * 4) if _is_scan(operation) else None
-        self._source(operation, self.forms[index], y)
+        form = form_of(self.program, operation, self.bundle)  # dropped at once: the engine has its own packed copy
+        if (why := reason(form)) is not None:
+            self.in_float[operation.name] = why
+        self._source(operation, form, y)
         self._body(operation)
         if self.keep:
             return
