@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+#: Of weights: int8, or int16 where they do not fit.
+Codes = NDArray[np.integer]
 
 LOG2E = np.float32(1.44269504088896341)
 #: 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.

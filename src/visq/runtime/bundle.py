@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as safetensors_load
+from safetensors import SafetensorError, safe_open
 
 from visq.artifact.packing import unpack
-from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, read_config
+from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
 from visq.errors import VisqError
 from visq.recipes.schema import first_problem
-from visq.runtime.arithmetic import Floats, Ints
+from visq.runtime.arithmetic import Codes, Floats
 from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer, make_factor, make_quantizer, make_state
 
-_DTYPES = {"float32": "F32", "uint8": "U8", "int16": "I16"}
+#: By their names in safetensors.
+_DTYPES = {"F32": np.float32, "U8": np.uint8, "I16": np.int16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Weight:
     """A coded weight: codes [N, ...] less their zero point, a scale for each row or one, and what the quantizer
     multiplies its columns by (1 where nothing), in the coordinates of `rotation` if there is one."""
 
-    codes: Ints
+    codes: Codes
     scale: Floats
     smooth: Floats
     rotation: Floats | None = None
@@ -40,11 +42,12 @@ class Weight:
 
 @dataclass
 class Bundle:
-    """Config and tensors of an artifact; quantizers and weights are made on first use and kept."""
+    """Config and tensors of an artifact; quantizers are made on first use and kept, weights each time."""
 
     config: ArtifactConfig
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
     _made: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _by_site: dict[str, list[str]] = field(default_factory=dict)
 
     def quantizer(self, site: str) -> Quantizer:
         return self._once(site, "activation", make_quantizer)
@@ -66,11 +69,7 @@ class Bundle:
         """A weight by the name of its site where it is quantized, or a parameter by its own name."""
         if name not in self.config.sites:
             return self.parameter(name)
-        key = ("weight", name)
-        if key not in self._made:
-            self._made[key] = self._weight(name)
-        weight: Weight | Floats = self._made[key]
-        return weight
+        return self._weight(name)
 
     def parameter(self, name: str) -> Floats:
         if name not in self.tensors or self.tensors[name].dtype != np.float32:
@@ -89,7 +88,7 @@ class Bundle:
         record, parts = self.config.sites[name], self._parts(name)
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
-        codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset).astype(np.int64)
+        codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
         try:
             quantizer = make_quantizer(name, record.quantizer, parts)
         except (ValueError, KeyError, TypeError) as error:
@@ -98,14 +97,18 @@ class Bundle:
             rows = (-1,) + (1,) * (codes.ndim - 1)
             values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
             return values
-        zero = quantizer.zero.astype(np.int64).reshape((-1,) + (1,) * (codes.ndim - 1))
+        codes = codes - quantizer.zero.astype(np.int16).reshape((-1,) + (1,) * (codes.ndim - 1))
+        if codes.size and codes.min() >= -128 and codes.max() <= 127:
+            codes = codes.astype(np.int8)
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
-        return Weight(codes - zero, quantizer.scale, quantizer.smooth, rotation, divisor)
+        return Weight(codes, quantizer.scale, quantizer.smooth, rotation, divisor)
 
     def _parts(self, site: str) -> dict[str, np.ndarray]:
-        prefix = f"{site}."
-        found = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
-        return {part: value for part, value in found.items() if "." not in part}
+        if not self._by_site:
+            for name in self.tensors:
+                owner, _, part = name.rpartition(".")
+                self._by_site.setdefault(owner, []).append(part)
+        return {part: self.tensors[f"{site}.{part}"] for part in self._by_site.get(site, ())}
 
     def _once(self, site: str, kind: str, make: Any) -> Any:
         key = (make.__name__, site)
@@ -138,25 +141,63 @@ def read_bundle(path: Path | str) -> Bundle:
     config = read_config(folder)
     file = folder / TENSOR_FILE
     try:
-        data = file.read_bytes()
+        size = file.stat().st_size
+        if size != config.tensor_file.bytes or file_sha256(file) != config.tensor_file.sha256:
+            raise VisqError(f"{file}: size or sha256 do not match {CONFIG_FILE}; {_DAMAGED}")
+        with safe_open(file, framework="np"):  # it checks that offsets, dtypes and shapes fit the file
+            tensors = StoredTensors(file)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise VisqError(f"{file} is not a valid safetensors file ({error}); {_DAMAGED}") from error
     except OSError as error:
         raise VisqError(f"{file} cannot be read: {error.strerror or error}; {_DAMAGED}") from error
-    if len(data) != config.tensor_file.bytes or hashlib.sha256(data).hexdigest() != config.tensor_file.sha256:
-        raise VisqError(f"{file}: size or sha256 do not match {CONFIG_FILE}; {_DAMAGED}")
-    try:
-        tensors = safetensors_load(data)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise VisqError(f"{file} is not a valid safetensors file ({error}); {_DAMAGED}") from error
-    found = {name: (_DTYPES.get(str(value.dtype)), value.shape) for name, value in tensors.items()}
+    found = tensors.kinds()
     expected = {name: (dtype, tuple(shape)) for name, (dtype, shape) in config.tensors.items()}
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise VisqError(f"{file}: {', '.join(wrong[:5])} are not what {CONFIG_FILE} says; {_DAMAGED}")
+    if strange := sorted(name for name, (dtype, _) in found.items() if dtype not in _DTYPES):
+        raise VisqError(f"{file}: {strange[0]} has a dtype that no artifact has; {_DAMAGED}")
     for name, target in config.shared.items():
         if name in tensors or target not in config.tensors:
             raise VisqError(f"{folder / CONFIG_FILE}: shared.{name}: {target} must be stored, {name} must not")
-        tensors[name] = tensors[target]
+        tensors.share(name, target)
     for name, value in tensors.items():
         if value.dtype == np.float32 and not np.isfinite(value).all():
             raise VisqError(f"{file}: {name} holds NaN or Inf")
     return Bundle(config, tensors)
+
+
+class StoredTensors(Mapping[str, np.ndarray]):
+    """The tensors of a safetensors file, each read when it is asked for: the engine packs what it needs and drops it.
+
+    The file stays open, so that an artifact may be replaced meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        length = int.from_bytes(self._file.read(8), "little")
+        header = json.loads(self._file.read(length))
+        header.pop("__metadata__", None)
+        self._entries = {
+            name: (8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+            for name, entry in header.items()
+        }
+
+    def kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """(dtype, shape) by name."""
+        return {name: (dtype, shape) for name, (_, dtype, shape) in self._entries.items()}
+
+    def share(self, name: str, target: str) -> None:
+        """`name` is another name of `target`."""
+        self._entries[name] = self._entries[target]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        offset, dtype, shape = self._entries[name]
+        self._file.seek(offset)
+        return np.fromfile(self._file, _DTYPES[dtype], math.prod(shape)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

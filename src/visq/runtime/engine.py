@@ -15,13 +15,14 @@ from visq.data.preprocess import Preprocess
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Floats
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.forms import form_of, reason
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program
 
 
 class Executor(Protocol):
     """Runs a program: images [B, channels, size, size] float32, normalized -> logits [B, classes] float32."""
+
+    in_float: dict[str, str]
 
     def __call__(self, images: Floats) -> Floats: ...
 
@@ -57,10 +58,9 @@ class Engine:
             raise VisqError(f"{Path(folder) / CONFIG_FILE}: preprocess does not belong to the program")
         self.program = program
         self.threads = threads or os.cpu_count() or 1
-        reasons = {operation.name: reason(form_of(program, operation, bundle)) for operation in program.operations}
-        self.in_float = {name: why for name, why in reasons.items() if why is not None}
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
+        self.in_float = self._run.in_float
 
     def __call__(self, images: Floats) -> Floats:
         """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.

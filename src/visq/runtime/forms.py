@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visq.errors import VisqError
-from visq.runtime.arithmetic import Floats, Ints
+from visq.runtime.arithmetic import Codes, Floats, Ints
 from visq.runtime.bundle import Bundle, Weight
 from visq.runtime.program import Conv1d, Linear, Operation, Program, Scan
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
@@ -26,7 +26,7 @@ class IntegerLinear:
         zero: [1] or [rows], of bytes.
     """
 
-    weight: Ints
+    weight: Codes
     scale: Floats
     token: Floats | None
     zero: Ints
@@ -46,7 +46,7 @@ class FloatLinear:
 class IntegerConv1d:
     """x[c] = float(sum_k (byte[t-K+1+k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c]; missing rows add nothing."""
 
-    weight: Ints
+    weight: Codes
     scale: Floats
     zero: Ints
     bias: Floats

@@ -9,7 +9,7 @@ import numpy as np
 from visq.runtime import arithmetic
 from visq.runtime.arithmetic import Floats, product
 from visq.runtime.bundle import Bundle
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
 from visq.runtime.program import (
     Binary,
     Concat,
@@ -44,12 +44,15 @@ class Oracle:
     """Runs a program on one image at a time.
 
     Attributes:
+        in_float: why, by operation, of everything that runs in float32.
         tensors: after a run, every tensor of the last image by name: bytes or float32, [rows, width].
     """
 
     def __init__(self, program: Program, bundle: Bundle) -> None:
         self.program, self.bundle = program, bundle
         self.forms: list[Form] = [form_of(program, operation, bundle) for operation in program.operations]
+        reasons = {operation.name: reason(form) for operation, form in zip(program.operations, self.forms, strict=True)}
+        self.in_float = {name: why for name, why in reasons.items() if why is not None}
         self.tensors: dict[str, np.ndarray] = {}
 
     def __call__(self, images: Floats) -> Floats:
