@@ -85,6 +85,7 @@ void bind(nb::module_& m) {
              e.float_scan(u, delta, B, C, y_offset, reverse, array(A), factor(abar), factor(bbar), array(step),
                           array(scale), low, high, read_quantized);
            })
+      .def("join", &Engine::join)
       .def("load", &Engine::load)
       .def("slice", &Engine::slice)
       .def("unary", &Engine::unary)

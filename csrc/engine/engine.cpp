@@ -46,6 +46,17 @@ class FloatMode {
 #endif
 };
 
+bool is_scan(const Operation& op) { return op.kind == Operation::kFixedScan || op.kind == Operation::kFloatScan; }
+
+// About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
+constexpr double kTaskNanoseconds = 3000;
+double row_nanoseconds(const Operation& op) {
+  double width = static_cast<double>(op.width), products = 0;
+  if (op.kind == Operation::kIntLinear) products = width * static_cast<double>(op.int_linear.K) / 200;
+  if (op.kind == Operation::kFloatLinear) products = width * static_cast<double>(op.float_linear.K) / 50;
+  return products + (width + 16) * (1 + static_cast<double>(op.step_count)) / 16;
+}
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -501,6 +512,13 @@ Step& Engine::step(Step::Op kind, int dst, int src, int64_t slot, int64_t room) 
   return building_.back()->steps.back();
 }
 
+void Engine::join() {
+  need(building_.size() > 1 && !finished_, "no operation to join");
+  need(!is_scan(building_.back()->op) && building_.back()->op.rows == building_[building_.size() - 2]->op.rows,
+       "an operation of other rows, or a scan, joins none");
+  building_.back()->joins = true;
+}
+
 void Engine::load(int dst, int index, int64_t row, int64_t slot) {
   const Tensor& t = tensor(index);
   need(row < 0 ? t.rows == current().rows : row < t.rows, "no such row");
@@ -600,13 +618,24 @@ void Engine::finish(int64_t arena_bytes, int output) {
     const int64_t floats = op.tile_floats + op.extra_floats + op.slot_floats * op.body_rows + 256;
     if (floats > scratch_floats_) scratch_floats_ = floats;
     const int index = static_cast<int>(operations_.size());
-    if (op.kind == Operation::kFixedScan || op.kind == Operation::kFloatScan) {
+    if (is_scan(op)) {
       const int64_t blocks = padded(op.width) / kChannels, each = (blocks + kMaxTasks - 1) / kMaxTasks;
-      phases_.push_back({index, true, (blocks + each - 1) / each, each});
+      phases_.push_back({index, index + 1, true, (blocks + each - 1) / each, each});
     }
-    const int64_t tiles = (op.rows + kTile - 1) / kTile, each = (tiles + kMaxTasks - 1) / kMaxTasks * kTile;
-    phases_.push_back({index, false, (op.rows + each - 1) / each, each});
+    if (b->joins)
+      phases_.back().last = index + 1;
+    else
+      phases_.push_back({index, index + 1, false, 0, 0});
     operations_.push_back(op);
+  }
+  for (Phase& phase : phases_) {
+    if (phase.scan) continue;
+    const int64_t rows = operations_[phase.first].rows, tiles = (rows + kTile - 1) / kTile;
+    double cost = 0;
+    for (int op = phase.first; op < phase.last; ++op) cost += row_nanoseconds(operations_[op]);
+    int64_t each = static_cast<int64_t>(kTaskNanoseconds / (cost * kTile)) + 1;
+    if (each < (tiles + kMaxTasks - 1) / kMaxTasks) each = (tiles + kMaxTasks - 1) / kMaxTasks;
+    phase.each = each * kTile, phase.tasks = (rows + phase.each - 1) / phase.each;
   }
   finished_ = true;
 }
@@ -617,7 +646,6 @@ int64_t Engine::output_width() const { return output_ < 0 ? 0 : tensors_[output_
 
 void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task,
                        const float* image) {
-  const Operation& op = operations_[phase.op];
   Frame f = {tensors_.data(), arena, image, channels_, size_, worker.scratch};
   double start = profile_ ? now() : 0;
   const auto charge = [&](double& to) {
@@ -626,22 +654,26 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     to += end - start;
     start = end;
   };
-  const int64_t first = task * phase.rows_each;
+  const int64_t first = task * phase.each;
   if (phase.scan) {
+    const Operation& op = operations_[phase.first];
     if (worker.prepared != serial) kernels_->prepare_scan(op, f);
     worker.prepared = serial;
     const int64_t blocks = padded(op.width) / kChannels;
-    for (int64_t b = first; b < first + phase.rows_each && b < blocks; ++b) kernels_->scan(op, f, b);
+    for (int64_t b = first; b < first + phase.each && b < blocks; ++b) kernels_->scan(op, f, b);
     charge(worker.source_seconds[op.kind]);
     return;
   }
-  const int64_t end = first + phase.rows_each < op.rows ? first + phase.rows_each : op.rows;
+  const int64_t rows = operations_[phase.first].rows, end = first + phase.each < rows ? first + phase.each : rows;
   for (int64_t row = first; row < end; row += kTile) {
     const int64_t count = end - row < kTile ? end - row : kTile;
-    const View view = kernels_->source(op, f, row, count);
-    charge(worker.source_seconds[op.kind]);
-    kernels_->body(op, f, view, row, count);
-    charge(worker.body_seconds[op.kind]);
+    for (int i = phase.first; i < phase.last; ++i) {
+      const Operation& op = operations_[i];
+      const View view = kernels_->source(op, f, row, count);
+      charge(worker.source_seconds[op.kind]);
+      kernels_->body(op, f, view, row, count);
+      charge(worker.body_seconds[op.kind]);
+    }
   }
 }
 

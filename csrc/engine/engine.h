@@ -63,6 +63,10 @@ class Engine {
                   const FactorArrays& bbar, Array<float> step, Array<float> scale, float low, float high,
                   bool read_quantized);
 
+  // The operation at hand may follow the one before tile by tile: of what that and those it follows write, it reads only
+  // the row at hand, and nothing that is written shares memory with what they read.
+  void join();
+
   void load(int dst, int tensor, int64_t row, int64_t slot);
   void slice(int dst, int src, int64_t offset, int64_t width);
   void unary(const std::string& name, int dst, int src, int64_t slot);
@@ -98,9 +102,9 @@ class Engine {
   struct Worker;
   struct Run;
   struct Phase {
-    int op;
-    bool scan;  // the blocks of a scan; otherwise rows
-    int64_t tasks, rows_each;
+    int first, last;  // operations [first, last), tile by tile
+    bool scan;        // the blocks of a scan's channels; otherwise rows
+    int64_t tasks, each;
   };
 
   template <class T>
@@ -131,6 +135,7 @@ class Engine {
     Operation op;
     std::vector<Step> steps;
     std::vector<Part> parts;
+    bool joins = false;
   };
   std::vector<std::unique_ptr<Building>> building_;
   std::vector<Operation> operations_;

@@ -9,7 +9,7 @@
 
 namespace visq::engine {
 
-constexpr int64_t kTile = 12;      // rows a source computes at a time
+constexpr int64_t kTile = 6;      // rows a source computes at a time
 constexpr int64_t kChannels = 16;  // channels of one task of a scan
 constexpr int kRegisters = 256;
 

@@ -191,6 +191,9 @@ class _Writer:
         self.tensors: dict[str, int] = {}
         self.arena = _Lives(_LINE)
         self.offsets: dict[str, int] = {}
+        # What the operations that run together write, and memory to free after them.
+        self.together: set[str] = set()
+        self.unused: list[int] = []
         self.last = self._last_readers()
 
     def write(self) -> dict[str, int]:
@@ -267,7 +270,12 @@ class _Writer:
     # --- operations
 
     def _operation(self, index: int, operation: Operation) -> None:
+        joins = index > 0 and self._joins(operation, self.program.operations[index - 1])
+        if not joins:
+            self._free()
+            self.together.clear()
         written = [step.tensor for step in operation.body if isinstance(step, Store)]
+        self.together.update(written)
         for name in written:
             self._place(name)
         y = self.arena.take(operation.rows * _pad(operation.width, _LANES) * 4) if _is_scan(operation) else None
@@ -275,14 +283,27 @@ class _Writer:
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
         self._source(operation, form, y)
+        if joins:
+            self.engine.join()
         self._body(operation)
-        if self.keep:
-            return
-        if y is not None:
-            self.arena.free(y)
-        for name, last in self.last.items():
-            if last == index:
-                self.arena.free(self.offsets[name])
+        if not self.keep:
+            self.unused += [] if y is None else [y]
+            self.unused += [self.offsets[name] for name, last in self.last.items() if last == index]
+
+    def _joins(self, operation: Operation, before: Operation) -> bool:
+        """Whether an operation may run tile by tile with those it follows: it reads only the row at hand of what they
+        write. Their memory is used again after all of them."""
+        source = operation.source
+        if operation.rows != before.rows or isinstance(source, Scan):
+            return False
+        elsewhere = set() if isinstance(source, Linear) else set(inputs(source))
+        elsewhere |= {step.tensor for step in operation.body if isinstance(step, Load) and step.row is not None}
+        return not elsewhere & self.together
+
+    def _free(self) -> None:
+        for offset in self.unused:
+            self.arena.free(offset)
+        self.unused.clear()
 
     def _source(self, operation: Operation, form: Form, y: int | None) -> None:
         source, engine = operation.source, self.engine
@@ -374,6 +395,8 @@ class _Writer:
         elif isinstance(step, Load):
             decl = self.program.tensors[step.tensor]
             slot = slots.take(step.dst, decl.width)
+            own = {other.tensor for other in operation.body if isinstance(other, Store)}
+            _need(step.row is None or step.tensor not in own, f"a row of {step.tensor}, which is not all written yet")
             engine.load(step.dst, self.tensors[step.tensor], -1 if step.row is None else step.row, slot)
         elif isinstance(step, Binary):
             engine.binary(step.op, step.dst, step.a, step.b, slots.take(step.dst, slots.width[step.a]))
