@@ -8,6 +8,9 @@
 #include <thread>
 
 #include "../threads.h"
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -57,6 +60,22 @@ double row_nanoseconds(const Operation& op) {
   return products + (width + 16) * (1 + static_cast<double>(op.step_count)) / 16;
 }
 
+// Off a processor, for a thread that was woken on it while the leader keeps it busy: where other processes run too, the
+// kernel may leave both there for the length of a run.
+#if defined(__linux__)
+int processor() { return sched_getcpu(); }
+void leave(int busy) {
+  cpu_set_t allowed, others;
+  if (busy < 0 || sched_getcpu() != busy || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+  others = allowed;
+  CPU_CLR(busy, &others);
+  if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int processor() { return -1; }
+void leave(int) {}
+#endif
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -84,7 +103,7 @@ struct Engine::Run {
   int64_t batch, whole;  // the first `whole` images are taken by single threads
   float* out;
   int threads;
-  std::atomic<int> joined{0};
+  std::atomic<int> joined{0}, leader_processor{-1};
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<int64_t> done{0};
 
@@ -131,6 +150,7 @@ struct Engine::Run {
   void lead(int index) {
     Engine& e = engine;
     const int64_t phases = static_cast<int64_t>(e.phases_.size());
+    leader_processor.store(processor());
     if (whole) open(index, 1, whole);
     for (int64_t image = whole; image < batch; ++image) {
       for (int64_t p = 0; p < phases; ++p) open(index, 2 + (image - whole) * phases + p, e.phases_[p].tasks);
@@ -141,6 +161,7 @@ struct Engine::Run {
   }
 
   void help(int index) {
+    leave(leader_processor.load());
     for (int spins = 0; ticket.load(std::memory_order_acquire) != kOver; ++spins) {
       if (take(index)) spins = 0;
       spins < 4000 ? relax() : yield();
