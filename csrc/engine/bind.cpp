@@ -61,14 +61,16 @@ void bind(nb::module_& m) {
       .def("float_linear", [](Engine& e, int64_t rows, int64_t width, int input, In<float> weight,
                               In<float> bias) { e.float_linear(rows, width, input, array(weight), array(bias)); })
       .def("int_conv",
-           [](Engine& e, int input, In<int8_t> weight, In<float> scale, In<int32_t> zero, In<float> bias, bool reverse) {
+           [](Engine& e, int input, In<int8_t> weight, In<float> scale, In<int32_t> zero, In<float> bias,
+              bool reverse) {
              e.int_conv(input, array(weight), array(scale), array(zero), array(bias), reverse);
            })
       .def("float_conv", [](Engine& e, int input, In<float> weight, In<float> bias,
                             bool reverse) { e.float_conv(input, array(weight), array(bias), reverse); })
       .def("fixed_scan",
            [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, In<int32_t> a,
-              In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> input_channel, In<float> input_step, In<int16_t> decay,
+              In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> input_channel, In<float> input_step,
+              In<int16_t> decay,
               In<int16_t> lift, In<float> y_channel, In<float> y_step) {
              const auto i = [&](const char* name) { return number<int>(n, name); };
              const ScanNumbers numbers = {number<float>(n, "delta_scale"), number<float>(n, "beta_scale"), i("shift"),
@@ -110,7 +112,8 @@ void bind(nb::module_& m) {
              e.run(images.data(), batch, out.data(), threads);
            })
       .def("run_scan",
-           [](Engine& e, uintptr_t u, uintptr_t delta, uintptr_t B, uintptr_t C, int64_t batch, uintptr_t y, int threads) {
+           [](Engine& e, uintptr_t u, uintptr_t delta, uintptr_t B, uintptr_t C, int64_t batch, uintptr_t y,
+              int threads) {
              nb::gil_scoped_release release;
              e.run_scan(reinterpret_cast<const float*>(u), reinterpret_cast<const float*>(delta),
                         reinterpret_cast<const float*>(B), reinterpret_cast<const uint8_t*>(C), batch,

@@ -1,4 +1,5 @@
-// Causal depthwise convolution over rows; from the last row to the first where `reverse`. Rows before the first add nothing.
+// Causal depthwise convolution over rows, from the last row to the first where `reverse`; rows before the first add
+// nothing.
 #pragma once
 #include "encode.h"
 

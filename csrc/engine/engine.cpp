@@ -69,7 +69,8 @@ void leave(int busy) {
   if (busy < 0 || sched_getcpu() != busy || sched_getaffinity(0, sizeof allowed, &allowed)) return;
   others = allowed;
   CPU_CLR(busy, &others);
-  if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (!CPU_COUNT(&others) || sched_setaffinity(0, sizeof others, &others)) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
 }
 #else
 int processor() { return -1; }
@@ -94,9 +95,9 @@ struct Engine::Worker {
   }
 };
 
-// Work is published one phase after the other in one word, (generation << 32 | next task << 16 | tasks). Whoever is free
-// takes the next task; the leader goes on when all tasks of a phase are done. A helper that comes late, or never, costs
-// time but is not waited for: only what it has taken is.
+// Work is published one phase after the other in one word, (generation << 32 | next task << 16 | tasks). Whoever is
+// free takes the next task; the leader goes on when all tasks of a phase are done. A helper that comes late, or never,
+// costs time but is not waited for: only what it has taken is.
 struct Engine::Run {
   Engine& engine;
   const float* images;
@@ -213,7 +214,8 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
   need_size(width);
   need_size(rows);
   need(inverse.size == width && step.size == width, "a quantizer's channels do not fit");
-  need(inverse_token.size == rows && step_token.size == rows && zero_token.size == rows, "a quantizer's rows do not fit");
+  need(inverse_token.size == rows && step_token.size == rows && zero_token.size == rows,
+       "a quantizer's rows do not fit");
   need(zero.size == 0 || zero.size == width, "a quantizer's zero points do not fit");
   need(low >= 0 && high <= 255 && low <= high, "codes are not bytes");
   need(table.size <= 256 && thresholds.size == (table.size ? table.size - 1 : 0), "a table does not fit");
@@ -323,7 +325,8 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> we
   const int64_t N = width, K = x.width;
   need_size(N);
   need(x.codes && x.rows == rows && weight.size == N * K, "a linear layer does not fit its input");
-  need(scale.size == N && bias.size == N && token.size == rows && zero.size == rows, "a linear layer's scales do not fit");
+  need(scale.size == N && bias.size == N && token.size == rows && zero.size == rows,
+       "a linear layer's scales do not fit");
   // |byte - zero| <= 2^16 below, so that sums stay inside 32 bits.
   int64_t largest = 255;
   for (int64_t i = 0; i < rows; ++i) {
@@ -405,7 +408,8 @@ void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool 
 
 void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset) {
   const int64_t L = op.rows, D = op.width;
-  for (const int index : {u, delta}) need(tensor(index).rows == L && tensor(index).width == D, "a scan's shapes differ");
+  for (const int index : {u, delta})
+    need(tensor(index).rows == L && tensor(index).width == D, "a scan's shapes differ");
   for (const int index : {B, C})
     need(tensor(index).rows == L && tensor(index).width == tensor(B).width, "a scan's shapes differ");
   op.inputs[0] = u, op.inputs[1] = delta, op.inputs[2] = B, op.inputs[3] = C;
@@ -435,7 +439,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
          "a scan's Abar is out of range");
   if (!bbar_lut.size)
     need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_fraction >= 1 && s.bbar_fraction <= 14 &&
-             s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) && s.bbar_low <= s.bbar_high,
+             s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) &&
+             s.bbar_low <= s.bbar_high,
          "a scan's Bbar is out of range");
   int64_t largest = 255;
   for (int64_t t = 0; t < L; ++t) {
@@ -468,11 +473,12 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   for (int64_t i = 0; i < abar_lut.size; ++i) need(abar_lut.at(i) >= 0, "a scan's table is out of range");
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
   const int state_bits = s.state_high < 1 ? 0 : 32 - __builtin_clz(static_cast<unsigned>(s.state_high)) + 1;
-  const int largest_code =
-      s.abar_fraction ? ((((32767 * s.abar_inverse + (1 << 14)) >> 15) + (1 << (s.abar_fraction - 1))) >> s.abar_fraction) : 0;
+  const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0;
+  const int largest_code = (((32767 * s.abar_inverse + (1 << 14)) >> 15) + half) >> s.abar_fraction;
   p.state_up = 16 - state_bits;
   p.common = !abar_lut.size && !bbar_lut.size && s.abar_fraction == 15 - s.abar_bits && largest_code <= s.abar_high &&
-             state_bits >= 2 && s.state_high == (1 << (state_bits - 1)) - 1 && s.state_low == -(1 << (state_bits - 1)) &&
+             state_bits >= 2 && s.state_high == (1 << (state_bits - 1)) - 1 &&
+             s.state_low == -(1 << (state_bits - 1)) &&
              s.bbar_fraction == 12 - s.bbar_bits && p.N * 32768 * largest < (int64_t{1} << 31);
   for (int64_t t = 0; t < L; ++t) p.common = p.common && lift.at(t) >= 4;
   p.input_channel = keep(input_channel, p.C), p.y_channel = keep(y_channel, p.C);
@@ -816,9 +822,8 @@ const Kernels* kernels_named(const char* name) {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (is("avx512vnni"))
-    return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2") ? avx512vnni_kernels()
-                                                                                                   : nullptr;
+  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+  if (is("avx512vnni")) return avx512 && vnni ? avx512vnni_kernels() : nullptr;
   if (is("avx512")) return avx512 ? avx512_kernels() : nullptr;
   if (is("avx2")) return __builtin_cpu_supports("avx2") ? avx2_kernels() : nullptr;
 #endif

@@ -1,5 +1,5 @@
-// A program made ready to run: it owns all parameters, checks every size and index as operations are added, and runs images
-// on several threads. visq.runtime.cpu builds it.
+// A program made ready to run: it owns all parameters, checks every size and index as operations are added, and runs
+// images on several threads. visq.runtime.cpu builds it.
 #pragma once
 #include <atomic>
 #include <cstdlib>
@@ -53,18 +53,19 @@ class Engine {
   void int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
                   Array<int32_t> zero, Array<float> bias);
   void float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias);
-  void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias, bool reverse);
+  void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
+                bool reverse);
   void float_conv(int input, Array<float> weight, Array<float> bias, bool reverse);
   void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
                   Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> input_channel,
                   Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift, Array<float> y_channel,
                   Array<float> y_step);
-  void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A, const FactorArrays& abar,
-                  const FactorArrays& bbar, Array<float> step, Array<float> scale, float low, float high,
-                  bool read_quantized);
+  void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
+                  const FactorArrays& abar, const FactorArrays& bbar, Array<float> step, Array<float> scale, float low,
+                  float high, bool read_quantized);
 
-  // The operation at hand may follow the one before tile by tile: of what that and those it follows write, it reads only
-  // the row at hand, and nothing that is written shares memory with what they read.
+  // The operation at hand may follow the one before tile by tile: of what that and those it follows write, it reads
+  // only the row at hand, and nothing that is written shares memory with what they read.
   void join();
 
   void load(int dst, int tensor, int64_t row, int64_t slot);
@@ -85,7 +86,8 @@ class Engine {
   void run(const float* images, int64_t batch, float* out, int threads);
 
   // A program of one fixed-point scan alone: u, delta [batch, L, C], B [batch, L, N] float32 and C as bytes -> y.
-  void run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y, int threads);
+  void run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y,
+                int threads);
 
   // The rows of a tensor after a run, of the last image; only where nothing else took its memory.
   void read_tensor(int tensor, void* out, int64_t bytes);

@@ -60,7 +60,7 @@ struct ScanConstants {
   Count whole, join, rest, abar_fraction, abar_up, bbar_fraction, bbar_up;
   S c1, c2, c3, c4, one;
   S abar_inverse, abar_round, abar_high, bbar_round, bbar_low, bbar_high, state_low, state_high, lut_base;
-  // Of the common form, see FixedScan::common: codes where they lie in a register, instead of shifted down and up again.
+  // Of the common form, see FixedScan::common: codes where they lie in a register, not shifted down and up again.
   S abar_mask, bbar_mask, bbar_least, bbar_most, state_mask;
 
   explicit ScanConstants(const FixedScan& p) {
@@ -85,12 +85,16 @@ struct ScanConstants {
 // Several registers in lockstep: one alone is a long chain of dependent instructions.
 #define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
 
-// How the codes of Abar, Bbar and the state are made. kCommon needs what FixedScan::common says and gives the same bits as
-// kUniform in fewer instructions.
+// How the codes of Abar, Bbar and the state are made. kCommon needs what FixedScan::common says and gives the same bits
+// as kUniform in fewer instructions.
 enum class ScanForm { kCommon, kUniform, kAbarTable, kBbarTable, kBothTables };
 
-VISQ_SHARED constexpr bool abar_table(ScanForm form) { return form == ScanForm::kAbarTable || form == ScanForm::kBothTables; }
-VISQ_SHARED constexpr bool bbar_table(ScanForm form) { return form == ScanForm::kBbarTable || form == ScanForm::kBothTables; }
+VISQ_SHARED constexpr bool abar_table(ScanForm form) {
+  return form == ScanForm::kAbarTable || form == ScanForm::kBothTables;
+}
+VISQ_SHARED constexpr bool bbar_table(ScanForm form) {
+  return form == ScanForm::kBbarTable || form == ScanForm::kBothTables;
+}
 
 // Abar times `decay`, of 2 U states.
 template <class V, int U, ScanForm kForm>
@@ -145,7 +149,7 @@ struct ScanStep {
   typename Lanes<V>::Count lift;
 };
 
-// One step of 2 U states: their share of y. In the common form states lie in the high bits of a lane; so does the share.
+// One step of 2 U states: their share of y. In the common form states lie in the high bits of a lane; so does y.
 template <class V, int U, ScanForm kForm, int kStateBits>
 VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants<V>& k, const ScanStep<V>& s,
                                          const uint16_t* a, const int16_t* beta, const int16_t* C, int16_t* state,
@@ -193,7 +197,7 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
   const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
     const int64_t t = scan_row(L, p.reverse, s);
-    // float32 where the simulation runs this scan alone (Engine::run_scan, tests/ops/test_fixed_scan.py): do not assume codes.
+    // float32 where the simulation runs this scan alone (Engine::run_scan, tests/ops/test_fixed_scan.py).
     const auto delta_t = delta.codes ? decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c)
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);

@@ -1,5 +1,5 @@
-// What the engine needs of a vector type beyond csrc/vec.h: bytes, 32-bit sums of products, and for the scan 16-bit lanes,
-// two states of each of W channels in a register.
+// What the engine needs of a vector type beyond csrc/vec.h: bytes, 32-bit sums of products, and for the scan 16-bit
+// lanes, two states of each of W channels in a register.
 #pragma once
 #include "../vec.h"
 

@@ -1,5 +1,5 @@
-// Linear layers: register tiles of M rows by B blocks of W outputs. Integer sums are exact in any order; the sum in float32
-// runs over k in order, with a product and a sum rounded each.
+// Linear layers: register tiles of M rows by B blocks of W outputs. Integer sums are exact in any order; the sum in
+// float32 runs over k in order, with a product and a sum rounded each.
 #pragma once
 #include "encode.h"
 

@@ -18,9 +18,10 @@ constexpr int kRegisters = 256;
 VISQ_SHARED constexpr int64_t padded(int64_t n, int64_t to = 16) { return (n + to - 1) / to * to; }
 
 // Codes of one tensor, as bytes:
-//   byte = clamp(rint((x * inverse[c]) * inverse_token[t]) + zero, low, high),  x = ((byte - zero) * step[c]) * step_token[t]
-// `zero`, `low` and `high` have the offset added that makes signed codes bytes. Token vectors are ones where there is no
-// scale per token (a product with 1 changes nothing), and are in the order of the tensor's rows.
+//   byte = clamp(rint((x * inverse[c]) * inverse_token[t]) + zero, low, high)
+//   x = ((byte - zero) * step[c]) * step_token[t]
+// `zero`, `low` and `high` have the offset added that makes signed codes bytes. Token vectors are ones where there is
+// no scale per token (a product with 1 changes nothing), and are in the order of the tensor's rows.
 struct Quantizer {
   int64_t width, rows;
   const float *inverse, *step;              // [width]
