@@ -344,6 +344,40 @@ def test_random_scans(seed: int, rows: int, width: int, states: int, bits: int) 
     check(maker, make_scan(maker, rows, width, states, bits=bits, largest_u=10.0 ** (seed % 5 - 2)))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_operations_that_run_together_and_those_that_do_not(threads: int, reverse: bool) -> None:
+    """Linear layers follow each other tile by tile; a convolution and a load of one row wait for all rows."""
+    rows, width = 41, 24
+    maker = Maker(18)
+    x = maker.random(rows, width, "token")
+    for layer in range(3):
+        for _ in range(2):
+            maker.operation(ir.Linear(input=x, weight=maker.site(weight(width, (width,), maker.rng))), rows, width)
+            maker.step(ir.Unary(op="silu", dst=1, src=0), width)
+            x = maker.store(1, "token")
+        w = maker.site(weight(width, (1, 4), maker.rng))
+        kind = None if layer == 1 else "tensor"
+        maker.operation(ir.Conv1d(input=x, weight=w, reverse=reverse), rows, width)
+        maker.step(ir.Load(dst=1, tensor=x), width)
+        maker.step(ir.Load(dst=2, tensor=x, row=rows - 1), width)
+        maker.step(ir.Binary(op="add", dst=3, a=0, b=1), width)
+        maker.step(ir.Binary(op="mul", dst=4, a=3, b=2), width)
+        x = maker.store(4, kind)
+    maker.operation(ir.Concat(parts=((x, 5, rows - 5), (x, 0, 5))), rows, width)
+    check(maker, maker.store(), threads=(threads,), batch=4)
+
+
+def test_a_row_of_what_is_being_written() -> None:
+    maker = Maker(19)
+    maker.random(5, 8)
+    maker.operation(ir.Concat(parts=((maker.random(5, 8), 0, 5),)), 5, 8)
+    own = maker.store()
+    maker.step(ir.Load(dst=1, tensor=own, row=4), 8)
+    with pytest.raises(VisqError, match="not all written"):
+        CpuEngine(maker.program(maker.store(1)), maker.bundle)
+
+
 def test_output_of_codes_is_decoded() -> None:
     maker = Maker(12)
     check(maker, maker.random(3, 20, "token"))
