@@ -11,8 +11,11 @@ model.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ from PIL import Image
 
 import visq
 from common import machine, write_json
-from visq.analysis.bench import bench
+from visq.analysis.bench import bench, take_turns
 from visq.artifact import artifact_bytes
-from visq.models import load_model
+from visq.models import create_model, list_models, load_model
 from visq.quant.site import WEIGHT, named_sites
 from visq.runtime import load_engine
 from visq.runtime.bundle import read_bundle
@@ -56,6 +59,31 @@ def work(folder: Path) -> dict[str, int]:
     return counts
 
 
+def torch_products(folder: Path, threads: int) -> dict[str, float]:
+    """Milliseconds an image of the same products by torch, oneDNN underneath: 8 bit (`torch._int_mm`) and float32.
+
+    Products over fewer than 16 channels (dt_proj) are left out of both: oneDNN's 8-bit product of them is far slower.
+    """
+    bundle = read_bundle(folder)
+    program = bundle.config.program
+    assert program is not None
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    for operation in program.operations:
+        form = form_of(program, operation, bundle)
+        if isinstance(form, IntegerLinear) and form.weight.shape[1] >= 16:
+            shapes[(operation.rows, *form.weight.shape)] += 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    total = {"int8": 0.0, "float32": 0.0}
+    for (rows, n, k), count in shapes.items():
+        x, w = torch.randint(-128, 127, (rows, k), dtype=torch.int8), torch.randint(-128, 127, (k, n), dtype=torch.int8)
+        runs = {"int8": partial(torch._int_mm, x, w), "float32": partial(torch.matmul, x.float(), w.float())}
+        for kind, times in take_turns(runs, set(), 0.05).items():
+            total[kind] += 1e3 * count * statistics.median(times)
+    torch.set_num_threads(before)
+    return total
+
+
 def weight_bytes(folder: Path) -> tuple[int, int]:
     """(bytes of packed weights and of parameters in floating point, number of parameters)."""
     bundle = read_bundle(folder)
@@ -68,7 +96,8 @@ def weight_bytes(folder: Path) -> tuple[int, int]:
 
 
 def measure(name: str, recipe: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    model = load_model(name)
+    packaged = next(card for card in list_models() if card.name == name).weights is not None
+    model = load_model(name) if packaged else create_model(name)
     card = model.card.preprocess
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / f"{name}-{recipe}"
@@ -94,6 +123,7 @@ def measure(name: str, recipe: str, args: argparse.Namespace) -> list[dict[str, 
                     "rows": rows,
                     "engine_profile_ms": profile,
                     "work": work(folder),
+                    "torch_products_ms": torch_products(folder, threads),
                     "bytes": artifact_bytes(folder),
                     "weight_bytes_per_parameter": weights / parameters,
                     "bytes_per_parameter": artifact_bytes(folder) / parameters,
@@ -114,6 +144,7 @@ def report(entry: dict[str, Any]) -> None:
             f"{row['images_per_second']:8.1f} images/s, x{latency['median'] / first:.2f}",
             flush=True,
         )
+    print("  the same products by torch:", {kind: round(ms, 2) for kind, ms in entry["torch_products_ms"].items()})
     print("  ms an image:", {kind: round(ms, 2) for kind, ms in entry["engine_profile_ms"].items()}, flush=True)
 
 
