@@ -468,8 +468,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
       packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
     }
   p.a = packed;
-  p.abar_lut = abar_lut.size ? keep(abar_lut, abar_lut.size) : nullptr;
-  p.bbar_lut = bbar_lut.size ? keep(bbar_lut, bbar_lut.size) : nullptr;
+  p.abar_table = scan_table(abar_lut, 0), p.bbar_table = scan_table(bbar_lut, -32768);
   for (int64_t i = 0; i < abar_lut.size; ++i) need(abar_lut.at(i) >= 0, "a scan's table is out of range");
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
   const int state_bits = s.state_high < 1 ? 0 : 32 - __builtin_clz(static_cast<unsigned>(s.state_high)) + 1;
@@ -485,6 +484,25 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
   p.decay = keep(decay, L), p.lift = keep(lift, L);
   op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
+}
+
+// `least`: the value of the first entry.
+ScanTable Engine::scan_table(Array<int16_t> lut, int least) {
+  if (!lut.size) return {nullptr, nullptr, nullptr};
+  int16_t *thresholds = keep<int16_t>(32), *values = keep<int16_t>(32);
+  int64_t steps = 0;
+  values[0] = lut.at(0);
+  for (int64_t i = 1; i < lut.size; ++i) {
+    if (lut.at(i) == lut.at(i - 1)) continue;
+    if (steps < 31) thresholds[steps] = static_cast<int16_t>(i + least), values[steps + 1] = lut.at(i);
+    ++steps;
+  }
+  for (int64_t s = steps; s < 32; ++s) {
+    thresholds[s] = 32767;
+    if (s + 1 < 32) values[s + 1] = lut.at(lut.size - 1);
+  }
+  const bool few = steps <= 31;
+  return {keep(lut, lut.size), few ? thresholds : nullptr, few ? values : nullptr};
 }
 
 Factor Engine::factor(const FactorArrays& arrays) {

@@ -121,6 +121,7 @@ class Engine {
   void check_arena(int64_t offset, int64_t bytes);
   const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
   Factor factor(const FactorArrays& arrays);
+  ScanTable scan_table(Array<int16_t> lut, int least);
   void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
 
   void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task, const float* image);

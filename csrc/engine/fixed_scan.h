@@ -96,6 +96,15 @@ VISQ_SHARED constexpr bool bbar_table(ScanForm form) {
   return form == ScanForm::kBbarTable || form == ScanForm::kBothTables;
 }
 
+// The table's value; `at` is x counted from the table's first entry.
+template <class V>
+VISQ_INLINE typename Lanes<V>::S pick(const ScanTable& table, typename Lanes<V>::S x, typename Lanes<V>::S at) {
+  if constexpr (Lanes<V>::kSearches) {
+    if (table.thresholds) return Lanes<V>::search(table.thresholds, table.values, x);
+  }
+  return Lanes<V>::pick16(table.lut, at);
+}
+
 // Abar times `decay`, of 2 U states.
 template <class V, int U, ScanForm kForm>
 VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d, const uint16_t* a,
@@ -111,7 +120,7 @@ VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   VISQ_EACH t[j] = K::sub(k.one, K::mulhrs(f[j], t[j]));
   VISQ_EACH t[j] = K::shr_each(t[j], K::shr(high[j], k.whole));
   if constexpr (abar_table(kForm)) {
-    VISQ_EACH out[j] = K::mulhrs(K::pick16(p.abar_lut, t[j]), decay);
+    VISQ_EACH out[j] = K::mulhrs(pick<V>(p.abar_table, t[j], t[j]), decay);
     return;
   }
   VISQ_EACH t[j] = K::add(K::mulhrs(t[j], k.abar_inverse), k.abar_round);
@@ -130,7 +139,7 @@ VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   using K = Lanes<V>;
   VISQ_EACH out[j] = K::mulhrs(d, K::spair(beta + j * 2));
   if constexpr (bbar_table(kForm)) {
-    VISQ_EACH out[j] = K::pick16(p.bbar_lut, K::add(out[j], k.lut_base));
+    VISQ_EACH out[j] = pick<V>(p.bbar_table, out[j], K::add(out[j], k.lut_base));
     return;
   }
   VISQ_EACH out[j] = K::adds(out[j], k.bbar_round);
@@ -231,11 +240,11 @@ template <class V>
 void fixed_scan_block(const Operation& op, const Frame& f, int64_t block) {
   const FixedScan& p = op.fixed_scan;
   for (int64_t c = block * kChannels; c < (block + 1) * kChannels; c += V::W) {
-    if (p.abar_lut && p.bbar_lut)
+    if (p.abar_table.lut && p.bbar_table.lut)
       fixed_scan_channels<V, ScanForm::kBothTables, 0>(op, f, c);
-    else if (p.abar_lut)
+    else if (p.abar_table.lut)
       fixed_scan_channels<V, ScanForm::kAbarTable, 0>(op, f, c);
-    else if (p.bbar_lut)
+    else if (p.bbar_table.lut)
       fixed_scan_channels<V, ScanForm::kBbarTable, 0>(op, f, c);
     else if (p.common && p.state_up == 8)
       fixed_scan_channels<V, ScanForm::kCommon, 8>(op, f, c);

@@ -12,6 +12,7 @@ template <>
 struct Lanes<VecScalar> {
   using T = float;
   using I = int32_t;
+  static constexpr bool kSearches = false;
   static constexpr int kStep = 2;
   VISQ_INLINE T bytes(const uint8_t* p) { return *p; }
   VISQ_INLINE void to_bytes(uint8_t* p, T x) { *p = static_cast<uint8_t>(x); }
@@ -128,6 +129,7 @@ template <>
 struct Lanes<VecAvx2> {
   using T = __m256;
   using I = __m256i;
+  static constexpr bool kSearches = false;
   static constexpr int kStep = 2;
   VISQ_INLINE I ibytes(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -240,6 +242,7 @@ struct VecVnni : VecAvx512 {};
 struct Lanes512 {
   using T = __m512;
   using I = __m512i;
+  static constexpr bool kSearches = true;
   VISQ_INLINE I ibytes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -315,6 +318,16 @@ struct Lanes512 {
     const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(at, _mm512_set1_epi32(0xffff)), table, 2);
     const __m512i odd = _mm512_i32gather_epi32(_mm512_srli_epi32(at, 16), table, 2);
     return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
+  }
+  // values[how many of 31 ascending thresholds are not above x]: by permutes, where gathers are slow.
+  VISQ_INLINE S search(const int16_t* thresholds, const int16_t* values, S x) {
+    const S t = sload(thresholds);
+    S at = _mm512_setzero_si512();
+    for (int half = 16; half; half /= 2) {
+      const S probe = _mm512_permutexvar_epi16(_mm512_add_epi16(at, sset1(half - 1)), t);
+      at = _mm512_mask_add_epi16(at, _mm512_cmpge_epi16_mask(x, probe), at, sset1(half));
+    }
+    return _mm512_permutexvar_epi16(at, sload(values));
   }
   template <int kShift>
   VISQ_INLINE I isra(I a) {

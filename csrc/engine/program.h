@@ -70,6 +70,12 @@ struct Conv {
   const float* scale;
 };
 
+// A step function of 16 bits. With at most 32 steps also as a search: values[how many thresholds are not above].
+struct ScanTable {
+  const int16_t* lut;                   // by the value, from the least one on; nullptr: there is no table
+  const int16_t *thresholds, *values;  // [31], ascending, and [32]; nullptr: too many steps
+};
+
 struct FixedScan {
   int64_t L, C, N;  // N even, C padded to 16
   bool reverse;
@@ -77,9 +83,9 @@ struct FixedScan {
   const uint16_t* a;  // [C / lanes][N / 2][lanes][2]
   int shift;
   int abar_inverse, abar_fraction, abar_high, abar_bits;
-  const int16_t* abar_lut;  // [32768] or nullptr
+  ScanTable abar_table;  // [32768]
   int bbar_fraction, bbar_low, bbar_high, bbar_bits;
-  const int16_t* bbar_lut;  // [65536] or nullptr
+  ScanTable bbar_table;  // [65536]
   const float *input_channel, *input_step;
   const int16_t *decay, *lift;  // [L]
   int state_low, state_high;
