@@ -11,7 +11,14 @@ from visq import ops
 from visq.models import create_model
 from visq.quant.quantizer import StateQuantizer
 from visq.quant.spec import Spec
-from visq.transforms.reparameterize import DISPERSIONS, REPRESENTATIVES, Factors, fold_state_factor, rank_one_factors
+from visq.transforms.reparameterize import (
+    DISPERSIONS,
+    REPRESENTATIVES,
+    Factors,
+    centred,
+    fold_state_factor,
+    rank_one_factors,
+)
 
 
 def scan_inputs(batch: int = 2, length: int = 7, channels: int = 5, states: int = 3) -> tuple[Tensor, ...]:
@@ -100,3 +107,12 @@ def test_folding_the_state_factor_keeps_the_function() -> None:
         fold_state_factor(*block.mixer.scan_projection(scan), torch.tensor([0.25, 3.0, 0.7, 1.9]))
     after = block(tokens, residual)[0]
     assert (after - before).norm() <= 1e-6 * before.norm()
+
+
+def test_a_constant_moves_from_the_states_to_the_channels() -> None:
+    factors = rank_one_factors(torch.rand(5, 4, 3) * 0.01 + 1e-4)
+    moved = centred(factors)
+    assert torch.allclose(moved.state.log().mean(), torch.zeros(()), atol=1e-6)
+    product = [f.step[:, None, None] * f.channel[:, None] * f.state for f in (factors, moved)]
+    assert torch.allclose(product[0], product[1], rtol=1e-5)
+    assert torch.allclose(moved.state / moved.state[0], factors.state / factors.state[0], rtol=1e-5)

@@ -83,6 +83,16 @@ def rank_one_factors(magnitude: Tensor, rep: str = "mean", disp: str = "std") ->
     return Factors(power["channel"], power["step"], power["state"])
 
 
+def centred(factors: Factors) -> Factors:
+    """The same product with r_D of geometric mean 1, its constant moved into r_C.
+
+    Eqs. 26-31 leave that constant arbitrary, and h does not notice; but folding divides B's rows of x_proj by it and
+    multiplies C's, which a scale they share with each other and with dt's rows does notice.
+    """
+    constant = factors.state.log().mean().exp()
+    return Factors(factors.channel * constant, factors.step, factors.state / constant)
+
+
 def fold_state_factor(weight: Tensor, b_rows: slice, c_rows: slice, factor: Tensor) -> None:
     """Eq. 24: 1/r_D into the rows that make B, r_D into those that make C. weight [dt_rank + 2N, C], factor [N]."""
     with torch.no_grad():
@@ -132,7 +142,7 @@ class Reparameterize(Transform):
             for handle in handles:
                 handle.remove()
         for name, total in sums.items():
-            factors = rank_one_factors(total / images, self.rep, self.disp)
+            factors = centred(rank_one_factors(total / images, self.rep, self.disp))
             if self.fold_state:
                 owner, _, scan = name.rpartition(".")
                 weight, b_rows, c_rows = run.model.get_submodule(owner).scan_projection(scan)  # type: ignore[operator]
