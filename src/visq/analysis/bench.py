@@ -27,6 +27,9 @@ from visq.runtime import Engine, load_engine
 #: So many rounds at least, then as many as fit into the time given.
 ROUNDS = 7
 
+#: Calls before anything is timed; torch.compile may compile again after the first ones.
+WARM_UP = 4
+
 Run = Callable[[], object]
 
 
@@ -81,8 +84,8 @@ def bench(
             for contender in contenders:
                 progress.say(f"batch {batch}: warming up {contender.backend}")
                 run = contender.make(images)
-                run()
-                run()
+                for _ in range(WARM_UP):
+                    run()
                 ready[contender.backend] = run
             slow = {c.backend for c in contenders if c.slow}
             for backend, times in take_turns(ready, slow, seconds).items():
