@@ -80,6 +80,7 @@ def bench(
     with using_threads(threads), torch.no_grad():
         for batch in batches:
             images = example(network.card.preprocess, batch)
+            torch._dynamo.reset()
             ready: dict[str, Run] = {}
             for contender in contenders:
                 progress.say(f"batch {batch}: warming up {contender.backend}")
@@ -125,7 +126,6 @@ def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
 
     def compiled(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
         def make(images: np.ndarray) -> Run:
-            torch._dynamo.reset()
             run = torch.compile(lambda x: autocast(plain, x, dtype))
             return lambda: run(torch.from_numpy(images))
 
