@@ -11,6 +11,7 @@ model.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -120,6 +121,7 @@ def measure(name: str, recipe: str, args: argparse.Namespace) -> list[dict[str, 
                     "recipe": recipe,
                     "threads": threads,
                     "kernel": load_engine(folder).kernel,
+                    "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
                     "rows": rows,
                     "engine_profile_ms": profile,
                     "work": work(folder),
