@@ -16,6 +16,7 @@ from visq.ops import _native, backends, selective_scan
 
 OPS = {
     "fake_quantize",
+    "fixed_scan",
     "causal_conv1d",
     "quantized_scan",
     "scan_states",

@@ -33,7 +33,8 @@ class Trace:
 
 @torch.no_grad()
 def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Trace:
-    """The recurrence as `scan.forward` computes it, token by token. Arguments as there."""
+    """The recurrence of `visq.ops.quantized_scan`, token by token; arguments as in `scan.forward`, whose fixed-point
+    scan may round single values to the neighbouring code."""
     delta, C = applied(scan.site_delta, delta), applied(scan.site_c, C)
     abar, bbar = torch.exp(delta[..., None] * A), delta[..., None] * B[:, :, None]
     abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
