@@ -18,6 +18,8 @@ class ScanPlan:
 
     def __init__(self) -> None:
         self._key: Any = None
+        # Kept alive, so that no new quantizer can take the identity of an old one.
+        self._parts: tuple[SiteQuantizer | None, ...] = ()
         self._A: Tensor | None = None
         self._found: FixedScan | None = None
 
@@ -37,7 +39,7 @@ class ScanPlan:
             return None
         key = (length, *(_state(part) for part in parts if part is not None))
         if key != self._key or self._A is None or not A.equal(self._A):
-            self._key, self._A = key, A.clone()
+            self._key, self._parts, self._A = key, parts, A.clone()
             found = plan(
                 length,
                 A.detach().cpu().numpy(),
