@@ -19,7 +19,6 @@ class Builder:
         self.operations: list[dict[str, Any]] = []
         self._register: dict[tuple[int, Value], int] = {}
         self._tensor: dict[Value, str] = {}
-        self._coordinates: dict[tuple[int, Value, str], int] = {}
 
     def operation(self, name: str, source: Source, rows: int, width: int, reverse: bool = False) -> Value:
         """Start an operation; the value is its register 0."""
@@ -29,10 +28,11 @@ class Builder:
         self._register[index, value] = 0
         return value
 
-    def tensor(self, value: Value, rotated_site: str | None = None) -> str:
-        """The tensor that holds a value, written now if it is not yet: codes where the value was rounded."""
+    def tensor(self, value: Value) -> str:
+        """The tensor that holds a value, written now if it is not yet: codes where the value was rounded, in rotated
+        coordinates where its quantizer is."""
         if value not in self._tensor:
-            self._write(value, rotated_site)
+            self._write(value)
         return self._tensor[value]
 
     def finish(self, output: Value, channels: int, size: int) -> Program:
@@ -71,25 +71,17 @@ class Builder:
 
     # --- what
 
-    def _write(self, value: Value, rotated_site: str | None) -> None:
+    def _write(self, value: Value) -> None:
         home = self._place(value)
         site = value.parameters["site"] if value.kind == "round" else None
-        if rotated_site is not None:
-            source = self._rotated(value, home)
-        else:
-            source = self._emit(value.operands[0] if site else value, home)
+        source = self._emit(value.operands[0] if site else value, home)
+        if value.rotated:
+            unrotated, source = source, self._new(home)
+            self._append(home, ir.Rotate(dst=source, src=unrotated, site=value.parameters["site"]))
         name = f"t{len(self.tensors)}"
         self.tensors[name] = TensorDecl(rows=value.rows, width=value.width, site=site, reverse=value.reverse)
         self._append(home, ir.Store(src=source, tensor=name))
         self._tensor[value] = name
-
-    def _rotated(self, value: Value, home: int) -> int:
-        """The register that holds a rounded value's operand in its quantizer's rotated coordinates."""
-        site = value.parameters["site"]
-        source = self._emit(value.operands[0], home)
-        dst = self._new(home)
-        self._append(home, ir.Rotate(dst=dst, src=source, site=site))
-        return dst
 
     def _emit(self, value: Value, home: int) -> int:
         """The register of operation `home` that holds a value."""
@@ -104,6 +96,8 @@ class Builder:
             row = value.parameters["row"]
             self._append(home, ir.Load(dst=dst, tensor=self.tensor(value.operands[0]), row=row))
             return dst
+        if value.rotated:
+            raise LoweringError(f"{value.parameters['site']}: a rotated tensor is read by something else than a linear")
         own = self._home(value)
         shared = value.users > 1 or value.kind in ("source", "round")
         if value in self._tensor or (0 <= own < home and shared):
@@ -112,8 +106,6 @@ class Builder:
             self._append(home, ir.Load(dst=dst, tensor=name))
             return dst
         sources = [self._emit(operand, home) for operand in value.operands]
-        if value.kind == "round" and value.parameters["rotated"]:
-            raise LoweringError(f"{value.parameters['site']}: a rotated tensor is read by more than one linear layer")
         dst = self._new(home)
         self._append(home, _instruction(value, dst, sources))
         return dst

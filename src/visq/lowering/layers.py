@@ -1,17 +1,18 @@
-"""How each layer with sites is lowered: one function for each class, over values instead of tensors."""
+"""How each layer with sites is lowered: one function for each class, over values instead of tensors.
+
+A weight goes by the name of its site where it is quantized and of its parameter where not; the two are equal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from visq.lowering.values import Image, LoweringError, Parameter, Value
 from visq.models.layers import CausalConv1d, Linear, RMSNorm, SelectiveScan, SiLU
 from visq.models.vim import PatchConv2d
-from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
 from visq.runtime import program as ir
 from visq.runtime.program import Constant
@@ -32,17 +33,21 @@ def lowers(layer: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
+def product(lowering: Lowering, module: Linear | PatchConv2d, name: str, x: Value) -> Value:
+    """x W^T + bias with the module's sites; a convolution's weight has a row for each output as well."""
+    x = lowering.site(x, f"{name}.in", module.site_in)
+    source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
+    out = lowering.builder.operation(name, source, x.rows, len(module.weight), x.reverse)
+    return lowering.site(out, f"{name}.out", module.site_out)
+
+
+def bias(module: Linear | PatchConv2d | CausalConv1d, name: str) -> str | None:
+    return f"{name}.bias" if module.bias is not None else None
+
+
 @lowers(Linear)
 def linear(lowering: Lowering, module: Linear, name: str, x: Value) -> Value:
-    x = lowering.site(x, f"{name}.in", module.site_in)
-    rotated = isinstance(module.site_in.quantizer, RotatedQuantizer)
-    source = ir.Linear(
-        input=lowering.builder.tensor(x, x.parameters["site"] if rotated else None),
-        weight=f"{name}.weight",  # the site where it is quantized, else the parameter: their names are equal
-        bias=f"{name}.bias" if module.bias is not None else None,
-    )
-    out = lowering.builder.operation(name, source, x.rows, module.out_features, x.reverse)
-    return lowering.site(out, f"{name}.out", module.site_out)
+    return product(lowering, module, name, x)
 
 
 @lowers(PatchConv2d)
@@ -56,25 +61,14 @@ def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Imag
     width = module.in_channels * patch * patch
     source = ir.Patches(patch=patch, stride=stride)
     pixels = lowering.builder.operation(f"{name}.patches", source, side * side, width)
-    pixels = lowering.site(pixels, f"{name}.in", module.site_in)
-    tokens = ir.Linear(
-        input=lowering.builder.tensor(pixels),
-        weight=f"{name}.weight",  # the site where it is quantized, else the parameter: their names are equal
-        bias=f"{name}.bias" if module.bias is not None else None,
-    )
-    out = lowering.builder.operation(name, tokens, side * side, module.out_channels)
-    return lowering.site(out, f"{name}.out", module.site_out)
+    return product(lowering, module, name, pixels)
 
 
 @lowers(CausalConv1d)
 def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value) -> Value:
     x = lowering.site(x, f"{name}.in", module.site_in)
-    source = ir.Conv1d(
-        input=lowering.builder.tensor(x),
-        weight=f"{name}.weight",  # the site where it is quantized, else the parameter: their names are equal
-        bias=f"{name}.bias" if module.bias is not None else None,
-        reverse=x.reverse,
-    )
+    tensor = lowering.builder.tensor(x)
+    source = ir.Conv1d(input=tensor, weight=f"{name}.weight", bias=bias(module, name), reverse=x.reverse)
     out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
 
@@ -123,8 +117,3 @@ def weight_site(lowering: Lowering, module: Site, name: str, x: Parameter) -> Pa
     if not isinstance(x, Parameter) or x.constant.functions:
         raise LoweringError(f"{name}: a bare site is for a parameter")
     return x if module.quantizer is None else Parameter(Constant(name=name), x.shape)
-
-
-@lowers(torch.nn.Identity)
-def identity(lowering: Lowering, module: torch.nn.Identity, name: str, x: Any) -> Any:
-    return x

@@ -195,10 +195,6 @@ def flip(lowering: Lowering, x: Value, dim: int) -> Value:
     """A view: the same rows, read the other way."""
     if dim != 1:
         raise LoweringError(f"flip of dimension {dim}")
-    return reversed_view(x)
-
-
-def reversed_view(x: Value) -> Value:
     return Value("slice", x.rows, x.width, (x,), {"offset": 0}, not x.reverse)
 
 

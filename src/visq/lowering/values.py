@@ -34,6 +34,11 @@ class Value:
     reverse: bool = False
     users: int = 0
 
+    @property
+    def rotated(self) -> bool:
+        """Rounded in rotated coordinates: only a linear, whose weight is rotated alike, can read its codes."""
+        return self.kind == "round" and bool(self.parameters["rotated"])
+
     def __post_init__(self) -> None:
         for operand in self.operands:
             operand.users += 1
