@@ -6,7 +6,7 @@ from visq._lazy import lazy
 
 if TYPE_CHECKING:
     from visq.artifact.coverage import coverage_rows, kind_of
-    from visq.artifact.reading import artifact_bytes, is_artifact, load, verify
+    from visq.artifact.reading import artifact_bytes, check_program, is_artifact, load, verify
     from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
     from visq.artifact.writing import check_destination, save, serialize
 
@@ -14,6 +14,7 @@ __all__ = [
     "save",
     "load",
     "verify",
+    "check_program",
     "read_config",
     "serialize",
     "check_destination",
@@ -31,7 +32,7 @@ __getattr__ = lazy(
     __name__,
     {
         **dict.fromkeys(("coverage_rows", "kind_of"), "coverage"),
-        **dict.fromkeys(("artifact_bytes", "is_artifact", "load", "verify"), "reading"),
+        **dict.fromkeys(("artifact_bytes", "check_program", "is_artifact", "load", "verify"), "reading"),
         **dict.fromkeys(("check_destination", "save", "serialize"), "writing"),
         **dict.fromkeys(("ArtifactConfig", "CalibrationData", "CoverageRow", "Provenance", "read_config"), "schema"),
     },

@@ -62,10 +62,15 @@ def load(path: Path | str) -> Any:
 def verify(path: Path | str) -> ArtifactConfig:
     """Check an artifact completely, its program included, and return its config; raises VisqError as `load` does."""
     model = load(path)
+    check_program(model, Path(path))
     config: ArtifactConfig = model.artifact
-    if (config.program, config.no_program) != lowered(model):
-        raise VisqError(f"{Path(path) / CONFIG_FILE}: program is not that of the network and its sites")
     return config
+
+
+def check_program(model: Any, folder: Path) -> None:
+    """VisqError unless the program in a loaded model's artifact is that of its network and sites."""
+    if (model.artifact.program, model.artifact.no_program) != lowered(model):
+        raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites")
 
 
 def is_artifact(path: Path | str) -> bool:

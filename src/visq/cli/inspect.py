@@ -19,11 +19,12 @@ def inspect(
 ) -> None:
     """Check an artifact completely and print what it holds."""
     output = Output(json_to)
-    from visq.artifact import load, verify
+    from visq.artifact import check_program, load
     from visq.runtime import load_engine
 
-    config = verify(folder)
     model = load(folder)
+    check_program(model, folder)
+    config = model.artifact
     calibration = config.provenance.calibration
     output.say(f"{config.provenance.model}, checkpoint {config.provenance.checkpoint_sha256 or 'of random weights'}")
     output.say(f"recipe {config.recipe.name} ({config.recipe.title}), scope {config.recipe.scope_name}")

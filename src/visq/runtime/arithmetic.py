@@ -88,6 +88,11 @@ def product(x: Floats, weight: Floats) -> Floats:
     return total
 
 
+def midpoints(table: Floats) -> Floats:
+    """Between neighbouring entries of an ascending table: a value belongs to the entry of as many as lie below it."""
+    return (table[1:] + table[:-1]) / np.float32(2)
+
+
 def mulhrs(a: Ints, b: Ints) -> Ints:
     """(a b + 2^14) >> 15: the product of two Q15 numbers, rounded."""
     return (a * b + (1 << 14)) >> 15

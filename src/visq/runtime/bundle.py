@@ -89,15 +89,12 @@ class Bundle:
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
-        try:
-            quantizer = make_quantizer(name, record.quantizer, parts)
-        except (ValueError, KeyError, TypeError) as error:
-            raise VisqError(f"sites.{name}.quantizer cannot be read: {first_line(error)}") from error
+        quantizer: Quantizer = made(make_quantizer, name, record.quantizer, parts)
+        rows = (-1,) + (1,) * (codes.ndim - 1)
         if quantizer.table is not None:
-            rows = (-1,) + (1,) * (codes.ndim - 1)
             values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
             return values
-        codes = codes - quantizer.zero.astype(np.int16).reshape((-1,) + (1,) * (codes.ndim - 1))
+        codes = codes - quantizer.zero.astype(np.int16).reshape(rows)
         if codes.size and codes.min() >= -128 and codes.max() <= 127:
             codes = codes.astype(np.int8)
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
@@ -116,16 +113,17 @@ class Bundle:
             record = self.config.sites.get(site)
             if record is None or record.kind != kind:
                 raise VisqError(f"the program names site {site}, which the artifact does not quantize")
-            try:
-                self._made[key] = make(site, record.quantizer, self._parts(site))
-            except (ValueError, KeyError, TypeError) as error:
-                raise VisqError(f"sites.{site}.quantizer cannot be read: {first_line(error)}") from error
+            self._made[key] = made(make, site, record.quantizer, self._parts(site))
         return self._made[key]
 
 
-def first_line(error: Exception) -> str:
-    """What is wrong, in one line."""
-    return first_problem(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+def made(make: Any, site: str, record: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:
+    """What `make` makes of a stored quantizer; whatever is wrong with it becomes a VisqError of one line."""
+    try:
+        return make(site, record, parts)
+    except (ValueError, KeyError, TypeError) as error:
+        what = first_problem(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise VisqError(f"sites.{site}.quantizer cannot be read: {what}") from error
 
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"

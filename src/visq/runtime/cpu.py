@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visq.errors import VisqError
-from visq.runtime.arithmetic import LOG2E, Floats
+from visq.runtime.arithmetic import LOG2E, Floats, midpoints
 from visq.runtime.bundle import Bundle
 from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
+from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
     Concat,
@@ -122,16 +123,11 @@ class CpuEngine:
         Raises:
             VisqError: images of another shape or type, or with values that are not finite.
         """
-        expected = (self.program.channels, self.program.size, self.program.size)
-        if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != expected:
-            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise VisqError(f"images must be float32 [batch, {', '.join(map(str, expected))}], not {found}")
-        if not np.isfinite(images).all():
-            raise VisqError("images hold NaN or Inf")
+        images = checked_images(self.program, images)
         if self.threads < 1:
             raise VisqError(f"{self.threads} threads")
         out = np.empty((len(images), self.classes), np.float32)
-        self._engine.run(np.ascontiguousarray(images), out, self.threads)
+        self._engine.run(images, out, self.threads)
         return out
 
     @property
@@ -517,7 +513,7 @@ def _factor(factor: Factor | None) -> dict[str, Any]:
         "low": float(factor.low),
         "high": float(factor.high),
         "table": _flat(table),
-        "thresholds": none if factor.table is None else _flat((table[1:] + table[:-1]) / np.float32(2)),
+        "thresholds": none if factor.table is None else _flat(midpoints(table)),
     }
 
 

@@ -11,10 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from visq.artifact.schema import CONFIG_FILE, ArtifactConfig
-from visq.data.preprocess import Preprocess
+from visq.data.preprocess import Preprocess, UnreadableImage
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Floats
 from visq.runtime.bundle import Bundle, read_bundle
+from visq.runtime.cpu import CpuEngine, available
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program
 
@@ -68,18 +69,10 @@ class Engine:
         Raises:
             VisqError: another shape or dtype, or values that are not finite.
         """
-        shape = (self.program.channels, self.program.size, self.program.size)
-        if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != shape:
-            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise VisqError(f"the engine takes float32 images [batch, {', '.join(map(str, shape))}], got {found}")
-        if not np.isfinite(images).all():
-            raise VisqError("the images hold NaN or Inf")
-        return self._run(np.ascontiguousarray(images))
+        return self._run(images)
 
     def profile(self, images: Floats, runs: int = 20) -> dict[str, float]:
         """Milliseconds of thread time an image takes by kind of operation, over `runs` runs; empty for the oracle."""
-        from visq.runtime.cpu import CpuEngine
-
         if not isinstance(self._run, CpuEngine):
             return {}
         self(images)
@@ -107,8 +100,6 @@ class Engine:
         ]
 
     def _pixels(self, image: Path | str | bytes) -> np.ndarray:
-        from visq.data.preprocess import UnreadableImage
-
         try:
             return self.preprocess.pixels(image if isinstance(image, bytes) else Path(image).read_bytes())
         except OSError as error:
@@ -129,8 +120,6 @@ def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
 
 def _executor(kernel: str | None, program: Program, bundle: Bundle, threads: int) -> tuple[str, Executor]:
     """`kernel`: `oracle`, an instruction set, or None for the fastest there is."""
-    from visq.runtime.cpu import CpuEngine, available
-
     if kernel == "oracle" or (kernel is None and not available()):
         return "oracle", Oracle(program, bundle)
     engine = CpuEngine(program, bundle, threads=threads, isa=kernel)

@@ -10,6 +10,7 @@ from visq.runtime import arithmetic
 from visq.runtime.arithmetic import Floats, product
 from visq.runtime.bundle import Bundle
 from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
+from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
     Concat,
@@ -57,7 +58,9 @@ class Oracle:
 
     def __call__(self, images: Floats) -> Floats:
         """images [B, channels, size, size] float32, normalized -> [B, classes]."""
-        return np.stack([self._run(image) for image in images])
+        logits = [self._run(image) for image in checked_images(self.program, images)]
+        width = self.program.tensors[self.program.output].width
+        return np.stack(logits) if logits else np.zeros((0, width), np.float32)
 
     def _run(self, image: Floats) -> Floats:
         self.tensors = {}

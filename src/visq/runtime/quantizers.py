@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from visq.errors import VisqError
 from visq.quant.spec import Spec
-from visq.runtime.arithmetic import Floats
+from visq.runtime.arithmetic import Floats, midpoints
 
 Bytes = NDArray[np.uint8]
 
@@ -149,7 +149,7 @@ def make_quantizer(name: str, record: dict[str, Any], parts: dict[str, Any]) -> 
         zero=zero,
         zero_by_token=by_token and zero.size > 1,
         table=table,
-        thresholds=None if table is None else ((table[1:] + table[:-1]) / np.float32(2)).astype(np.float32),
+        thresholds=None if table is None else midpoints(table),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, mulhrs, to_int16
+from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, midpoints, mulhrs, to_int16
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 
 #: A step adds q Abar and the input in units of 2^-POINT of a code of the state.
@@ -225,4 +225,4 @@ def _round_factor(x: Floats, factor: Factor | None) -> Floats:
 
 def nearest(table: Floats, x: Floats) -> NDArray[np.int64]:
     """Index of the nearest entry of an ascending table, ties to the lower one."""
-    return np.searchsorted((table[1:] + table[:-1]) / np.float32(2), x, side="left")
+    return np.searchsorted(midpoints(table), x, side="left")
