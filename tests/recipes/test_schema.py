@@ -26,7 +26,7 @@ def test_later_rules_win_and_skip_removes(tmp_path: Path) -> None:
         {"match": ["a.*.in"], "estimator": {"name": "percentile", "percentile": 99.9}},
         {"match": "a.1.weight", "bits": 3},
         {"match": "head.*", "skip": True},
-        {"match": "b.*", "optional": True},
+        {"match": "?b.*"},
         bits={"weight": 4, "activation": 6},
     )
     specs = get_recipe(path).resolve(SITES)

@@ -66,17 +66,25 @@ def test_flip() -> None:
 def test_affine_of_identity_and_flip() -> None:
     batch = pixels()
     small = 1e-7  # turns the affine path on without moving anything
-    assert torch.equal(random_affine(batch, AugmentConfig(rotate=small), generator()), batch)
-    assert torch.equal(random_affine(batch, AugmentConfig(rotate=small, flip=1.0), generator()), batch.flip(3))
+    assert torch.equal(random_affine(batch, AugmentConfig(rotate=small), generator(), 12), batch)
+    assert torch.equal(random_affine(batch, AugmentConfig(rotate=small, flip=1.0), generator(), 12), batch.flip(3))
 
 
 def test_resized_crop_stays_inside() -> None:
     batch = torch.full((64, 1, 16, 16), 200, dtype=torch.uint8)
-    cropped = random_affine(batch, AugmentConfig(resized_crop=(0.3, 0.6)), generator())
+    cropped = random_affine(batch, AugmentConfig(resized_crop=(0.3, 0.6)), generator(), 16)
     assert torch.equal(cropped[:, :, 1:-1, 1:-1], batch[:, :, 1:-1, 1:-1])
     gradient = torch.arange(16, dtype=torch.uint8).mul(10).expand(64, 1, 16, 16)
-    spread = random_affine(gradient, AugmentConfig(resized_crop=(0.3, 0.6)), generator())[:, 0, 8]
+    spread = random_affine(gradient, AugmentConfig(resized_crop=(0.3, 0.6)), generator(), 16)[:, 0, 8]
     assert float((spread[:, -2].float() - spread[:, 1].float()).max()) < 130  # of 130 across the same columns
+
+
+def test_larger_images_come_down_to_the_models_size() -> None:
+    """Halfway between the pixels of an image enlarged by repetition lie those of the image itself."""
+    batch = pixels()
+    large = batch.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.equal(random_affine(large, AugmentConfig(rotate=1e-7), generator(), 12), batch)
+    assert torch.equal(random_affine(large, AugmentConfig(rotate=1e-7, flip=1.0), generator(), 12), batch.flip(3))
 
 
 def test_colour() -> None:

@@ -10,22 +10,15 @@ from torch import nn
 
 from visq.artifact.schema import Architecture
 from visq.errors import VisqError
-from visq.models import VimConfig, VisionMamba
-from visq.models.registry import override
-
-#: name -> (configuration, network built from it)
-FAMILIES: dict[str, tuple[type[Any], type[nn.Module]]] = {"vim": (VimConfig, VisionMamba)}
+from visq.models.family import FAMILIES, family_of, override
 
 #: No dimension of a known network comes near this; a larger one is damage.
 LARGEST = 1 << 20
 
 
 def describe_architecture(model: nn.Module) -> Architecture:
-    """The family and geometry of a model."""
-    for family, (config, network) in FAMILIES.items():
-        if isinstance(model, network) and isinstance(model.config, config):
-            return Architecture(family=family, geometry=asdict(model.config))
-    raise VisqError(f"a {type(model).__name__} cannot be saved as an artifact; known families: {', '.join(FAMILIES)}")
+    """The family and geometry of a model. Raises VisqError for a network of no registered family."""
+    return Architecture(family=family_of(model.config).name, geometry=asdict(model.config))  # type: ignore[call-overload]
 
 
 def skeleton(architecture: Architecture, max_depth: int) -> Any:
@@ -38,15 +31,17 @@ def skeleton(architecture: Architecture, max_depth: int) -> Any:
     """
     if architecture.family not in FAMILIES:
         raise VisqError(f"architecture.family '{architecture.family}' is unknown; known: {', '.join(FAMILIES)}")
-    config_class, network = FAMILIES[architecture.family]
+    family = FAMILIES[architecture.family]
     geometry = architecture.geometry
-    expected = {field.name for field in fields(config_class)}
+    expected = {field.name for field in fields(family.config)}
     if set(geometry) != expected:
         wrong = ", ".join(sorted(set(geometry) ^ expected))
         raise VisqError(f"architecture.geometry: missing or unknown {wrong}")
     for key, value in geometry.items():
-        if not 0 <= value <= (max_depth if key == "depth" else LARGEST):
+        numbers = value if isinstance(value, list | tuple) else [value]
+        largest = max_depth if key.startswith("depth") else LARGEST
+        if len(numbers) > max_depth or any(not isinstance(n, str) and not 0 <= n <= largest for n in numbers):
             raise VisqError(f"architecture.geometry.{key} is {value}, which no weights in the file can belong to")
-    config = override(config_class(), geometry)
+    config = override(family.config(), geometry)
     with torch.device("meta"):
-        return network(config).eval()
+        return family.network(config).eval()

@@ -14,8 +14,8 @@ from visq.quant.site import Site, named_sites
 from visq.quant.spec import Spec
 from visq.recipes import Recipe
 
-_LAYER = re.compile(r"^layers\.\d+\.(mixer\.)?")
-_DIRECTION = re.compile(r"_b(?=\.|_log$)")
+_LAYER = re.compile(r"^layers\.\d+\.((residual_group\.)?blocks\.\d+\.)?((mixer|op)\.)?")
+_DIRECTION = re.compile(r"_b(?=\.|_log$)|directions\.\d+\.")
 
 
 def kind_of(site: str) -> str:

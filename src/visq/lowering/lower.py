@@ -13,8 +13,7 @@ from torch import fx, nn
 from visq.lowering.builder import Builder
 from visq.lowering.layers import LAYERS
 from visq.lowering.values import Image, LoweringError, Parameter, Tokens, Value, Zeros
-from visq.models.layers import DropPath
-from visq.models.vim import check_images
+from visq.models.layers import DropPath, check_images
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site, site_name
 from visq.runtime import program as ir

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models.vim import VisionMamba
+from visq.models.family import family_of
 
 #: The one entry of the safetensors header: a single one, because the order of several is not reproducible.
 _NOTES = "visq"
@@ -93,13 +93,13 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dic
 
 
 def save_checkpoint(
-    model: VisionMamba,
+    model: Any,
     path: Path | str,
     *,
     preprocess: Preprocess | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> None:
-    """Write the parameters of a Vim under their official names; quantizers attached to its sites are left out.
+    """Write the parameters of a network under their official names; quantizers attached to its sites are left out.
 
     Arguments:
         path: a `.safetensors` file; its folder is created, and the file appears complete or not at all.
@@ -111,14 +111,15 @@ def save_checkpoint(
     if path.suffix != ".safetensors":
         raise VisqError(f"cannot save a checkpoint as {path}: its name must end in .safetensors")
     config, card = model.config, getattr(model, "card", None)
-    notes: dict[str, Any] = {"image_size": config.image_size, "stride": config.stride}
+    notes: dict[str, Any] = geometry_notes(config)
     preprocess = preprocess or getattr(card, "preprocess", None)
     if preprocess is not None:
         notes["preprocess"] = preprocess.to_dict()
     classes = classes or getattr(card, "classes", None)
     if classes is not None:
         notes["classes"] = list(classes)
-    tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in official_parameters(model).items()}
+    official = family_of(config).pack(config, official_parameters(model))
+    tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in official.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,11 @@ def save_checkpoint(
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VisqError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def geometry_notes(config: Any) -> dict[str, Any]:
+    """What no tensor's shape tells of a geometry, for a checkpoint's header."""
+    return {name: getattr(config, name) for name in ("image_size", "stride") if hasattr(config, name)}
 
 
 def official_parameters(model: nn.Module) -> dict[str, Tensor]:

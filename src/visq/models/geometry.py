@@ -8,9 +8,8 @@ from math import isqrt
 from typing import Any
 
 from visq.errors import VisqError
-from visq.models.vim import VimConfig
-
-Shapes = Mapping[str, tuple[int, ...]]
+from visq.models.family import Family, Shapes, register_family
+from visq.models.vim import VimConfig, VisionMamba
 
 _IN_PROJ = "layers.0.mixer.in_proj.weight"
 #: The tensors that determine a geometry, and their number of axes.
@@ -64,7 +63,8 @@ def infer_config(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[VimCo
     image_size, stride = hints.get("image_size"), hints.get("stride")
     if image_size is None and stride is None:
         for other in known:
-            if other.num_tokens == tokens and _same_but_image(other, config):
+            same = other.num_classes == config.num_classes and _same_but_image(other, config)
+            if same and other.num_tokens == tokens:
                 return replace(config, image_size=other.image_size, stride=other.stride)
     image_size, stride = fit_image(tokens, patch_size, image_size, stride)
     return replace(config, image_size=image_size, stride=stride)
@@ -118,14 +118,17 @@ def _side(tokens: int) -> int | None:
     return side if side > 0 and side * side == tokens - 1 else None
 
 
-def resembling(config: VimConfig, cards: Mapping[str, VimConfig]) -> str | None:
+def resembling(config: Any, cards: Mapping[str, Any]) -> str | None:
     """The first name in `cards` whose tensors have the shapes of `config`, the head aside."""
     for name, other in cards.items():
-        if other.num_tokens == config.num_tokens and _same_but_image(
-            other, replace(config, num_classes=other.num_classes)
-        ):
+        if type(other) is type(config) and _tokens(other) == _tokens(config) and _same_but_image(other, config):
             return name
     return None
+
+
+def _tokens(config: Any) -> int | None:
+    """The number of tokens a position embedding has, for networks that have one."""
+    return getattr(config, "num_tokens", None)
 
 
 def differences(expected: Shapes, found: Shapes) -> str | None:
@@ -181,9 +184,14 @@ def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
         )
 
 
-def _same_but_image(a: VimConfig, b: VimConfig) -> bool:
-    return a == replace(b, image_size=a.image_size, stride=a.stride, drop_path=a.drop_path)
+def _same_but_image(a: Any, b: Any) -> bool:
+    """Whether two geometries differ in nothing but the image, the head and what only training knows."""
+    free = {name: getattr(a, name) for name in ("image_size", "stride", "num_classes", "drop_path") if hasattr(a, name)}
+    return bool(a == replace(b, **free))
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+VIM = register_family(Family("vim", "Vim", VimConfig, VisionMamba, infer_config, refuse=refuse_variants))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq import ops
+from visq.errors import VisqError
 from visq.quant.deployed import ScanPlan
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import INNER, WEIGHT, Site
@@ -38,6 +39,41 @@ class CausalConv1d(nn.Conv1d):
         return self.site_out(ops.causal_conv1d(self.site_in(x), weight, self.bias))
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution over maps with sites `in`, `weight`, `out`, which see tokens [B, H W, C].
+
+    [B, H, W, C] -> [B, H', W', C'] (channels last, `nn.Conv2d`'s parameters).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2)
+        maps = F.conv2d(maps, self.site_weight(self.weight), self.bias, self.stride, self.padding)
+        maps = maps.permute(0, 2, 3, 1)
+        return self.site_out(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution of a map that comes as tokens, with sites `in`, `weight`, `out`.
+
+    [B, H W, C] -> [B, H W, C]; the kernel is odd, the border zero.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2, bias=bias)
+        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
+        maps = self.site_in(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        maps = F.conv2d(maps, self.site_weight(self.weight), self.bias, padding=self.padding, groups=self.groups)
+        return self.site_out(maps.permute(0, 2, 3, 1).flatten(1, 2))
+
+
 class SiLU(nn.Module):
     """x * sigmoid(x) with a site `out`."""
 
@@ -47,6 +83,30 @@ class SiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.site_out(F.silu(x))
+
+
+class GELU(nn.Module):
+    """x * Phi(x) with a site `out`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site_out = Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(F.gelu(x))
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * weight + bias over the last axis, in float32, with a site `out`."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.site_out = Site()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps))
 
 
 class RMSNorm(nn.Module):
@@ -112,3 +172,13 @@ class DropPath(nn.Module):
             return x
         keep = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), device=x.device, dtype=x.dtype).bernoulli_(1 - self.p)
         return x * keep / (1 - self.p)
+
+
+def check_images(images: Tensor, channels: int, size: int) -> Tensor:
+    """The images, [B, channels, size, size]. Raises VisqError for any other shape."""
+    if images.shape[1:] != (channels, size, size):
+        raise VisqError(
+            f"this model takes images of {channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
+            "its positions and per-token scales are made for that size"
+        )
+    return images

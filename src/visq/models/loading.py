@@ -14,18 +14,9 @@ from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import registry
 from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint
-from visq.models.geometry import differences, infer_config, refuse_variants, resembling, sizes_that_fit
-from visq.models.registry import (
-    ModelCard,
-    adapt,
-    check_fields,
-    default_preprocess,
-    get_card,
-    is_generic,
-    list_models,
-    override,
-)
-from visq.models.vim import VisionMamba
+from visq.models.family import FAMILIES, Family, Tensors, check_fields, family_of, override
+from visq.models.geometry import differences, resembling, sizes_that_fit
+from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models
 
 
 def load_model(
@@ -36,42 +27,67 @@ def load_model(
     classes: Sequence[str] | None = None,
     geometry: dict[str, Any] | None = None,
     ema: bool = False,
-) -> VisionMamba:
+) -> Any:
     """Load a model in evaluation mode; `model.card` says what it is, with the sha256 of the file it came from.
 
     Arguments:
-        name: a registered name, or "vim" / None for whatever Vim the checkpoint holds.
+        name: a registered name, a family's ("vim", "vmamba") for whatever of it the checkpoint holds, or None for
+            whatever it holds at all.
         checkpoint: a `.safetensors` or official `.pth` file; None for the weights packaged with `name`.
         preprocess: fields of Preprocess that replace those of the checkpoint or the registered name.
         classes: names of the classes, one for each row of the head.
-        geometry: fields of VimConfig that differ from the registered ones (another head, another image size), or for
-            "vim" the ones that shapes leave open (`image_size`, `stride`).
+        geometry: fields of the config that differ from the registered ones (another head, another image size), or for
+            a family the ones that shapes leave open (`image_size`, for Vim `stride`).
         ema: take the averaged weights of a `.pth`.
 
     What the checkpoint says of its preprocessing and classes wins over the registered name, an argument over both.
     Every way in which name, file and arguments do not fit together is a VisqError that says what to do.
     """
     geometry, preprocess = dict(geometry or {}), dict(preprocess or {})
-    check_fields(geometry)
-    if "image_size" in preprocess:
-        check_fields({"image_size": preprocess["image_size"]})
     if is_generic(name):
         if checkpoint is None:
-            raise VisqError("model `vim` has no weights of its own; pass --checkpoint with a .safetensors or .pth file")
+            raise VisqError(
+                f"model `{name or 'vim'}` has no weights of its own; pass --checkpoint with a .safetensors or .pth file"
+            )
         read = read_checkpoint(checkpoint, ema=ema)
-        card = _card_of(read, geometry, preprocess)
+        family = FAMILIES[name] if name else _family_of(read)
+        _check_geometry(family.config, geometry, preprocess)
+        card = _card_of(read, family, geometry, preprocess)
     else:
         assert name is not None
-        card = adapt(get_card(name), geometry)
+        card = get_card(name)
+        _check_geometry(type(card.config), geometry, preprocess)
+        card = adapt(card, geometry)
         read = read_checkpoint(_packaged(card) if checkpoint is None else checkpoint, ema=ema)
         with _naming(read.path):
-            refuse_variants(read.shapes, read.notes.get("model"))
+            family_of(card.config).refuse(read.shapes, read.notes.get("model"))
+    family = family_of(card.config)
     with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten shall not move the caller's seed
-        model = VisionMamba(card.config)
-    _check_fit(model, card, read)
-    model.load_state_dict(read.tensors)
+        model: Any = family.network(card.config)
+    tensors = family.pack(card.config, family.unpack(card.config, read.tensors))
+    _check_fit(family.pack(card.config, official_parameters(model)), tensors, card, read)
+    model.load_state_dict(family.unpack(card.config, tensors))
     model.card = _described(card, read, preprocess, classes)
     return model.eval()
+
+
+def _check_geometry(config: type[Any], geometry: dict[str, Any], preprocess: dict[str, Any]) -> None:
+    """VisqError for fields that the config lacks, or values it cannot have."""
+    check_fields(config, geometry)
+    if "image_size" in preprocess:
+        check_fields(config, {"image_size": preprocess["image_size"]})
+
+
+def _family_of(read: Checkpoint) -> Family:
+    """The family that a checkpoint's tensors are of. Raises VisqError when there is none."""
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            family.infer(read.shapes, {}, ())
+            return family
+        except VisqError as error:
+            reasons.append(f"{family.title}: {error}")
+    raise VisqError(f"{read.path}: no known network; {'; '.join(reasons)}")
 
 
 @contextmanager
@@ -95,34 +111,34 @@ def _packaged(card: ModelCard) -> Path:
     return path
 
 
-def _card_of(read: Checkpoint, geometry: dict[str, Any], preprocess: dict[str, Any]) -> ModelCard:
+def _card_of(read: Checkpoint, family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]) -> ModelCard:
     """A card for a checkpoint without a registered name: geometry from its shapes, its notes and the arguments."""
     with _naming(read.path):
-        refuse_variants(read.shapes, read.notes.get("model"))
+        family.refuse(read.shapes, read.notes.get("model"))
         hints: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
-        known = {card.name: card.config for card in list_models()}
+        known = {card.name: card.config for card in list_models() if type(card.config) is family.config}
         official = known.get(read.notes.get("model", ""))
         if official is not None and hints.get("image_size", official.image_size) == official.image_size:
-            hints.setdefault("stride", official.stride)
+            hints |= {"stride": official.stride} if hasattr(official, "stride") and "stride" not in hints else {}
         if "image_size" in preprocess:
             hints["image_size"] = preprocess["image_size"]
-        config = infer_config(read.shapes, {**hints, **geometry}, known.values())
-        config = override(config, geometry)
-        return ModelCard("vim", config, default_preprocess(config), description=f"Vim of {read.path.name}")
+        config = override(family.infer(read.shapes, {**hints, **geometry}, known.values()), geometry)
+        description = f"{family.title} of {read.path.name}"
+        return ModelCard(family.name, config, family.preprocess(config), description=description)
 
 
-def _check_fit(model: VisionMamba, card: ModelCard, read: Checkpoint) -> None:
-    """VisqError unless the tensors have the model's names and shapes and are finite."""
-    expected = {name: tuple(tensor.shape) for name, tensor in official_parameters(model).items()}
-    text = differences(expected, read.shapes)
+def _check_fit(wanted: Tensors, tensors: Tensors, card: ModelCard, read: Checkpoint) -> None:
+    """VisqError unless a checkpoint's tensors have the network's names and shapes (both official) and are finite."""
+    expected, found = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (wanted, tensors))
+    text = differences(expected, found)
     if text is not None:
-        wrong = [name for name in expected if read.shapes.get(name) != expected[name]]
+        wrong = [name for name in expected if found.get(name) != expected[name]]
         advice = (
-            _special_case(wrong, expected, card, read)
+            _special_case(wrong, expected, found, card, read)
             or f"checkpoint is not {card.name}: {text}; {_identity(card, read)}"
         )
         raise VisqError(f"{read.path}: {advice}")
-    broken = [name for name, tensor in read.tensors.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise VisqError(
@@ -131,19 +147,23 @@ def _check_fit(model: VisionMamba, card: ModelCard, read: Checkpoint) -> None:
 
 
 def _special_case(
-    wrong: list[str], expected: dict[str, tuple[int, ...]], card: ModelCard, read: Checkpoint
+    wrong: list[str],
+    expected: dict[str, tuple[int, ...]],
+    found: dict[str, tuple[int, ...]],
+    card: ModelCard,
+    read: Checkpoint,
 ) -> str | None:
     """The plain words for a checkpoint that differs from the model in one thing only."""
-    config, found = card.config, read.shapes
+    config = card.config
     if any(name not in found or len(found[name]) != len(expected[name]) for name in wrong) or set(found) != set(
         expected
     ):
         return None
-    if set(wrong) == {"head.weight", "head.bias"}:
-        rows = found["head.weight"][0]
+    if all(name.endswith(("head.weight", "head.bias")) for name in wrong):
+        rows = found[wrong[0]][0]
         return (
             f"its head has {rows} classes, {card.name} has {config.num_classes}; "
-            f"pass geometry={{'num_classes': {rows}}} or --model vim to take it as it is"
+            f"pass geometry={{'num_classes': {rows}}} or --model {family_of(config).name} to take it as it is"
         )
     if wrong == ["patch_embed.proj.weight"] and found[wrong[0]][1] != config.channels:
         channels = found[wrong[0]][1]
@@ -162,20 +182,31 @@ def _special_case(
 
 def _identity(card: ModelCard, read: Checkpoint) -> str:
     """What the checkpoint seems to be instead of `card`, as advice."""
+    own = family_of(card.config)
     cards = {other.name: other.config for other in list_models()}
-    try:
-        config = infer_config(read.shapes, {}, cards.values())
-    except VisqError as error:
-        return str(error)
-    if is_generic(card.name) or resembling(config, {card.name: card.config}):
-        return "the rest fits; give a checkpoint with all of its tensors and no others"
-    name = resembling(config, cards)
-    if name is not None:
-        return f"looks like {name}"
-    return (
-        f"its shapes say embed_dim {config.embed_dim}, depth {config.depth}, patch {config.patch_size}, "
-        f"{config.num_classes} classes; --model vim takes it as it is"
-    )
+    reasons = {}
+    for family in sorted(FAMILIES.values(), key=lambda family: family is not own):
+        known = [config for config in cards.values() if type(config) is family.config]
+        try:
+            config = family.infer(read.shapes, {}, known)
+        except VisqError as error:
+            reasons[family.name] = str(error)
+            continue
+        if is_generic(card.name) or resembling(config, {card.name: card.config}):
+            return "the rest fits; give a checkpoint with all of its tensors and no others"
+        name = resembling(config, cards)
+        if name is not None:
+            return f"looks like {name}"
+        return (
+            f"its shapes are those of a {family.title} ({_in_short(config)}); --model {family.name} takes it as it is"
+        )
+    return reasons[own.name]
+
+
+def _in_short(config: Any) -> str:
+    """The fields that tell two networks of a family apart."""
+    names = ("embed_dim", "depth", "depths", "patch_size", "num_classes")
+    return ", ".join(f"{name} {getattr(config, name)}" for name in names if hasattr(config, name))
 
 
 def _described(

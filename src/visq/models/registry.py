@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 from visq.data import FASHION_MNIST_CLASSES, Preprocess
 from visq.errors import VisqError
 from visq.models.checkpoint import read_safetensors_header
+from visq.models.family import FAMILIES, default_preprocess, family_of, override
 from visq.models.geometry import infer_config
-from visq.models.vim import VimConfig, VisionMamba
+from visq.models.vim import VimConfig
+from visq.models.vmamba import VMambaConfig
+from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
 
 #: Weights that come with the package.
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -35,7 +38,7 @@ class ModelCard:
     """
 
     name: str
-    config: VimConfig
+    config: Any
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
     weights: str | None = None
@@ -68,53 +71,35 @@ def get_card(name: str) -> ModelCard:
     if name not in _CARDS:
         close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
         meant = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(_CARDS)}"
-        raise VisqError(f"unknown model {name!r}; {meant} (`vim` takes any Vim geometry)")
+        families = " and ".join(f"`{family}`" for family in FAMILIES)
+        raise VisqError(f"unknown model {name!r}; {meant} ({families} take any geometry)")
     return _CARDS[name]()
 
 
-def create_model(name: str | None = "vim_tiny", **geometry: Any) -> VisionMamba:
+def create_model(name: str | None = "vim_tiny", **geometry: Any) -> Any:
     """A model with random weights.
 
     Arguments:
-        name: a registered name; None or "vim" for a plain `VimConfig(**geometry)`.
-        geometry: fields of VimConfig that replace the registered ones.
+        name: a registered name; a family's for its plain config (None is "vim").
+        geometry: fields of the config that replace the registered ones.
 
     Returns the model in training mode with its card in `model.card`. An unknown name or field is a VisqError.
     """
     if is_generic(name):
-        config = override(VimConfig(), geometry)
-        card = ModelCard("vim", config, default_preprocess(config), description="Vim of the given geometry")
+        family = FAMILIES[name or "vim"]
+        config = override(family.config(), geometry)
+        card = ModelCard(family.name, config, family.preprocess(config), description=f"{family.title} of any geometry")
     else:
         assert name is not None
         card = adapt(get_card(name), geometry)
-    model = VisionMamba(card.config)
+    model: Any = family_of(card.config).network(card.config)
     model.card = card
     return model
 
 
 def is_generic(name: str | None) -> bool:
-    """Whether `name` stands for any Vim instead of a registered one."""
-    return name is None or name == "vim"
-
-
-def override(config: VimConfig, geometry: dict[str, Any]) -> VimConfig:
-    """`config` with the fields of `geometry` replaced; an unknown or impossible one is a VisqError."""
-    check_fields(geometry)
-    return replace(config, **geometry)
-
-
-def check_fields(geometry: dict[str, Any]) -> None:
-    """VisqError unless `geometry` has fields of VimConfig only, each with a possible value."""
-    known = [field.name for field in fields(VimConfig)]
-    for key, value in geometry.items():
-        if key not in known:
-            raise VisqError(f"unknown geometry {key!r}; known: {', '.join(known)}")
-        if key == "drop_path":
-            valid, kind = isinstance(value, int | float) and 0 <= value < 1, "a rate in [0, 1)"
-        else:
-            valid, kind = type(value) is int and value > 0, "a positive whole number"
-        if not valid:
-            raise VisqError(f"{key} must be {kind}, not {value!r}")
+    """Whether `name` stands for any network of a family instead of a registered one."""
+    return name is None or name in FAMILIES
 
 
 def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
@@ -124,23 +109,9 @@ def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
         return card
     old, preprocess = card.config, card.preprocess
     if (config.image_size, config.channels) != (old.image_size, old.channels):
-        preprocess = default_preprocess(config)
+        preprocess = family_of(config).preprocess(config)
     classes = card.classes if config.num_classes == old.num_classes else None
     return replace(card, config=config, preprocess=preprocess, classes=classes, published_top1=None)
-
-
-def default_preprocess(config: VimConfig) -> Preprocess:
-    """Official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), center crop, ImageNet values.
-
-    Grey images get mean and deviation 0.5; checkpoints trained otherwise say so themselves or in the options.
-    """
-    size, channels = config.image_size, config.channels
-    resize = int(size / 0.875) if size > 32 else size
-    if channels == 3:
-        return Preprocess.imagenet(size, resize)
-    if channels == 1:
-        return Preprocess(size, resize, mean=(0.5,), std=(0.5,), channels=1)
-    raise VisqError(f"images of {channels} channels are not supported, only grey (1) and RGB (3)")
 
 
 def _official() -> Iterator[tuple[str, str, VimConfig, float]]:
@@ -164,6 +135,25 @@ def _official_card(name: str, alias_of: str | None, config: VimConfig, top1: flo
 for _name, _alias, _config, _top1 in _official():
     register(_alias)(partial(_official_card, _alias, _name, _config, _top1))
     register(_name)(partial(_official_card, _name, None, _config, _top1))
+
+
+def _vmamba_official() -> Iterator[tuple[str, VMambaConfig, float]]:
+    """(name, geometry, published top-1) of the checkpoints of https://github.com/MzeroMiko/VMamba."""
+    for size, embed_dim, depth, top1 in (("tiny", 96, 8, 82.6), ("small", 96, 20, 83.3), ("base", 128, 20, 83.8)):
+        yield f"vmambav2v_{size}", VMambaConfig(embed_dim=embed_dim, depths=(2, 2, depth, 2)), top1
+    for size, embed_dim, depth, top1 in (("tiny", 96, 9, 82.2), ("small", 96, 27, 83.5), ("base", 128, 27, 83.7)):
+        depths = (2, 2, depth, 2)
+        config = VMambaConfig(embed_dim=embed_dim, depths=depths, d_state=16, expand=2, mlp_ratio=0, forward_type="v0")
+        yield f"vmambav0_{size}", config, top1
+
+
+def _vmamba_card(name: str, config: VMambaConfig, top1: float) -> ModelCard:
+    description = f"VMamba-{name.rpartition('_')[2].capitalize()} ({config.forward_type}), ImageNet-1k, 224 pixels"
+    return ModelCard(name, config, default_preprocess(config), description=description, published_top1=top1)
+
+
+for _name, _geometry, _top1 in _vmamba_official():
+    register(_name)(partial(_vmamba_card, _name, _geometry, _top1))
 
 
 @register("vim_nano_fmnist")

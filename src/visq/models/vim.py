@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq.errors import VisqError
-from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU, check_images
+from visq.models.ssm import init_delta
 from visq.models.stage import Stage
 from visq.quant.site import WEIGHT, Site
 
@@ -58,16 +59,6 @@ class VimConfig:
     @property
     def num_tokens(self) -> int:
         return self.num_patches + 1
-
-
-def check_images(images: Tensor, channels: int, size: int) -> Tensor:
-    """The images, [B, channels, size, size]. Raises VisqError for any other shape."""
-    if images.shape[1:] != (channels, size, size):
-        raise VisqError(
-            f"this model takes images of {channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
-            "its position embedding and per-token scales are made for that size"
-        )
-    return images
 
 
 class PatchEmbed(nn.Module):
@@ -139,9 +130,7 @@ class BiMambaMixer(nn.Module):
         """Mamba's: delta log-uniform in [1e-3, 1e-1], out_proj scaled down by sqrt(depth)."""
         self.out_proj.weight.div_(math.sqrt(depth))
         for dt_proj in (self.dt_proj, self.dt_proj_b):
-            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
-            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            init_delta(dt_proj)
 
     def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
         """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""

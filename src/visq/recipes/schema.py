@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from visq.errors import VisqError
 from visq.quant.spec import Named, Spec
+from visq.recipes.roles import expand
 
 
 class Bits(BaseModel):
@@ -34,10 +35,10 @@ class Rule(BaseModel):
     """Sites whose names match `match` are quantized as the other fields say; a later rule overrides an earlier one.
 
     Attributes:
-        match: glob patterns over site names (`*` crosses dots).
+        match: glob patterns over site names (`*` crosses dots), or `@role.site` for what plays a part in any network
+            (see `roles`); a pattern behind a `?` may match nothing, for networks that lack the layer.
         bits: `weight`, `activation` or `state` (the recipe's bits of that kind), or a number.
         skip: leave the sites in floating point, overriding earlier rules.
-        optional: the rule may match nothing (for networks that lack the layer).
         others: as in `Spec`.
     """
 
@@ -46,7 +47,6 @@ class Rule(BaseModel):
     match: tuple[str, ...]
     bits: Literal["weight", "activation", "state"] | int = "activation"
     skip: bool = False
-    optional: bool = False
     symmetric: bool = True
     signed: bool = True
     narrow: bool = False
@@ -57,7 +57,13 @@ class Rule(BaseModel):
     @field_validator("match", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        patterns = (value,) if isinstance(value, str) else value
+        if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+            return patterns
+        try:
+            return tuple(single for pattern in patterns for single in expand(pattern))
+        except VisqError as error:
+            raise ValueError(str(error)) from error
 
     def spec(self, bits: Bits) -> Spec:
         number = self.bits if isinstance(self.bits, int) else getattr(bits, self.bits)
@@ -128,8 +134,8 @@ class Recipe(BaseModel):
         chosen: dict[str, Rule] = {}
         for rule in self.scope.sites:
             for pattern in rule.match:
-                matched = [name for name in names if fnmatchcase(name, pattern)]
-                if not matched and not rule.optional:
+                matched = [name for name in names if fnmatchcase(name, pattern.removeprefix("?"))]
+                if not matched and not pattern.startswith("?"):
                     examples = ", ".join(names[:4]) if names else "none"
                     raise VisqError(
                         f"recipe {self.name}: pattern '{pattern}' matches no site of this model "

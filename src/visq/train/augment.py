@@ -13,7 +13,10 @@ from visq.train.config import AugmentConfig
 
 
 class Augment:
-    """uint8 pixels [B, channels, H, W] and labels [B] -> normalized float32 images and soft targets [B, classes]."""
+    """uint8 pixels [B, channels, H, W] and labels [B] -> normalized float32 images and soft targets [B, classes].
+
+    Images larger than the model's come down to its size as crops are cut out of them.
+    """
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess, num_classes: int, label_smoothing: float) -> None:
         self.config = config
@@ -27,7 +30,7 @@ class Augment:
         if config.crop_padding:
             pixels = random_crop(pixels, config.crop_padding, generator)
         if config.resized_crop or config.rotate or config.shear or config.zoom:
-            pixels = random_affine(pixels, config, generator)
+            pixels = random_affine(pixels, config, generator, self.preprocess.image_size)
         elif config.flip:
             flipped = torch.rand(len(pixels), generator=generator) < config.flip
             pixels = torch.where(_each(flipped, pixels), pixels.flip(3), pixels)
@@ -56,17 +59,17 @@ def random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Ten
     return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def random_affine(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Resized crop, flip, rotation, shear and zoom as one bilinear resampling; zeros come in."""
-    batch = len(pixels)
+def random_affine(pixels: Tensor, config: AugmentConfig, generator: torch.Generator, size: int) -> Tensor:
+    """Resized crop, flip, rotation, shear and zoom as one bilinear resampling to `size` x `size`; zeros come in."""
+    batch, channels = pixels.shape[:2]
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(batch).uniform_(low, high, generator=generator)
 
     angle = torch.deg2rad(uniform(-config.rotate, config.rotate))
     shear = torch.tan(torch.deg2rad(uniform(-config.shear, config.shear)))
-    size = torch.exp(uniform(-1, 1) * math.log1p(config.zoom))
-    size_x, size_y = size.clone(), size
+    zoom = torch.exp(uniform(-1, 1) * math.log1p(config.zoom))
+    size_x, size_y = zoom.clone(), zoom
     shift_x, shift_y = torch.zeros(batch), torch.zeros(batch)
     if config.resized_crop:
         area = uniform(*config.resized_crop)
@@ -78,7 +81,7 @@ def random_affine(pixels: Tensor, config: AugmentConfig, generator: torch.Genera
     cos, sin = torch.cos(angle), torch.sin(angle)
     top = torch.stack([cos * size_x, (shear * cos - sin) * size_y, shift_x], dim=1)
     bottom = torch.stack([sin * size_x, (shear * sin + cos) * size_y, shift_y], dim=1)
-    grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(pixels.shape), align_corners=False)
+    grid = F.affine_grid(torch.stack([top, bottom], dim=1), [batch, channels, size, size], align_corners=False)
     moved = F.grid_sample(pixels.float(), grid.to(pixels.device), align_corners=False)
     return moved.round_().clamp_(0, 255).to(torch.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,25 +28,35 @@ class _Strict(BaseModel):
 class ModelConfig(_Strict):
     """Which network: a registered name, and geometry that replaces or (with `vim`) gives its sizes.
 
-    `checkpoint` is a `.safetensors` or official `.pth` file to start from instead of random weights (fine-tuning).
+    `checkpoint` is a `.safetensors` or official `.pth` file to start from instead of random weights (fine-tuning); with
+    `interpolate_positions` one of another image size, whose position embedding is resampled.
     """
 
     name: str = "vim"
     geometry: dict[str, Any] = {}
     checkpoint: str | None = None
+    interpolate_positions: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_interpolate(self) -> ModelConfig:
+        if self.interpolate_positions and self.checkpoint is None:
+            raise ValueError("interpolate_positions needs a checkpoint")
+        return self
 
 
 class DataConfig(_Strict):
     """Where images come from and how they become input; `train` and `eval` are what `open_dataset` takes.
 
     `holdout` takes that many training images out of training and evaluates on them instead of on `eval`, so that
-    settings can be tried without looking at the test set.
+    settings can be tried without looking at the test set. `train_size` keeps training images at that side, larger than
+    the model's, so that what `augment.resized_crop` cuts out of them is not enlarged from fewer pixels.
     """
 
     train: str
     eval: str
     classes: tuple[str, ...] | None = None
     holdout: Count = 0
+    train_size: AtLeastOne | None = None
     preprocess: dict[str, Any]
 
     @field_validator("preprocess")
@@ -137,6 +148,11 @@ class TrainConfig(_Strict):
             raise ValueError("save: ema needs ema_decay > 0")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        size, kept = self.preprocess.image_size, self.data.train_size
+        if kept is not None and kept < size:
+            raise ValueError(f"data.train_size {kept} is below the model's image_size {size}")
+        if kept is not None and kept > size and self.augment.resized_crop is None:
+            raise ValueError(f"data.train_size {kept} needs augment.resized_crop, which brings images to {size} pixels")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
         return self
@@ -145,6 +161,12 @@ class TrainConfig(_Strict):
     def preprocess(self) -> Preprocess:
         """The transform of `data.preprocess`."""
         return Preprocess.from_dict(self.data.preprocess)
+
+    @property
+    def train_preprocess(self) -> Preprocess:
+        """What training images go through before augmentation: `preprocess`, or the whole image at `train_size`."""
+        size = self.data.train_size
+        return self.preprocess if size is None else replace(self.preprocess, image_size=size, resize=size)
 
     def to_yaml(self) -> str:
         """Return YAML that `load_config` reads back to an equal config."""

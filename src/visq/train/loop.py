@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
-from visq.models import VisionMamba, create_model, load_model
-from visq.models.checkpoint import read_checkpoint
+from visq.models import create_model, load_model
+from visq.models.checkpoint import geometry_notes, read_checkpoint
+from visq.models.family import family_of
+from visq.models.positions import load_other_resolution
 from visq.train.augment import Augment
 from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
 from visq.train.config import TrainConfig, differences
@@ -103,7 +106,9 @@ class _Run:
         raw, averaged = self._evaluate()
         path = self.out / "model.safetensors"
         self._write(path)
-        self.model.load_state_dict(load_file(path))  # copies into float32 parameters
+        geometry = self.model.config
+        written = family_of(geometry).unpack(geometry, load_file(path))
+        self.model.load_state_dict(written)  # copies into float32 parameters
         trained = self.done.step * config.batch_size
         return TrainResult(
             model=path,
@@ -209,15 +214,14 @@ class _Run:
         weights = dict(self.model.state_dict())
         if self.config.save == "ema" and self.ema is not None:
             weights |= self.ema.shadow
-        weights = averaged(weights, self.config.average_with)
-        half = {name: tensor.half() for name, tensor in weights.items()}
+        geometry = self.model.config
+        official = averaged(family_of(geometry).pack(geometry, weights), self.config.average_with)
+        half = {name: tensor.half() for name, tensor in official.items()}
         damaged = [name for name, tensor in half.items() if not tensor.isfinite().all()]
         if damaged:
             raise VisqError(f"{damaged[0]} does not fit float16")
-        geometry = self.model.config
         notes = {
-            "image_size": geometry.image_size,
-            "stride": geometry.stride,
+            **geometry_notes(geometry),
             "preprocess": self.config.data.preprocess,
             "classes": list(self.classes),
         }
@@ -251,14 +255,15 @@ def choose_device(name: str) -> torch.device:
 def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """Open the training and the evaluation set, labelled in the same order of classes."""
     data = config.data
-    train_set = open_dataset(data.train, config.preprocess, split="train", classes=data.classes)
+    train_set = open_dataset(data.train, config.train_preprocess, split="train", classes=data.classes)
     if not train_set.labelled:
         raise VisqError(f"data.train {data.train!r} has no labels to learn")
     if data.holdout:
         if data.holdout >= len(train_set):
             raise VisqError(f"data.holdout {data.holdout} leaves nothing of {len(train_set)} training images")
         order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0)).tolist()
-        return train_set.select(sorted(order[data.holdout :])), train_set.select(sorted(order[: data.holdout]))
+        kept_out = open_dataset(data.train, config.preprocess, split="train", classes=data.classes)
+        return train_set.select(sorted(order[data.holdout :])), kept_out.select(sorted(order[: data.holdout]))
     eval_set = open_dataset(data.eval, config.preprocess, split="test", classes=train_set.classes)
     if not eval_set.labelled:
         raise VisqError(f"data.eval {data.eval!r} has no labels to compare with")
@@ -280,7 +285,7 @@ def load_images(dataset: Dataset) -> Images:
     return Images(torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches]))
 
 
-def build_model(config: TrainConfig, classes: tuple[str, ...]) -> VisionMamba:
+def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
     """Build the configured network, with the checkpoint's weights or random ones from `config.seed`.
 
     Raises VisqError when it does not fit the data or the checkpoint.
@@ -289,7 +294,10 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> VisionMamba:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, **geometry)
-    if config.model.checkpoint is not None:
+    if config.model.interpolate_positions:
+        assert config.model.checkpoint is not None  # the configuration's rule
+        load_other_resolution(model, config.model.checkpoint)
+    elif config.model.checkpoint is not None:
         model = load_model(config.model.name, config.model.checkpoint, geometry=geometry).train()
     got, transform = model.config, config.preprocess
     pairs = (

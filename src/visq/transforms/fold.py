@@ -7,26 +7,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from visq.models.layers import Linear, RMSNorm
+from visq.models.layers import LayerNorm, Linear, RMSNorm
 
 if TYPE_CHECKING:
     from visq.calibrate.stage_run import StageRun
 
 
-def norm_before(run: StageRun, path: str) -> RMSNorm | None:
+def norm_before(run: StageRun, path: str) -> RMSNorm | LayerNorm | None:
     """The norm whose output only the linear at `path` reads; the model declares it in `norms_before`."""
     for prefix in run.stage.modules:
         declared = getattr(run.model.get_submodule(prefix), "norms_before", {})
         name = declared.get(path.removeprefix(f"{prefix}."))
         if name is not None:
             norm = run.model.get_submodule(f"{prefix}.{name}")
-            assert isinstance(norm, RMSNorm)
+            assert isinstance(norm, RMSNorm | LayerNorm)
             return norm
     return None
 
 
 @torch.no_grad()
-def divide_input(norm: RMSNorm, layer: Linear, factor: Tensor) -> None:
+def divide_input(norm: RMSNorm | LayerNorm, layer: Linear, factor: Tensor) -> None:
     """The layer's input is divided by `factor` [C], its weight multiplied by it."""
     norm.weight.div_(factor)
+    if isinstance(norm, LayerNorm):
+        norm.bias.div_(factor)
     layer.weight.mul_(factor)

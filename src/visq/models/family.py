@@ -1,0 +1,127 @@
+"""Families of networks: everything loading, training and artifacts have to know of one, and the door for new ones.
+
+A family is a config (its geometry), a network with sites and `stages()`, and how a checkpoint becomes the two. See
+docs/add-a-model.md for bringing another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from visq.data import Preprocess
+from visq.errors import VisqError
+
+Shapes = Mapping[str, tuple[int, ...]]
+Tensors = dict[str, Tensor]
+
+
+def default_preprocess(config: Any) -> Preprocess:
+    """Official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), center crop, ImageNet values.
+
+    Grey images get mean and deviation 0.5; checkpoints trained otherwise say so themselves or in the options.
+    """
+    size, channels = config.image_size, config.channels
+    resize = int(size / 0.875) if size > 32 else size
+    if channels == 3:
+        return Preprocess.imagenet(size, resize)
+    if channels == 1:
+        return Preprocess(size, resize, mean=(0.5,), std=(0.5,), channels=1)
+    raise VisqError(f"images of {channels} channels are not supported, only grey (1) and RGB (3)")
+
+
+def _as_it_is(config: Any, tensors: Tensors) -> Tensors:
+    return tensors
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of network.
+
+    Attributes:
+        name: what users type for any geometry of it.
+        title: what it is called in messages.
+        config: frozen dataclass of the geometry, every field with a default; see `check_fields` for what it may hold.
+        network: built from a config; has `config`, `stages()` and sites.
+        infer: (shapes of a checkpoint, hints such as image_size, registered configs) -> config. VisqError when the
+            tensors are not of this family or of a variant that is not supported.
+        unpack, pack: (config, tensors) -> tensors, from a checkpoint's names and shapes to the network's parameters and
+            back; `unpack` also takes older spellings.
+        refuse: VisqError for (shapes, official name) of a variant that would load but compute something else.
+        preprocess: the transform of a checkpoint that does not say.
+    """
+
+    name: str
+    title: str
+    config: type[Any]
+    network: type[nn.Module]
+    infer: Callable[[Shapes, Mapping[str, Any], Iterable[Any]], Any]
+    unpack: Callable[[Any, Tensors], Tensors] = _as_it_is
+    pack: Callable[[Any, Tensors], Tensors] = _as_it_is
+    refuse: Callable[[Shapes, str | None], None] = lambda shapes, name: None
+    preprocess: Callable[[Any], Preprocess] = default_preprocess
+
+
+#: By name, in order of registration.
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Make a family known to every command. Raises VisqError when its name is taken by another network."""
+    known = FAMILIES.get(family.name)
+    if known is not None and known.network is not family.network:
+        raise VisqError(f"model family {family.name!r} is registered already ({known.title})")
+    FAMILIES[family.name] = family
+    return family
+
+
+def family_of(config: Any) -> Family:
+    """The family of a geometry. Raises VisqError for one that is not registered."""
+    for family in FAMILIES.values():
+        if type(config) is family.config:
+            return family
+    raise VisqError(f"a {type(config).__name__} is of no registered family; known: {', '.join(FAMILIES)}")
+
+
+def override(config: Any, geometry: Mapping[str, Any]) -> Any:
+    """`config` with the fields of `geometry` replaced; an unknown or impossible one is a VisqError."""
+    return replace(config, **check_fields(type(config), geometry))
+
+
+def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """`geometry` with lists as tuples; VisqError unless it has fields of `config` only, each with a possible value.
+
+    By the type of a field's default: a whole number is positive (or at least the field's metadata `minimum`), a tuple
+    holds positive ones, a float is a rate in [0, 1), a text is one of the metadata's `choices`.
+    """
+    known = {field.name: field for field in fields(config)}
+    result = {}
+    for key, value in geometry.items():
+        if key not in known:
+            raise VisqError(f"unknown geometry {key!r}; known: {', '.join(known)}")
+        result[key] = tuple(value) if isinstance(value, list) else value
+        expected = _expected(known[key], result[key])
+        if expected:
+            raise VisqError(f"{key} must be {expected}, not {value!r}")
+    return result
+
+
+def _expected(field: Field[Any], value: Any) -> str | None:
+    """What a field's value should have been, or None when it is fine."""
+    default = field.default
+    assert default is not MISSING, f"{field.name} needs a default"
+    if isinstance(default, tuple):
+        fine = isinstance(value, tuple) and len(value) > 0 and all(type(item) is int and item > 0 for item in value)
+        return None if fine else "a list of positive whole numbers"
+    if isinstance(default, str):
+        choices = field.metadata["choices"]
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if isinstance(default, float):
+        fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+        return None if fine else "a rate in [0, 1)"
+    minimum = field.metadata.get("minimum", 1)
+    fine = type(value) is int and value >= minimum
+    return None if fine else "a positive whole number" if minimum == 1 else f"a whole number from {minimum}"

@@ -1,0 +1,51 @@
+"""Position embeddings for another image size: fine-tuning at a higher resolution, as DeiT and Vim do."""
+
+from __future__ import annotations
+
+from math import isqrt
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visq.errors import VisqError
+from visq.models.checkpoint import read_checkpoint
+from visq.models.geometry import differences
+from visq.models.vim import VisionMamba
+
+
+def resize_positions(pos_embed: Tensor, patches: int) -> Tensor:
+    """Resample positions [1, M + 1, E] bicubically to `patches` + 1 tokens; the middle one, the class token, is kept.
+
+    Raises VisqError unless both M and `patches` are squares.
+    """
+    tokens, width = pos_embed.shape[1:]
+    old, new = isqrt(max(tokens - 1, 0)), isqrt(patches)
+    if old == 0 or old * old != tokens - 1 or new * new != patches:
+        raise VisqError(
+            f"positions of {tokens} tokens cannot become {patches} + 1: both must be squares and a class token"
+        )
+    middle = (tokens - 1) // 2
+    grid = torch.cat([pos_embed[:, :middle], pos_embed[:, middle + 1 :]], dim=1)
+    grid = grid.reshape(1, old, old, width).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    half = patches // 2
+    return torch.cat([resized[:, :half], pos_embed[:, middle : middle + 1], resized[:, half:]], dim=1)
+
+
+def load_other_resolution(model: VisionMamba, checkpoint: Path | str) -> None:
+    """Load a checkpoint of the same network at another image size into `model`, its position embedding resampled.
+
+    Raises VisqError when anything but the number of tokens differs.
+    """
+    read = read_checkpoint(checkpoint)
+    weights = dict(read.tensors)
+    if weights.get("pos_embed", torch.empty(0)).ndim != 3:
+        raise VisqError(f"{read.path}: no position embedding to interpolate")
+    weights["pos_embed"] = resize_positions(weights["pos_embed"], model.config.num_patches)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = differences(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    if wrong:
+        raise VisqError(f"{read.path}: is not the same network at another resolution: {wrong}")
+    model.load_state_dict(weights)

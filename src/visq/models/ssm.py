@@ -1,0 +1,76 @@
+"""The selective state-space model of one direction (Mamba's S6), and the mixer that Mamba-1 puts around it.
+
+What VMamba's directions and any network with Mamba-1 mixers are made of; parameters carry the names of `mamba_ssm`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.models.layers import CausalConv1d, Linear, SelectiveScan, SiLU
+from visq.quant.site import WEIGHT, Site
+
+
+class SSM(nn.Module):
+    """u -> x_proj -> (dt, B, C); delta = softplus(dt_proj(dt)); y = scan(u, delta, -exp(A_log), B, C) + D u.
+
+    Arguments:
+        d_inner, d_state, dt_rank: channels C, states N and the rank of delta's projection.
+    """
+
+    def __init__(self, d_inner: int, d_state: int, dt_rank: int) -> None:
+        super().__init__()
+        self.dt_rank, self.d_state = dt_rank, d_state
+        self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.scan, self.site_a_log = SelectiveScan(), Site(WEIGHT, "A_log")
+
+    def forward(self, u: Tensor) -> Tensor:
+        """u [B, L, C] in scan order -> y [B, L, C] in scan order."""
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.softplus(self.dt_proj(dt))
+        return self.scan(u, delta, -torch.exp(self.site_a_log(self.A_log)), B, C) + self.D * u
+
+    def reset_parameters(self) -> None:
+        """Mamba's: delta log-uniform in [1e-3, 1e-1]."""
+        init_delta(self.dt_proj)
+
+    def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
+        """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
+        assert scan == "scan"
+        b_end = self.dt_rank + self.d_state
+        return self.x_proj.weight, slice(self.dt_rank, b_end), slice(b_end, b_end + self.d_state)
+
+
+class MambaMixer(SSM):
+    """Mamba-1 in one direction: in_proj -> (x, z); out_proj(SSM(SiLU(conv1d(x))) * SiLU(z)). [B, L, d_model] -> same.
+
+    Arguments:
+        d_model, d_state, expand, d_conv: as in `mamba_ssm.Mamba`, dt_rank = ceil(d_model / 16).
+    """
+
+    def __init__(self, d_model: int, d_state: int = 16, expand: int = 2, d_conv: int = 4) -> None:
+        d_inner = expand * d_model
+        super().__init__(d_inner, d_state, math.ceil(d_model / 16))
+        self.in_proj = Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d, self.silu, self.gate = CausalConv1d(d_inner, d_conv), SiLU(), SiLU()
+        self.out_proj = Linear(d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        y = super().forward(self.silu(self.conv1d(x)))
+        return self.out_proj(y * self.gate(z))
+
+
+@torch.no_grad()
+def init_delta(dt_proj: nn.Linear) -> None:
+    """Mamba's initialization: softplus(bias) log-uniform in [1e-3, 1e-1], weights uniform within rank^-1/2."""
+    nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
+    dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
+    dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))

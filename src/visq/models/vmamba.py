@@ -1,0 +1,242 @@
+"""VMamba (arXiv 2401.10166), official code https://github.com/MzeroMiko/VMamba: `v0` and `v05_noz`.
+
+Maps are [B, H, W, C] between blocks; inside a block they are token sequences [B, L, C], row by row. SS2D scans them in
+four orders: rows, columns, and both reversed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visq.errors import VisqError
+from visq.models.layers import (
+    GELU,
+    Conv2d,
+    DepthwiseConv2d,
+    DropPath,
+    LayerNorm,
+    Linear,
+    SiLU,
+    check_images,
+)
+from visq.models.ssm import SSM
+from visq.models.stage import Stage
+
+if TYPE_CHECKING:
+    from visq.models.registry import ModelCard
+
+
+@dataclass(frozen=True)
+class VMambaConfig:
+    """Geometry of a VMamba.
+
+    Attributes:
+        embed_dim: channels of the first stage; each of `depths`' later stages has twice those of the one before.
+        d_state, expand, mlp_ratio: states N of the scan, d_inner / channels, hidden channels of the MLP / channels.
+        forward_type: `v0` gates with SiLU(z), has no MLP (`mlp_ratio` 0) and merges patches as Swin does; `v05_noz` has
+            no gate, and overlapping convolutions for stem and downsampling.
+    """
+
+    image_size: int = 224
+    channels: int = 3
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 8, 2)
+    d_state: int = 1
+    expand: int = 1
+    mlp_ratio: int = field(default=4, metadata={"minimum": 0})
+    forward_type: str = field(default="v05_noz", metadata={"choices": ("v0", "v05_noz")})
+    num_classes: int = 1000
+    drop_path: float = 0.0
+
+    @property
+    def gated(self) -> bool:
+        return self.forward_type == "v0"
+
+    def __post_init__(self) -> None:
+        if self.image_size % 2 ** (1 + len(self.depths)):
+            raise VisqError(f"image_size {self.image_size} does not halve {1 + len(self.depths)} times")
+
+
+class SS2D(nn.Module):
+    """Four selective scans over a map, their results added. [B, L, dim] -> [B, L, dim]."""
+
+    def __init__(self, dim: int, config: VMambaConfig) -> None:
+        super().__init__()
+        inner = config.expand * dim
+        self.in_proj = Linear(dim, inner * (2 if config.gated else 1), bias=False)
+        self.conv2d = DepthwiseConv2d(inner, 3, bias=config.gated)
+        self.silu = SiLU()
+        self.directions = nn.ModuleList(SSM(inner, config.d_state, math.ceil(dim / 16)) for _ in range(4))
+        self.out_norm = LayerNorm(inner)
+        self.gate = SiLU() if config.gated else None
+        self.out_proj = Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = self.in_proj(x)
+        if self.gate is not None:
+            x, z = x.chunk(2, dim=-1)
+        y = self.out_norm(self.cross_scan(self.silu(self.conv2d(x, height, width)), height, width))
+        return self.out_proj(y if self.gate is None else y * self.gate(z))
+
+    def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
+        """u [B, L, C] row by row -> the sum of the four directions, row by row."""
+        columns = transpose_map(u, height, width)
+        rows, down, rows_reversed, up = self.directions
+        y = rows(u) + rows_reversed(u.flip(1)).flip(1)
+        y_columns = down(columns) + up(columns.flip(1)).flip(1)
+        return y + transpose_map(y_columns, width, height)
+
+
+def transpose_map(x: Tensor, height: int, width: int) -> Tensor:
+    """[B, H W, C] row by row -> [B, W H, C] column by column."""
+    return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
+
+
+class Mlp(nn.Module):
+    """fc2(GELU(fc1(x)))."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = Linear(dim, hidden), GELU(), Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class VSSBlock(nn.Module):
+    """x + op(norm(x)), then x + mlp(norm2(x)) where there is an MLP. [B, H, W, dim] -> same."""
+
+    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    norms_before: ClassVar[dict[str, str]] = {"op.in_proj": "norm", "mlp.fc1": "norm2"}
+
+    def __init__(self, dim: int, config: VMambaConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm, self.op = LayerNorm(dim), SS2D(dim, config)
+        self.norm2 = LayerNorm(dim) if config.mlp_ratio else None
+        self.mlp = Mlp(dim, config.mlp_ratio * dim) if config.mlp_ratio else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        tokens = x.flatten(1, 2)
+        tokens = tokens + self.drop_path(self.op(self.norm(tokens), height, width))
+        if self.mlp is not None and self.norm2 is not None:
+            tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens.unflatten(1, (height, width))
+
+
+class PatchMerging(nn.Module):
+    """Swin's: 2 x 2 neighbours side by side, norm, linear. [B, H, W, C] -> [B, H/2, W/2, 2 C]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.reduction = LayerNorm(4 * dim), Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1] // 2, x.shape[2] // 2
+        parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        merged = self.reduction(self.norm(torch.cat(parts, dim=-1).flatten(1, 2)))
+        return merged.unflatten(1, (height, width))
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a norm over channels. [B, H, W, C] -> [B, H', W', C']."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.norm = LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Stem(nn.Module):
+    """Images [B, channels, H, W] -> maps [B, H/4, W/4, embed_dim]."""
+
+    def __init__(self, config: VMambaConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        if config.gated:
+            self.steps = nn.Sequential(ConvNorm(config.channels, dim, 4, 4))
+        else:
+            first, second = ConvNorm(config.channels, dim // 2, 3, 2, 1), ConvNorm(dim // 2, dim, 3, 2, 1)
+            self.steps = nn.Sequential(first, GELU(), second)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.steps(images.permute(0, 2, 3, 1))
+
+
+class Level(nn.Module):
+    """Blocks of one resolution, and the way down to the next."""
+
+    blocks: nn.ModuleList
+    downsample: nn.Module | None
+
+    def __init__(self, dim: int, config: VMambaConfig, rates: list[float], last: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(VSSBlock(dim, config, rate) for rate in rates)
+        down = PatchMerging(dim) if config.gated else ConvNorm(dim, 2 * dim, 3, 2, 1)
+        self.downsample = None if last else down
+
+
+class VMamba(nn.Module):
+    """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+
+    #: Name, preprocessing and classes; set by `create_model` and `load_model`.
+    card: ModelCard
+
+    def __init__(self, config: VMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = Stem(config)
+        total = sum(config.depths)
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
+        self.layers = nn.ModuleList()
+        for i, depth in enumerate(config.depths):
+            own, rates = rates[:depth], rates[depth:]
+            self.layers.append(Level(config.embed_dim * 2**i, config, own, last=i == len(config.depths) - 1))
+        self.norm = LayerNorm(config.embed_dim * 2 ** (len(config.depths) - 1))
+        self.head = Linear(config.embed_dim * 2 ** (len(config.depths) - 1), config.num_classes)
+        self.reset_parameters()
+
+    def forward(self, images: Tensor) -> Tensor:
+        state: tuple[Tensor, ...] = (images,)
+        for stage in self.stages():
+            state = stage.forward(*state)
+        return state[0]
+
+    def stages(self) -> list[Stage]:
+        """The forward pass cut into steps; calibration streams through them."""
+        stages = [Stage("embed", self.embed, ("patch_embed",))]
+        for i, level in enumerate(self.layers):
+            assert isinstance(level, Level)
+            steps: dict[str, nn.Module] = {f"layers.{i}.blocks.{j}": block for j, block in enumerate(level.blocks)}
+            if level.downsample is not None:
+                steps[f"layers.{i}.downsample"] = level.downsample
+            stages += [Stage(name, lambda x, step=step: (step(x),), (name,)) for name, step in steps.items()]
+        return [*stages, Stage("classify", self.classify, ("norm", "head"))]
+
+    def embed(self, images: Tensor) -> tuple[Tensor]:
+        return (self.patch_embed(check_images(images, self.config.channels, self.config.image_size)),)
+
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        """The mean of all normalized tokens through the head."""
+        return (self.head(self.norm(x.flatten(1, 2)).mean(1)),)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The public code's: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, SSM):
+                module.reset_parameters()

@@ -1,0 +1,156 @@
+"""Between VMamba's official checkpoints and our network: names, the four directions' stacked tensors, geometry.
+
+Official files keep the four directions in one tensor each (`x_proj_weight` [4, R + 2N, C], `A_logs` [4 C, N], ...); our
+network has four modules. Files of several ages differ in spelling; all are understood, the latest is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visq.errors import VisqError
+from visq.models.family import Family, Shapes, Tensors, register_family
+from visq.models.vmamba import VMamba, VMambaConfig
+
+#: Older spellings -> the latest, as the public code renames them.
+_OLDER = (
+    (r"^patch_embed\.proj\.", "patch_embed.0."),
+    (r"^patch_embed\.norm\.", "patch_embed.2."),
+    (r"\.ln_1\.", ".norm."),
+    (r"\.self_attention\.", ".op."),
+    (r"\.downsample\.norm\.", ".downsample.1."),
+    (r"\.downsample\.reduction\.", ".downsample.2."),
+    (r"^norm\.", "classifier.norm."),
+    (r"^head\.", "classifier.head."),
+    (r"\.op\.x_proj\.weight$", ".op.x_proj_weight"),
+    (r"\.op\.dt_projs\.weight$", ".op.dt_projs_weight"),
+)
+#: Official names -> ours, by generation.
+_STEM = {
+    "v0": (("patch_embed.0.", "patch_embed.steps.0.conv."), ("patch_embed.2.", "patch_embed.steps.0.norm.")),
+    "v05_noz": (
+        ("patch_embed.0.", "patch_embed.steps.0.conv."),
+        ("patch_embed.2.", "patch_embed.steps.0.norm."),
+        ("patch_embed.5.", "patch_embed.steps.2.conv."),
+        ("patch_embed.7.", "patch_embed.steps.2.norm."),
+    ),
+}
+_DOWN = {
+    "v0": ((".downsample.1.", ".downsample.norm."), (".downsample.2.", ".downsample.reduction.")),
+    "v05_noz": ((".downsample.1.", ".downsample.conv."), (".downsample.3.", ".downsample.norm.")),
+}
+_ENDS = (("classifier.norm.", "norm."), ("classifier.head.", "head."))
+#: Official stacked tensors of `op` -> the parameter of each direction.
+_STACKED = {
+    "x_proj_weight": "x_proj.weight",
+    "dt_projs_weight": "dt_proj.weight",
+    "dt_projs_bias": "dt_proj.bias",
+    "A_logs": "A_log",
+    "Ds": "D",
+}
+#: Those whose directions lie in the first axis together with the channels.
+_FLAT = ("A_logs", "Ds")
+
+
+def canonical(config: VMambaConfig, tensors: Tensors) -> Tensors:
+    """Official tensors in their latest names and shapes (convolutions of 1 x 1 become matrices)."""
+    result: Tensors = {}
+    for name, tensor in tensors.items():
+        for old, new in _OLDER:
+            name = re.sub(old, new, name)
+        if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and "conv" not in name:
+            tensor = tensor.flatten(1)
+        if name.endswith(("x_proj_weight", "dt_projs_weight")) and tensor.ndim == 2 and tensor.shape[0] % 4 == 0:
+            tensor = tensor.unflatten(0, (4, -1))
+        result[name] = tensor
+    return result
+
+
+def unpack(config: VMambaConfig, tensors: Tensors) -> Tensors:
+    """Official tensors -> the network's parameters."""
+    result: Tensors = {}
+    for name, tensor in canonical(config, tensors).items():
+        head, _, last = name.rpartition(".")
+        if last in _STACKED:
+            parts = tensor.unflatten(0, (4, -1)) if last in _FLAT else tensor
+            for direction, part in enumerate(parts):
+                result[f"{head}.directions.{direction}.{_STACKED[last]}"] = part.clone()
+        else:
+            result[_renamed(name, config, forward=True)] = tensor
+    return result
+
+
+def pack(config: VMambaConfig, tensors: Tensors) -> Tensors:
+    """The network's parameters -> official tensors, in their latest names."""
+    result: Tensors = {}
+    stacks: dict[str, list[Tensor]] = {}
+    official = {ours: theirs for theirs, ours in _STACKED.items()}
+    for name, tensor in tensors.items():
+        head, found, rest = name.partition(".directions.")
+        if found:
+            stacks.setdefault(f"{head}.{official[rest[2:]]}", []).append(tensor)
+        else:
+            result[_renamed(name, config, forward=False)] = tensor
+    for name, parts in stacks.items():
+        result[name] = torch.cat(parts) if name.endswith(_FLAT) else torch.stack(parts)
+    return result
+
+
+def _renamed(name: str, config: VMambaConfig, forward: bool) -> str:
+    """An official name as ours, or with `forward` false the other way."""
+    for theirs, ours in (*_STEM[config.forward_type], *_ENDS):
+        old, new = (theirs, ours) if forward else (ours, theirs)
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    for theirs, ours in _DOWN[config.forward_type]:
+        name = name.replace(theirs, ours) if forward else name.replace(ours, theirs)
+    return name
+
+
+def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] = ()) -> VMambaConfig:
+    """The geometry of a checkpoint from its shapes; `image_size` from the hints, for no tensor knows it.
+
+    Raises VisqError when the tensors are not those of a VMamba `v0` or `v05_noz`.
+    """
+    blank = VMambaConfig()
+    meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    found: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in canonical(blank, meta).items()}
+    first = "layers.0.blocks.0.op."
+    telling = (f"{first}A_logs", f"{first}dt_projs_weight", f"{first}in_proj.weight", "classifier.head.weight")
+    missing = [name for name in (*telling, "patch_embed.0.weight") if name not in found]
+    if missing:
+        raise VisqError(f"not a VMamba checkpoint: {', '.join(missing)} missing")
+    gated = "patch_embed.5.weight" not in found
+    mlp = found.get("layers.0.blocks.0.mlp.fc1.weight")
+    if f"{first}out_norm.weight" not in found or f"{first}conv2d.weight" not in found or gated == (mlp is not None):
+        raise VisqError("this VMamba variant is not supported; supported: v0 (gated) and v05_noz, both with out_norm")
+    in_rows, dim = found[f"{first}in_proj.weight"]
+    inner = found[f"{first}dt_projs_weight"][1]
+    if in_rows != inner * (2 if gated else 1) or inner % dim:
+        raise VisqError(f"this VMamba variant is not supported: in_proj makes {in_rows} channels, the scan has {inner}")
+    depths: dict[int, set[str]] = {}
+    for name in found:
+        match = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
+        if match:
+            depths.setdefault(int(match[1]), set()).add(match[2])
+    return VMambaConfig(
+        image_size=hints.get("image_size") or blank.image_size,
+        channels=found["patch_embed.0.weight"][1],
+        embed_dim=dim,
+        depths=tuple(len(depths[i]) for i in sorted(depths)),
+        d_state=found[f"{first}A_logs"][1],
+        expand=inner // dim,
+        mlp_ratio=0 if mlp is None else mlp[0] // dim,
+        forward_type="v0" if gated else "v05_noz",
+        num_classes=found["classifier.head.weight"][0],
+    )
+
+
+VMAMBA = register_family(
+    Family("vmamba", "VMamba", VMambaConfig, VMamba, infer_vmamba, unpack=unpack, pack=pack),
+)
