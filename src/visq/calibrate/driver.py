@@ -112,8 +112,9 @@ def calibrate(
         for name, site in named_sites(model):
             if name in quantizers:
                 site.quantizer = quantizers[name]
-        for learner in learners:
-            learner.tune(run)
+        with torch.enable_grad():  # whatever the caller has switched off
+            for learner in learners:
+                learner.tune(run)
         bake_weights(model)
         if run.student is not None:
             advance_student(run, folder.student(index + 1))

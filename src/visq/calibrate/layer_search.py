@@ -70,10 +70,10 @@ class LayerSearch(Job):
         return self.layer
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._observe(args[0], output, None)
+        self._observe(args[0], as_tokens(output), None)
 
     def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
-        self._observe(x, output, gradient)
+        self._observe(x, as_tokens(output), as_tokens(gradient))
 
     def _observe(self, x: Tensor, output: Tensor, gradient: Tensor | None) -> None:
         step = self.steps[self.pass_index]
@@ -99,7 +99,7 @@ class LayerSearch(Job):
         # The hook that calls us sits on the layer, so its forward is called below the hooks.
         with without_hooks(self.layer):
             result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
-        return result
+        return as_tokens(result)
 
     def end_pass(self) -> None:
         if self.pass_index >= self.passes:
@@ -120,6 +120,11 @@ class LayerSearch(Job):
         if self.output is not None and self.output_name is not None:
             found[self.output_name] = self.output.result()
         return found
+
+
+def as_tokens(output: Tensor) -> Tensor:
+    """A layer's output as its site `out` sees it: a map [B, H, W, C] is tokens [B, H W, C]."""
+    return output.flatten(1, 2) if output.ndim == 4 else output
 
 
 def similarity(reference: Tensor, simulated: Tensor, score: str, gradient: Tensor | None = None) -> float:

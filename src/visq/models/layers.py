@@ -46,32 +46,24 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2)
-        maps = F.conv2d(maps, self.site_weight(self.weight), self.bias, self.stride, self.padding)
+        weight = self.site_weight(self.weight)
+        maps = F.conv2d(maps, weight, self.bias, self.stride, self.padding, groups=self.groups)
         maps = maps.permute(0, 2, 3, 1)
         return self.site_out(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution of a map that comes as tokens, with sites `in`, `weight`, `out`.
-
-    [B, H W, C] -> [B, H W, C]; the kernel is odd, the border zero.
-    """
-
-    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
-        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size // 2, bias=bias)
-        self.site_in, self.site_weight, self.site_out = Site(), Site(WEIGHT), Site()
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
-        maps = self.site_in(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        maps = F.conv2d(maps, self.site_weight(self.weight), self.bias, padding=self.padding, groups=self.groups)
-        return self.site_out(maps.permute(0, 2, 3, 1).flatten(1, 2))
 
 
 class SiLU(nn.Module):

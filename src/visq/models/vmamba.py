@@ -17,7 +17,6 @@ from visq.errors import VisqError
 from visq.models.layers import (
     GELU,
     Conv2d,
-    DepthwiseConv2d,
     DropPath,
     LayerNorm,
     Linear,
@@ -69,7 +68,7 @@ class SS2D(nn.Module):
         super().__init__()
         inner = config.expand * dim
         self.in_proj = Linear(dim, inner * (2 if config.gated else 1), bias=False)
-        self.conv2d = DepthwiseConv2d(inner, 3, bias=config.gated)
+        self.conv2d = Conv2d(inner, inner, 3, padding=1, groups=inner, bias=config.gated)
         self.silu = SiLU()
         self.directions = nn.ModuleList(SSM(inner, config.d_state, math.ceil(dim / 16)) for _ in range(4))
         self.out_norm = LayerNorm(inner)
@@ -80,7 +79,8 @@ class SS2D(nn.Module):
         x = self.in_proj(x)
         if self.gate is not None:
             x, z = x.chunk(2, dim=-1)
-        y = self.out_norm(self.cross_scan(self.silu(self.conv2d(x, height, width)), height, width))
+        u = self.silu(self.conv2d(x.unflatten(1, (height, width))).flatten(1, 2))
+        y = self.out_norm(self.cross_scan(u, height, width))
         return self.out_proj(y if self.gate is None else y * self.gate(z))
 
     def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
@@ -149,7 +149,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding=padding)
         self.norm = LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
