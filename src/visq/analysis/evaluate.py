@@ -14,6 +14,7 @@ from torch import Tensor
 from visq import parallel
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.models.family import num_classes
 from visq.progress import Progress
 
 
@@ -114,7 +115,12 @@ def check_labels(model: Any, dataset: Dataset) -> None:
     """VisqError unless the data set's labels can be compared with the model's outputs."""
     if not dataset.labelled:
         raise VisqError(f"{dataset.name} has no labels; evaluation needs a folder (or tar) of class folders")
-    outputs, names = model.config.num_classes, model.card.classes
+    outputs, names = num_classes(model.config), model.card.classes
+    if outputs is None:
+        raise VisqError(
+            f"{model.card.name} has no classes, so it has no top-1; for super-resolution there is "
+            "visq.analysis.super_resolution"
+        )
     if names is None and len(dataset.classes) != outputs:
         raise VisqError(
             f"{dataset.name} has {len(dataset.classes)} classes, the model {outputs} outputs whose names are unknown; "

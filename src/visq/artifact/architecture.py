@@ -10,7 +10,7 @@ from torch import nn
 
 from visq.artifact.schema import Architecture
 from visq.errors import VisqError
-from visq.models.family import FAMILIES, family_of, override
+from visq.models.family import families, family_of, override
 
 #: No dimension of a known network comes near this; a larger one is damage.
 LARGEST = 1 << 20
@@ -29,9 +29,9 @@ def skeleton(architecture: Architecture, max_depth: int) -> Any:
     Raises:
         VisqError: unknown family, missing or impossible geometry.
     """
-    if architecture.family not in FAMILIES:
-        raise VisqError(f"architecture.family '{architecture.family}' is unknown; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[architecture.family]
+    if architecture.family not in families():
+        raise VisqError(f"architecture.family '{architecture.family}' is unknown; known: {', '.join(families())}")
+    family = families()[architecture.family]
     geometry = architecture.geometry
     expected = {field.name for field in fields(family.config)}
     if set(geometry) != expected:

@@ -17,6 +17,7 @@ from visq.artifact.writing import lowered
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import ModelCard
+from visq.models.family import image_size, num_classes
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
@@ -37,10 +38,11 @@ def load(path: Path | str) -> Any:
         model = skeleton(config.architecture, max_depth=len(tensors))
         preprocess = Preprocess.from_dict(config.preprocess)
         geometry = model.config
-        if (preprocess.image_size, preprocess.channels) != (geometry.image_size, geometry.channels):
+        size = image_size(geometry) or preprocess.image_size
+        if (preprocess.image_size, preprocess.channels) != (size, geometry.channels):
             raise VisqError("preprocess.image_size or channels do not belong to architecture.geometry")
-        if config.classes is not None and len(config.classes) != geometry.num_classes:
-            raise VisqError(f"classes has {len(config.classes)} names for {geometry.num_classes} outputs")
+        if config.classes is not None and len(config.classes) != num_classes(geometry):
+            raise VisqError(f"classes has {len(config.classes)} names for {num_classes(geometry)} outputs")
     except VisqError as error:
         raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
     try:

@@ -71,7 +71,9 @@ class ModelOptions:
 
     def refuse_for_artifact(self, folder: Path, model: Any) -> None:
         """VisqError when an option contradicts an artifact, which fixes all of this."""
-        size = model.config.image_size
+        from visq.models.family import image_size
+
+        size = image_size(model.config)
         if self.image_size not in (None, size):
             raise VisqError(
                 f"{folder} was calibrated for images of {size} pixels, not {self.image_size}: its position embedding "

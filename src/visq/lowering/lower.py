@@ -13,6 +13,7 @@ from torch import fx, nn
 from visq.lowering.builder import Builder
 from visq.lowering.layers import LAYERS
 from visq.lowering.values import Image, LoweringError, Parameter, Tokens, Value, Zeros
+from visq.models.family import image_size
 from visq.models.layers import DropPath, check_images
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site, site_name
@@ -43,7 +44,10 @@ class Lowering:
     """One walk over a traced graph. `size`: pixels of a side of the image."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.size, self.channels = model, model.config.image_size, model.config.channels
+        size = image_size(model.config)
+        if size is None:
+            raise LoweringError("a program is made for images of one size, and this network takes any")
+        self.model, self.size, self.channels = model, size, model.config.channels
         self.builder = Builder()
         self.modules = dict(model.named_modules())
         self.values: dict[fx.Node, Any] = {}

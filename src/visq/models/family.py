@@ -6,8 +6,11 @@ docs/add-a-model.md for bringing another one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,6 +48,7 @@ class Family:
         name: what users type for any geometry of it.
         title: what it is called in messages.
         config: frozen dataclass of the geometry, every field with a default; see `check_fields` for what it may hold.
+            `channels` it must have, `image_size` unless `any_size`, `num_classes` where the outputs are logits.
         network: built from a config; has `config`, `stages()` and sites.
         infer: (shapes of a checkpoint, hints such as image_size, registered configs) -> config. VisqError when the
             tensors are not of this family or of a variant that is not supported.
@@ -52,6 +56,8 @@ class Family:
             back; `unpack` also takes older spellings.
         refuse: VisqError for (shapes, official name) of a variant that would load but compute something else.
         preprocess: the transform of a checkpoint that does not say.
+        any_size: it takes images of any size: its config has no `image_size`, and quantizers cannot have a scale per
+            position in the sequence.
     """
 
     name: str
@@ -63,10 +69,35 @@ class Family:
     pack: Callable[[Any, Tensors], Tensors] = _as_it_is
     refuse: Callable[[Shapes, str | None], None] = lambda shapes, name: None
     preprocess: Callable[[Any], Preprocess] = default_preprocess
+    any_size: bool = False
 
 
-#: By name, in order of registration.
+#: By name, in order of registration; `families()` has those of installed packages as well.
 FAMILIES: dict[str, Family] = {}
+
+#: Packages that bring networks name a module under this group of entry points; importing it registers them.
+ENTRY_POINTS = "visq.models"
+
+
+def families() -> dict[str, Family]:
+    """Every family by name, ours first, then those of installed packages."""
+    load_plugins()
+    return FAMILIES
+
+
+@cache
+def load_plugins() -> None:
+    """Import, once, what installed packages name under `ENTRY_POINTS`. One that fails is a warning and is left out."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever is wrong with somebody's package, ours works without it
+            source = f" of {entry.dist.name}" if entry.dist is not None else ""
+            warnings.warn(
+                f"the networks {entry.name!r}{source} ({entry.value}) are left out, importing them failed: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
 
 def register_family(family: Family) -> Family:
@@ -80,10 +111,20 @@ def register_family(family: Family) -> Family:
 
 def family_of(config: Any) -> Family:
     """The family of a geometry. Raises VisqError for one that is not registered."""
-    for family in FAMILIES.values():
+    for family in families().values():
         if type(config) is family.config:
             return family
     raise VisqError(f"a {type(config).__name__} is of no registered family; known: {', '.join(FAMILIES)}")
+
+
+def image_size(config: Any) -> int | None:
+    """Pixels a side of the images a network takes; None for one that takes any."""
+    return getattr(config, "image_size", None)
+
+
+def num_classes(config: Any) -> int | None:
+    """How many classes a network tells apart; None for one that does something else."""
+    return getattr(config, "num_classes", None)
 
 
 def override(config: Any, geometry: Mapping[str, Any]) -> Any:

@@ -14,7 +14,16 @@ from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import registry
 from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint
-from visq.models.family import FAMILIES, Family, Tensors, check_fields, family_of, override
+from visq.models.family import (
+    Family,
+    Tensors,
+    check_fields,
+    families,
+    family_of,
+    image_size,
+    num_classes,
+    override,
+)
 from visq.models.geometry import differences, resembling, sizes_that_fit
 from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models
 
@@ -37,7 +46,8 @@ def load_model(
         preprocess: fields of Preprocess that replace those of the checkpoint or the registered name.
         classes: names of the classes, one for each row of the head.
         geometry: fields of the config that differ from the registered ones (another head, another image size), or for
-            a family the ones that shapes leave open (`image_size`, for Vim `stride`).
+            a family the ones that shapes leave open (`image_size`, for Vim `stride`). A network that takes images of
+            any size has no `image_size`: there it is the size of the preprocessing's crops.
         ema: take the averaged weights of a `.pth`.
 
     What the checkpoint says of its preprocessing and classes wins over the registered name, an argument over both.
@@ -50,13 +60,13 @@ def load_model(
                 f"model `{name or 'vim'}` has no weights of its own; pass --checkpoint with a .safetensors or .pth file"
             )
         read = read_checkpoint(checkpoint, ema=ema)
-        family = FAMILIES[name] if name else _family_of(read)
-        _check_geometry(family.config, geometry, preprocess)
+        family = families()[name] if name else _family_of(read)
+        _check_geometry(family, geometry, preprocess)
         card = _card_of(read, family, geometry, preprocess)
     else:
         assert name is not None
         card = get_card(name)
-        _check_geometry(type(card.config), geometry, preprocess)
+        _check_geometry(family_of(card.config), geometry, preprocess)
         card = adapt(card, geometry)
         read = read_checkpoint(_packaged(card) if checkpoint is None else checkpoint, ema=ema)
         with _naming(read.path):
@@ -71,17 +81,20 @@ def load_model(
     return model.eval()
 
 
-def _check_geometry(config: type[Any], geometry: dict[str, Any], preprocess: dict[str, Any]) -> None:
-    """VisqError for fields that the config lacks, or values it cannot have."""
-    check_fields(config, geometry)
-    if "image_size" in preprocess:
-        check_fields(config, {"image_size": preprocess["image_size"]})
+def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]) -> None:
+    """VisqError for fields that the config lacks, or values it cannot have. Where images may have any size, the size
+    asked for moves from the geometry to the preprocessing."""
+    if family.any_size:
+        preprocess |= {key: geometry.pop(key) for key in ("image_size",) if key in geometry}
+    elif "image_size" in preprocess:
+        check_fields(family.config, {"image_size": preprocess["image_size"]})
+    check_fields(family.config, geometry)
 
 
 def _family_of(read: Checkpoint) -> Family:
     """The family that a checkpoint's tensors are of. Raises VisqError when there is none."""
     reasons = []
-    for family in FAMILIES.values():
+    for family in families().values():
         try:
             family.infer(read.shapes, {}, ())
             return family
@@ -118,7 +131,7 @@ def _card_of(read: Checkpoint, family: Family, geometry: dict[str, Any], preproc
         hints: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
         known = {card.name: card.config for card in list_models() if type(card.config) is family.config}
         official = known.get(read.notes.get("model", ""))
-        if official is not None and hints.get("image_size", official.image_size) == official.image_size:
+        if official is not None and hints.get("image_size", image_size(official)) == image_size(official):
             hints |= {"stride": official.stride} if hasattr(official, "stride") and "stride" not in hints else {}
         if "image_size" in preprocess:
             hints["image_size"] = preprocess["image_size"]
@@ -185,7 +198,7 @@ def _identity(card: ModelCard, read: Checkpoint) -> str:
     own = family_of(card.config)
     cards = {other.name: other.config for other in list_models()}
     reasons = {}
-    for family in sorted(FAMILIES.values(), key=lambda family: family is not own):
+    for family in sorted(families().values(), key=lambda family: family is not own):
         known = [config for config in cards.values() if type(config) is family.config]
         try:
             config = family.infer(read.shapes, {}, known)
@@ -217,14 +230,15 @@ def _described(
     with _naming(read.path):
         base = Preprocess.from_dict(read.notes["preprocess"]) if "preprocess" in read.notes else card.preprocess
     transform = Preprocess.from_dict({**base.to_dict(), **preprocess})
-    if (transform.image_size, transform.channels) != (config.image_size, config.channels):
+    size = image_size(config) or transform.image_size
+    if (transform.image_size, transform.channels) != (size, config.channels):
         raise VisqError(
-            f"{read.path}: the model takes {config.channels}x{config.image_size}x{config.image_size} images, the "
+            f"{read.path}: the model takes {config.channels}x{size}x{size} images, the "
             f"preprocessing makes {transform.channels}x{transform.image_size}x{transform.image_size}"
         )
     names = classes if classes is not None else read.notes.get("classes", card.classes)
-    if names is not None and len(names) != config.num_classes:
-        raise VisqError(f"{read.path}: {len(names)} class names for a head of {config.num_classes} classes")
+    if names is not None and len(names) != num_classes(config):
+        raise VisqError(f"{read.path}: {len(names)} class names for a head of {num_classes(config) or 'no'} classes")
     return replace(
         card,
         preprocess=transform,

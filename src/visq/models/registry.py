@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visq.data import FASHION_MNIST_CLASSES, Preprocess
+from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models.checkpoint import read_safetensors_header
-from visq.models.family import FAMILIES, default_preprocess, family_of, override
-from visq.models.geometry import infer_config
+from visq.models.dvmsr import DVMSRConfig as DVMSRConfig  # registers the family
+from visq.models.family import default_preprocess, families, family_of, load_plugins, num_classes, override
+from visq.models.geometry import VIM as VIM  # registers the family
 from visq.models.vim import VimConfig
 from visq.models.vmamba import VMambaConfig
 from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
@@ -63,16 +64,18 @@ def register(name: str) -> Callable[[Callable[[], ModelCard]], Callable[[], Mode
 
 def list_models() -> list[ModelCard]:
     """Every card, in order of registration."""
+    load_plugins()
     return [build() for build in _CARDS.values()]
 
 
 def get_card(name: str) -> ModelCard:
     """The card of `name`; an unknown name is a VisqError that names close ones."""
+    load_plugins()
     if name not in _CARDS:
         close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
         meant = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(_CARDS)}"
-        families = " and ".join(f"`{family}`" for family in FAMILIES)
-        raise VisqError(f"unknown model {name!r}; {meant} ({families} take any geometry)")
+        generic = " and ".join(f"`{family}`" for family in families())
+        raise VisqError(f"unknown model {name!r}; {meant} ({generic} take any geometry)")
     return _CARDS[name]()
 
 
@@ -86,7 +89,7 @@ def create_model(name: str | None = "vim_tiny", **geometry: Any) -> Any:
     Returns the model in training mode with its card in `model.card`. An unknown name or field is a VisqError.
     """
     if is_generic(name):
-        family = FAMILIES[name or "vim"]
+        family = families()[name or "vim"]
         config = override(family.config(), geometry)
         card = ModelCard(family.name, config, family.preprocess(config), description=f"{family.title} of any geometry")
     else:
@@ -99,7 +102,7 @@ def create_model(name: str | None = "vim_tiny", **geometry: Any) -> Any:
 
 def is_generic(name: str | None) -> bool:
     """Whether `name` stands for any network of a family instead of a registered one."""
-    return name is None or name in FAMILIES
+    return name is None or name in families()
 
 
 def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
@@ -108,9 +111,10 @@ def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
     if config == card.config:
         return card
     old, preprocess = card.config, card.preprocess
-    if (config.image_size, config.channels) != (old.image_size, old.channels):
-        preprocess = family_of(config).preprocess(config)
-    classes = card.classes if config.num_classes == old.num_classes else None
+    default = family_of(config).preprocess
+    if default(config) != default(old):
+        preprocess = default(config)
+    classes = card.classes if num_classes(config) == num_classes(old) else None
     return replace(card, config=config, preprocess=preprocess, classes=classes, published_top1=None)
 
 
@@ -156,23 +160,29 @@ for _name, _geometry, _top1 in _vmamba_official():
     register(_name)(partial(_vmamba_card, _name, _geometry, _top1))
 
 
-@register("vim_nano_fmnist")
-def _vim_nano_fmnist() -> ModelCard:
-    weights = "vim_nano_fmnist.safetensors"
-    return ModelCard(
-        name="vim_nano_fmnist",
-        config=_packaged_config(weights),
-        preprocess=Preprocess.fashion_mnist(),
-        classes=FASHION_MNIST_CLASSES,
-        weights=weights,
-        description="small Vim trained on Fashion-MNIST, shipped with visq",
-    )
+#: name -> (family, what it is) of the models trained for visq; their weights lie in `PRETRAINED` as NAME.safetensors.
+_OURS = {
+    "vim_nano_fmnist": ("vim", "small Vim trained on Fashion-MNIST, shipped with visq"),
+    "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (128 pixels), shipped with visq"),
+    "vmamba_nano_imagenette": (
+        "vmamba",
+        "small VMamba trained on Imagenette (10 classes, 128 pixels), shipped with visq",
+    ),
+}
 
 
-def _packaged_config(weights: str) -> VimConfig:
-    """The geometry of packaged weights, from the file itself."""
-    path = PRETRAINED / weights
-    if not path.exists():
-        return VimConfig(image_size=28, patch_size=4, stride=4, channels=1, embed_dim=96, depth=6, num_classes=10)
+def _packaged_card(name: str) -> ModelCard:
+    """A card from the weights' own file: geometry from the shapes, preprocessing and classes from the header."""
+    family, description = families()[_OURS[name][0]], _OURS[name][1]
+    path = PRETRAINED / f"{name}.safetensors"
+    if not path.exists():  # said when the weights are asked for; listing models needs no weights
+        config = family.config()
+        return ModelCard(name, config, family.preprocess(config), weights=path.name, description=description)
     shapes, notes = read_safetensors_header(path)
-    return infer_config(shapes, {"image_size": 28, **notes})
+    config = family.infer(shapes, notes, ())
+    preprocess, classes = Preprocess.from_dict(notes["preprocess"]), tuple(notes["classes"])
+    return ModelCard(name, config, preprocess, classes, weights=path.name, description=description)
+
+
+for _name in _OURS:
+    register(_name)(partial(_packaged_card, _name))

@@ -20,7 +20,7 @@ from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models import create_model, load_model
 from visq.models.checkpoint import geometry_notes, read_checkpoint
-from visq.models.family import family_of
+from visq.models.family import family_of, num_classes
 from visq.models.positions import load_other_resolution
 from visq.train.augment import Augment
 from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
@@ -300,6 +300,8 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
     elif config.model.checkpoint is not None:
         model = load_model(config.model.name, config.model.checkpoint, geometry=geometry).train()
     got, transform = model.config, config.preprocess
+    if num_classes(got) is None:
+        raise VisqError(f"visq trains classifiers only, and {config.model.name} has no classes")
     pairs = (
         ("image_size", got.image_size, transform.image_size),
         ("channels", got.channels, transform.channels),

@@ -1,0 +1,156 @@
+"""DVMSR, super-resolution with Mamba-1 mixers (arXiv 2405.03008), public code https://github.com/nathan66666/DVMSR.
+
+The worked example of docs/add-a-model.md. Written from the checkpoint's keys and what the public forward computes; the
+parameters keep the checkpoint's names. Of its variants the released one: `pixelshuffledirect`, LayerNorm, one
+convolution after a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.data import Preprocess
+from visq.errors import VisqError
+from visq.models.family import Family, Shapes, register_family
+from visq.models.layers import Conv2d, LayerNorm
+from visq.models.ssm import MambaMixer
+from visq.models.stage import Stage
+
+if TYPE_CHECKING:
+    from visq.models.registry import ModelCard
+
+#: Of DIV2K, as the public code subtracts it from RGB in 0..1 and adds it back; grey images have none.
+MEANS = {1: (0.0,), 3: (0.4488, 0.4371, 0.4040)}
+
+
+@dataclass(frozen=True)
+class DVMSRConfig:
+    """Geometry of a DVMSR: `depths` blocks in each group, d_inner = expand embed_dim, images `upscale` times larger."""
+
+    channels: int = 3
+    embed_dim: int = 60
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    d_state: int = 16
+    expand: int = 2
+    d_conv: int = 4
+    upscale: int = 4
+
+
+class Block(nn.Module):
+    """mixer(norm(x)), without a residual. [B, H, W, C] -> same; the scan goes row by row."""
+
+    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    norms_before: ClassVar[dict[str, str]] = {"mixer.in_proj": "norm"}
+
+    def __init__(self, config: DVMSRConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.embed_dim)
+        self.mixer = MambaMixer(config.embed_dim, config.d_state, config.expand, config.d_conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(self.norm(x.flatten(1, 2))).unflatten(1, x.shape[1:3])
+
+
+class Group(nn.Module):
+    """x + conv(blocks(x)); `DVMSR.stages` runs its parts."""
+
+    def __init__(self, config: DVMSRConfig, depth: int) -> None:
+        super().__init__()
+        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(Block(config) for _ in range(depth))})
+        self.conv = Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+
+
+class DVMSR(nn.Module):
+    """Images [B, channels, H, W] in 0..1 less the mean, of any size -> images [B, channels, s H, s W] in 0..1."""
+
+    #: Name and preprocessing; set by `create_model` and `load_model`.
+    card: ModelCard
+
+    def __init__(self, config: DVMSRConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.conv_first = Conv2d(config.channels, dim, 3, padding=1)
+        self.patch_embed = nn.ModuleDict({"norm": LayerNorm(dim)})
+        self.layers = nn.ModuleList(Group(config, depth) for depth in config.depths)
+        self.norm_f = LayerNorm(dim)
+        self.conv_after_body = Conv2d(dim, dim, 3, padding=1)
+        self.upsample = nn.ModuleList([Conv2d(dim, config.channels * config.upscale**2, 3, padding=1)])
+        for module in self.modules():
+            if isinstance(module, MambaMixer):
+                module.reset_parameters()
+
+    def forward(self, images: Tensor) -> Tensor:
+        state: tuple[Tensor, ...] = (images,)
+        for stage in self.stages():
+            state = stage.forward(*state)
+        return state[0]
+
+    def stages(self) -> list[Stage]:
+        """The forward pass cut into steps; between them: the first features, inside a group its input, the features."""
+        stages = [Stage("embed", self.embed, ("conv_first", "patch_embed"))]
+        for i, group in enumerate(self.layers):
+            assert isinstance(group, Group)
+            blocks = group.residual_group["blocks"]
+            assert isinstance(blocks, nn.ModuleList)
+            for j, block in enumerate(blocks):
+                name = f"layers.{i}.residual_group.blocks.{j}"
+                stages.append(Stage(name, partial(inside, block), (name,)))
+            stages.append(Stage(f"layers.{i}.conv", partial(leave, group.conv), (f"layers.{i}.conv",)))
+        return [*stages, Stage("reconstruct", self.reconstruct, ("norm_f", "conv_after_body", "upsample"))]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution's features before and after a norm, [B, H, W, embed_dim]."""
+        if images.ndim != 4 or images.shape[1] != self.config.channels:
+            raise VisqError(f"DVMSR takes images [B, {self.config.channels}, H, W], got {list(images.shape)}")
+        first = self.conv_first(images.permute(0, 2, 3, 1))
+        return first, self.patch_embed["norm"](first)
+
+    def reconstruct(self, first: Tensor, x: Tensor) -> tuple[Tensor]:
+        """The image of the features."""
+        x = self.upsample[0](self.conv_after_body(self.norm_f(x)) + first)
+        mean = x.new_tensor(MEANS[self.config.channels]).view(-1, 1, 1)
+        return (F.pixel_shuffle(x.permute(0, 3, 1, 2), self.config.upscale) + mean,)
+
+
+def inside(block: nn.Module, first: Tensor, *group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block; `group` is the group's input, and the features where they are not the same."""
+    return first, group[0], block(group[-1])
+
+
+def leave(conv: nn.Module, first: Tensor, skip: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The end of a group: its convolution and its residual."""
+    return first, skip + conv(x)
+
+
+def infer_dvmsr(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] = ()) -> DVMSRConfig:
+    """The geometry of a checkpoint from its shapes. VisqError when it is not one of the released variant."""
+    mixer = "layers.0.residual_group.blocks.0.mixer."
+    ends = ("conv_first.weight", "layers.0.conv.weight", "upsample.0.weight")
+    missing = [name for name in (*ends, f"{mixer}A_log", f"{mixer}conv1d.weight") if name not in shapes]
+    if missing:
+        raise VisqError(f"not a DVMSR checkpoint: {', '.join(missing)} missing")
+    dim, channels = shapes["conv_first.weight"][:2]
+    inner, d_state = shapes[f"{mixer}A_log"]
+    upscale = math.isqrt(shapes["upsample.0.weight"][0] // channels)
+    if "conv_last.weight" in shapes or inner % dim or channels not in MEANS:
+        raise VisqError("this DVMSR variant is not supported; supported: `pixelshuffledirect` on grey or RGB images")
+    blocks = {tuple(name.split(".")[1:5:3]) for name in shapes if ".residual_group.blocks." in name}
+    groups = sorted(int(group) for group, _ in blocks)
+    depths = tuple(groups.count(group) for group in dict.fromkeys(groups))
+    return DVMSRConfig(channels, dim, depths, d_state, inner // dim, shapes[f"{mixer}conv1d.weight"][-1], upscale)
+
+
+def preprocess(config: DVMSRConfig) -> Preprocess:
+    """Crops of 48 pixels, for calibration: of what is resized to 56, a quarter of 224. Pixels in 0..1 less the mean."""
+    return Preprocess(48, 56, MEANS[config.channels], (1.0,) * config.channels, channels=config.channels)  # type: ignore[arg-type]
+
+
+register_family(Family("dvmsr", "DVMSR", DVMSRConfig, DVMSR, infer_dvmsr, preprocess=preprocess, any_size=True))
