@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from visq import parallel
 from visq.analysis.evaluate import check_finite
 from visq.analysis.machine import peak_rss, reset_peak_rss
-from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, save
+from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, kind_of, save
 from visq.calibrate import Calibration, calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.models.family import family_of, num_classes
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
@@ -69,7 +70,7 @@ def quantize(
     progress = progress or Progress("silent")
     if any(site.quantizer is not None for _, site in named_sites(model)):
         raise VisqError("the model is quantized already; load it again before quantizing it with another recipe")
-    recipe.resolve(name for name, _ in named_sites(model))
+    check_applies(model, recipe)
     work, found = parallel.on_rank_zero(lambda: _prepare(out, resume, overwrite, progress))
     keep = found and resume
     try:
@@ -85,6 +86,25 @@ def quantize(
     finally:
         if not keep and parallel.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def check_applies(model: Any, recipe: Recipe) -> None:
+    """VisqError unless the recipe can be carried out on this network: every pattern matches, no scale per position
+    where images have any size, no gradient of a classifier's loss where there are no classes."""
+    names = [name for name, _ in named_sites(model)]
+    specs, family = recipe.resolve(names), family_of(model.config)
+    positional = list(dict.fromkeys(kind_of(name) for name in recipe.positional(names)))
+    if family.any_size and positional:
+        raise VisqError(
+            f"{family.title} takes images of any size, but recipe {recipe.name} has scales for the positions of one "
+            f"({', '.join(positional)}); quantize it without them: --without-positions, or recipe.without_positions()"
+        )
+    guided = [name for name, spec in specs.items() if spec.estimator.params.get("score") == "hessian"]
+    if guided and num_classes(model.config) is None:
+        raise VisqError(
+            f"recipe {recipe.name} weighs errors by the gradient of a classifier's loss, and {family.title} has no "
+            "classes; use another recipe"
+        )
 
 
 def _prepare(out: Path | None, resume: bool, overwrite: bool, progress: Progress) -> tuple[Path, bool]:

@@ -39,7 +39,7 @@ def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C
     abar, bbar = torch.exp(delta[..., None] * A), delta[..., None] * B[:, :, None]
     abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
     quantizer = scan.site_h.quantizer
-    scale = quantizer.scale() if isinstance(quantizer, StateQuantizer) else None
+    scale = quantizer.scale().expand(u.shape[1], -1, -1) if isinstance(quantizer, StateQuantizer) else None
     hidden = abar.new_zeros(abar[:, 0].shape)
     before, after = [], []
     for t in range(u.shape[1]):

@@ -98,6 +98,8 @@ class ScanJob(Job):
         if self.state.search is not None:
             inputs = self.scan_inputs(self.state.images)
             step = self.state.search(inputs, step, groups, self.factors, self.spec, inner)
+        if self.spec.granularity.kind == "tensor" and (step == step[0]).all():
+            step = step[:1]  # one number, for sequences of any length
         return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state)
 
     def scan_inputs(self, images: int) -> ScanInputs:

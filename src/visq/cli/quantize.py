@@ -22,6 +22,10 @@ def quantize(
     seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+    without_positions: Annotated[
+        bool,
+        typer.Option("--without-positions", help="One scale per tensor where the recipe has scales per token or step."),
+    ] = False,
     strict: options.Strict = False,
     threads: options.Threads = None,
     batch: options.Batch = 16,
@@ -49,6 +53,8 @@ def quantize(
 
     set_threads(threads)
     chosen = get_recipe(recipe)
+    if without_positions:
+        chosen = chosen.without_positions()
     check_destination(out, overwrite)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     network = model_options.load(model)

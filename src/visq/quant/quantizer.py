@@ -158,7 +158,8 @@ class StateQuantizer(SiteQuantizer):
 
     Arguments:
         spec: bits and granularity (`tensor`, `step`, `step_groups`).
-        step: [L] in scan order; channel: [C]; state: [N]; all > 0.
+        step: [L] in scan order, or [1] for one scale at every step of a sequence of any length; channel: [C]; state:
+            [N]; all > 0.
         read_quantized: y_t reads the quantized h_t, as hardware that stores it would (the public code of the paper
             reads the unquantized one).
     """
@@ -176,7 +177,7 @@ class StateQuantizer(SiteQuantizer):
             self.register_buffer(name, value.float().clone())
 
     def scale(self) -> Tensor:
-        """[L, C, N]."""
+        """[L, C, N], or [1, C, N]."""
         return self.step[:, None, None] * self.channel[:, None] * self.state
 
     def encode(self, h: Tensor) -> Tensor:

@@ -15,6 +15,12 @@ from visq.errors import VisqError
 from visq.quant.spec import Named, Spec
 from visq.recipes.roles import expand
 
+#: Granularities whose scales belong to positions in a sequence, and so to images of one size.
+PER_POSITION = ("token", "token_groups", "step", "step_groups")
+
+#: What makes a transform that works position by position do without.
+_WITHOUT_POSITIONS: dict[str, dict[str, Any]] = {"reparameterize": {"steps": False}}
+
 
 class Bits(BaseModel):
     """Bits of weights, activations, and the hidden state (which follows the activations unless said otherwise); 2 to
@@ -64,6 +70,11 @@ class Rule(BaseModel):
             return tuple(single for pattern in patterns for single in expand(pattern))
         except VisqError as error:
             raise ValueError(str(error)) from error
+
+    def without_positions(self) -> Rule:
+        """The same rule with one scale per tensor where it asks for scales per position."""
+        kind = self.granularity.get("kind") if isinstance(self.granularity, dict) else self.granularity
+        return self.model_copy(update={"granularity": "tensor"}) if kind in PER_POSITION else self
 
     def spec(self, bits: Bits) -> Spec:
         number = self.bits if isinstance(self.bits, int) else getattr(bits, self.bits)
@@ -151,9 +162,32 @@ class Recipe(BaseModel):
                     raise VisqError(f"recipe {self.name}, site {name}: {first_problem(error)}") from error
         return specs
 
+    def positional(self, site_names: Iterable[str]) -> list[str]:
+        """What belongs to positions, and so to images of one size: names of sites and of transforms."""
+        sites = [name for name, spec in self.resolve(site_names).items() if spec.granularity.kind in PER_POSITION]
+        return sites + [named.name for named in self.scope.transforms if _without_positions(named) != named]
+
+    def without_positions(self) -> Recipe:
+        """This recipe for networks that take images of any size: one scale per tensor where it has scales per token or
+        step, and a reparameterization by channel and state only. A recipe without any of these is returned as it is."""
+        scope = self.scope.model_copy(
+            update={
+                "transforms": tuple(_without_positions(named) for named in self.scope.transforms),
+                "sites": tuple(rule.without_positions() for rule in self.scope.sites),
+            }
+        )
+        if scope == self.scope:
+            return self
+        names = {"name": f"{self.name}-without-positions", "title": f"{self.title}; without scales per position"}
+        return self.model_copy(update={**names, "scope": scope})
+
     def digest(self) -> str:
         """sha256 of everything the recipe says."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _without_positions(named: Named) -> Named:
+    return Named(name=named.name, **{**named.params, **_WITHOUT_POSITIONS.get(named.name, {})})
 
 
 def first_problem(error: ValueError) -> str:

@@ -47,7 +47,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Factors:
-    """r_C [C], r_L [L] in scan order, r_D [N]; all positive. A constant moved between them changes nothing."""
+    """r_C [C], r_L [L] in scan order (or [1]), r_D [N]; all positive. A constant moved between them changes nothing."""
 
     channel: Tensor
     step: Tensor
@@ -109,13 +109,16 @@ class Reparameterize(Transform):
         rep, disp: how the factors are made (Table II of the paper; mean and std are its choice).
         fold_state: fold r_D into x_proj (eq. 24); otherwise it stays in the state's scale.
         y_domain: quantize y in the y / r_C domain (eq. 17), r_C being part of y's dequantization.
+        steps: with false, |h| is averaged over steps first, so that r_L is one number and holds for any length.
     """
 
-    def __init__(self, rep: str = "mean", disp: str = "std", fold_state: bool = True, y_domain: bool = True) -> None:
+    def __init__(
+        self, rep: str = "mean", disp: str = "std", fold_state: bool = True, y_domain: bool = True, steps: bool = True
+    ) -> None:
         for value, known, what in ((rep, REPRESENTATIVES, "rep"), (disp, DISPERSIONS, "disp")):
             if value not in known:
                 raise VisqError(f"reparameterize: unknown {what} '{value}'; known: {', '.join(known)}")
-        self.rep, self.disp, self.fold_state, self.y_domain = rep, disp, fold_state, y_domain
+        self.rep, self.disp, self.fold_state, self.y_domain, self.steps = rep, disp, fold_state, y_domain, steps
 
     def apply(self, run: StageRun) -> None:
         scans = run.modules(SelectiveScan)
@@ -142,7 +145,10 @@ class Reparameterize(Transform):
             for handle in handles:
                 handle.remove()
         for name, total in sums.items():
-            factors = centred(rank_one_factors(total / images, self.rep, self.disp))
+            magnitude = total / images
+            if not self.steps:
+                magnitude = magnitude.mean(0, keepdim=True)
+            factors = centred(rank_one_factors(magnitude, self.rep, self.disp))
             if self.fold_state:
                 owner, _, scan = name.rpartition(".")
                 weight, b_rows, c_rows = run.model.get_submodule(owner).scan_projection(scan)  # type: ignore[operator]
