@@ -1,0 +1,135 @@
+"""Super-resolution: PSNR of the luma of pairs of images, as the field reports it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visq.data.preprocess import UnreadableImage, decode_image
+from visq.errors import VisqError
+
+Pixels = NDArray[np.uint8]
+
+#: Of BT.601 for R, G, B in 0..255: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
+LUMA = np.array([65.481, 128.553, 24.966]) / 255
+
+_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """PSNR in dB of every image by name, in order of names."""
+
+    psnr: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.psnr.values()) / len(self.psnr)
+
+
+def psnr_y(sr: Pixels, hr: Pixels, shave: int) -> float:
+    """PSNR in dB of the luma, which is not rounded; infinite for equal images.
+
+    Arguments:
+        sr, hr: [H, W, 3] uint8 RGB.
+        shave: pixels left out at every border.
+    Raises:
+        VisqError: images of different sizes, of another type, or smaller than twice the border.
+    """
+    for name, image in (("sr", sr), ("hr", hr)):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise VisqError(f"psnr_y: {name} must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+    if sr.shape != hr.shape:
+        raise VisqError(f"psnr_y: an image of {_size(sr)} cannot be compared with one of {_size(hr)}")
+    if shave < 0 or min(hr.shape[:2]) <= 2 * shave:
+        raise VisqError(f"psnr_y: a border of {shave} pixels leaves nothing of an image of {_size(hr)}")
+    height, width = hr.shape[:2]
+    difference = ((sr.astype(np.float64) - hr) @ LUMA)[shave : height - shave, shave : width - shave]
+    error = float(np.square(difference).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def pairs(hr: Path, lr: Path, scale: int) -> dict[str, tuple[Pixels, Pixels]]:
+    """(HR, LR) [H, W, 3] by name. An LR image is called as its HR image, or that with `x<scale>` behind it.
+
+    HR images are cut to a multiple of the scale at the right and the bottom, as LR images are usually made.
+
+    Raises:
+        VisqError: a folder without images, an HR image without its LR image, sizes that are not `scale` times the
+            other, a file that is no image.
+    """
+    large, small = _images(hr), _images(lr)
+    found = {}
+    for name, path in large.items():
+        partner = small.get(f"{name}x{scale}", small.get(name))
+        if partner is None:
+            raise VisqError(f"{path} has no partner in {lr}: neither {name}x{scale} nor {name}")
+        high, low = _read(path), _read(partner)
+        high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
+        if high.shape[:2] != (low.shape[0] * scale, low.shape[1] * scale):
+            raise VisqError(f"{partner} has {_size(low)} pixels, a {scale}th of {path} would be {_size(high, scale)}")
+        found[name] = (high, low)
+    return found
+
+
+@torch.no_grad()
+def restore(model: Any, image: Pixels) -> Pixels:
+    """One image [H, W, 3] through the network, rounded to 8 bits: [scale H, scale W, 3].
+
+    Arguments:
+        model: [1, 3, H, W], normalized by `model.card.preprocess`, -> RGB in 0..1.
+    Raises:
+        VisqError: the output holds NaN or Inf.
+    """
+    model.eval()
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    output: Tensor = model(model.card.preprocess.normalize(pixels))[0]
+    if not torch.isfinite(output).all():
+        raise VisqError("the restored image holds NaN or Inf")
+    result: Pixels = (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return result
+
+
+def evaluate_restoration(model: Any, hr: Path, lr: Path, *, shave: int | None = None) -> Restoration:
+    """PSNR of the luma over pairs of folders.
+
+    Arguments:
+        model: FP32 or simulated, with `config.upscale` and `card`.
+        hr, lr: folders; see `pairs`.
+        shave: pixels left out at every border, by default as many as the scale.
+    Raises:
+        VisqError: as `pairs`, `restore` and `psnr_y` do.
+    """
+    scale = model.config.upscale
+    border = scale if shave is None else shave
+    found = pairs(hr, lr, scale)
+    return Restoration({name: psnr_y(restore(model, low), high, border) for name, (high, low) in found.items()})
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by name, sorted."""
+    if not folder.is_dir():
+        raise VisqError(f"{folder} is no folder")
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES}
+    if not found:
+        raise VisqError(f"{folder} holds no images ({', '.join(_SUFFIXES)})")
+    return found
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        return np.asarray(decode_image(path.read_bytes(), 3))
+    except (UnreadableImage, OSError) as error:
+        raise VisqError(f"{path} cannot be read: {error}") from error
+
+
+def _size(image: Pixels, divisor: int = 1) -> str:
+    return f"{image.shape[1] // divisor}x{image.shape[0] // divisor}"
