@@ -158,6 +158,31 @@ def test_fine_tuning_starts_from_a_checkpoint(config_file: Path, tmp_path: Path)
         train(load_config(config_file, overrides), out=tmp_path / "third", progress=False)
 
 
+LARGER = ["model.geometry.image_size=12", "data.preprocess.image_size=12", "data.preprocess.resize=12"]
+SHORT = ["epochs=1", "warmup_epochs=0", "min_lr=0"]
+
+
+def test_fine_tuning_at_another_resolution(config_file: Path, tmp_path: Path) -> None:
+    first = train(load_config(config_file, [*SHORT]), out=tmp_path / "first")
+    overrides = [*SHORT, *LARGER, f"model.checkpoint={first.model}", "lr=1e-9"]
+    with pytest.raises(VisqError, match="position embedding"):
+        train(load_config(config_file, overrides), out=tmp_path / "refused")
+    config = load_config(config_file, [*overrides, "model.interpolate_positions=true"])
+    second = load_file(train(config, out=tmp_path / "second").model)
+    assert second["pos_embed"].shape == (1, 10, 16) and load_file(first.model)["pos_embed"].shape == (1, 5, 16)
+    assert torch.equal(second["head.weight"], load_file(first.model)["head.weight"])
+
+
+def test_vmamba_trains_on_crops_of_larger_images(config_file: Path, tmp_path: Path) -> None:
+    geometry = "{image_size: 8, channels: 1, embed_dim: 8, depths: [1, 1], mlp_ratio: 1, num_classes: 3}"
+    overrides = ["epochs=8", "model.name=vmamba", f"model.geometry={geometry}", "save=raw", "ema_decay=0"]
+    crops = ["data.train_size=10", "augment={resized_crop: [0.8, 1.0]}"]
+    result = train(load_config(config_file, [*overrides, *crops]), out=tmp_path / "run")
+    assert result.top1 > 90
+    model = load_model(None, result.model)
+    assert model.card.name == "vmamba" and model.config.depths == (1, 1) and model.config.image_size == 8
+
+
 def test_the_mean_with_earlier_cycles(config_file: Path, tmp_path: Path) -> None:
     def run(name: str, *overrides: str) -> Path:
         return train(load_config(config_file, list(overrides)), out=tmp_path / name, progress=False).model
