@@ -15,15 +15,17 @@ def models(json_to: options.JsonTo = None) -> None:
     """List the models known by name."""
     output = Output(json_to)
     from visq.models import ModelCard, list_models
+    from visq.models.family import families, image_size, num_classes
 
     def line(card: ModelCard) -> tuple[str, ...]:
-        config = card.config
+        config, size = card.config, image_size(card.config)
+        depths = getattr(config, "depths", None) or (getattr(config, "depth", ""),)
         return (
             card.name,
-            f"{config.channels}x{config.image_size}x{config.image_size}",
-            str(config.embed_dim),
-            str(config.depth),
-            str(config.num_classes),
+            f"{config.channels}x{size}x{size}" if size else f"{config.channels} x any size",
+            str(getattr(config, "embed_dim", "")),
+            "+".join(map(str, depths)),
+            str(num_classes(config) or ""),
             f"{card.published_top1:.1f}" if card.published_top1 else "",
             "included" if card.weights else "--checkpoint",
             card.alias_of or card.description,
@@ -34,7 +36,8 @@ def models(json_to: options.JsonTo = None) -> None:
     header = ("name", "images", "width", "depth", "classes", "published top-1", "weights", "")
     output.table(header, [line(card) for card in cards if card.name not in official])
     output.say("Official names work as well as the short ones.")
-    output.say("`--model vim --checkpoint FILE` takes any Vim; its geometry is read from the file.")
+    generic = ", ".join(f"{family.name} (any {family.title})" for family in families().values())
+    output.say(f"With --checkpoint FILE, --model also takes {generic}; the geometry is read from the file.")
     output.emit([{**asdict(card), "preprocess": card.preprocess.to_dict()} for card in cards])
 
 
