@@ -107,4 +107,9 @@ def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest
     assert [(row["backend"], row["batch"]) for row in rows] == [(b, n) for n in (1, 2) for b in backends.split(",")]
     assert all(0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["threads"] == 1 for row in rows)
     assert all(row["peak_rss_bytes"] >= 0 for row in rows if row["backend"] == "int")
-    assert "plain-pytorch" in out and "by operation" in out
+    for row in rows:
+        assert (row["roofline"] is None) == (row["backend"] != "int")
+        if row["roofline"] is not None:
+            assert set(row["roofline"]) == {"compute_ms", "memory_ms", "fraction"}
+            assert all(value > 0 for value in row["roofline"].values())
+    assert "plain-pytorch" in out and "by operation" in out and "of roofline" in out and "onnx" not in out

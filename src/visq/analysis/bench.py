@@ -17,18 +17,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from visq.analysis.roofline import Rates, Work, count_work, measure_rates, roofline
 from visq.artifact import is_artifact, load
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.runtime import Engine, load_engine
+from visq.runtime.bundle import read_bundle
 
 #: So many rounds at least, then as many as fit into the time given.
 ROUNDS = 7
 
 #: Calls before anything is timed; torch.compile may compile again after the first ones.
 WARM_UP = 4
+
+ONNX = "onnxruntime-fp32"
 
 Run = Callable[[], object]
 
@@ -59,12 +63,13 @@ def bench(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of latency by backend and batch, and the engine's profile.
 
-    Contenders take turns, so that a busy machine hurts all alike; each is warmed up first.
+    Contenders take turns, so that a busy machine hurts all alike; each is warmed up first. The engine's rows also say
+    how near it comes to the least time possible (`visq.analysis.roofline`).
 
     Arguments:
         target: an artifact's folder, or an FP32 model (without the engine then).
         seconds: about how long each batch size is measured for each contender.
-        backends: which contenders; all by default.
+        backends: which contenders; by default all there are here, onnxruntime among them where it can run the network.
     """
     progress = progress or Progress("silent")
     folder = Path(target) if isinstance(target, str | Path) else None
@@ -74,9 +79,17 @@ def bench(
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)
     contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
-    if unknown := sorted(set(backends or ()) - {c.backend for c in contenders}):
+    if backends is None or ONNX in backends:
+        try:
+            contenders.append(onnx_contender(network, threads))
+        except VisqError as error:
+            if not contenders:
+                raise
+            progress.say(f"no {ONNX}: {error}")
+    if unknown := sorted(set(backends or ()) - {ONNX, *(c.backend for c in contenders)}):
         raise VisqError(f"backend {', '.join(unknown)} is unknown or needs an artifact or a package that is not there")
     rows: list[dict[str, Any]] = []
+    least = None if folder is None or engine is None else least_time(folder, engine)
     with using_threads(threads), torch.no_grad():
         for batch in batches:
             images = example(network.card.preprocess, batch)
@@ -101,6 +114,7 @@ def bench(
                         "images_per_second": batch / median,
                         "rounds": len(times),
                         "peak_rss_bytes": None,
+                        "roofline": roofline(*least, batch, median) if least and backend == "int" else None,
                     }
                 )
     if folder is not None:
@@ -147,6 +161,23 @@ def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
         Contender("compile-bf16", compiled(torch.bfloat16)),
         Contender("plain-pytorch", reference, slow=True),
     ]
+
+
+def onnx_contender(network: Any, threads: int) -> Contender:
+    """The FP32 network by onnxruntime. Raises VisqError where the extra is missing or the network has no ONNX form."""
+    from visq.analysis.onnx_export import OnnxNetwork
+
+    run = OnnxNetwork(without_quantizers(network), example(network.card.preprocess, 1), threads)
+    return Contender(ONNX, lambda images: lambda: run(images))
+
+
+def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:
+    """What an image takes and what this machine reaches with the engine's threads; None without the C++ engine."""
+    if engine.kernel == "oracle":
+        return None
+    work = count_work(engine.program, read_bundle(folder))
+    isa = engine.kernel.removeprefix("cpp-")
+    return work, measure_rates(isa, engine.threads, work.weight_bytes + work.activation_bytes)
 
 
 def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -18,11 +18,13 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="Time for each contender and batch size.")] = 3.0,
     backends: Annotated[
         str | None,
-        typer.Option("--backends", help="Only these: int, eager-fp32, eager-bf16, compile-fp32, compile-bf16, ..."),
+        typer.Option(
+            "--backends", help="Only these: int, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, ..."
+        ),
     ] = None,
     json_to: options.JsonTo = None,
 ) -> None:
-    """Time the integer engine beside PyTorch eager and compiled, fp32 and bf16, and the plain reference."""
+    """Time the integer engine beside PyTorch eager and compiled, fp32 and bf16, the plain reference and onnxruntime."""
     output = Output(json_to)
     import torch
 
@@ -51,11 +53,14 @@ def bench(
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['images_per_second']:.1f}",
             f"{row['latency_ms']['median'] / fastest[row['batch']]:.2f}",
+            f"{100 * row['roofline']['fraction']:.0f} %" if row["roofline"] else "",
         )
         for row in rows
     ]
     output.say(f"{rows[0]['name']}, {count} threads" if rows else "nothing was measured")
-    output.table(("backend", "batch", "median ms", "p90 ms", "images/s", f"x {rows[0]['backend']}"), lines)
+    output.table(
+        ("backend", "batch", "median ms", "p90 ms", "images/s", f"x {rows[0]['backend']}", "of roofline"), lines
+    )
     if profile:
         total = sum(profile.values())
         parts = ", ".join(f"{kind} {ms:.2f} ms ({100 * ms / total:.0f} %)" for kind, ms in profile.items())

@@ -1,0 +1,262 @@
+"""The least time the engine's work could take on this machine, from counted work and measured rates.
+
+docs/engine.md says what the number ignores.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from visq.runtime.arithmetic import EXP2, EXP2_Q15, LOG1P
+from visq.runtime.bundle import Bundle
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of
+from visq.runtime.program import (
+    Instruction,
+    Load,
+    Operation,
+    Program,
+    RmsNorm,
+    Rotate,
+    Round,
+    Slice,
+    Store,
+    Unary,
+    WithConstant,
+    inputs,
+)
+from visq.runtime.scan import FixedScan
+
+#: Additions and multiplications of `visq.runtime.arithmetic`: a subtraction, a polynomial, a power of two.
+_EXP2 = 1 + 2 * len(EXP2) + 1
+_UNARY = {
+    "neg": 0,
+    "silu": 1 + _EXP2 + 2,
+    "softplus": 1 + _EXP2 + 3 + 2 * (len(LOG1P) - 1) + 2,
+}
+#: Of an update of the float32 scan: delta A, its power, delta B, Abar h + Bbar u, the share of y.
+_FLOAT_UPDATE = 1 + _EXP2 + 1 + 3 + 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one image takes.
+
+    Attributes:
+        products8: multiply-adds of 8-bit integers (linear layers, patches, convolutions).
+        products16: multiplications of 16-bit integers (fixed-point scans).
+        floats: additions and multiplications of float32.
+        weight_bytes: read once a call, however many images it has.
+        activation_bytes: tensors written, and read by each operation that reads them, and the image.
+    """
+
+    products8: int
+    products16: int
+    floats: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine reaches with so many threads, a second: as `Work` counts it, and bytes."""
+
+    products8: float
+    products16: float
+    floats: float
+    bytes: float
+
+
+def count_work(program: Program, bundle: Bundle) -> Work:
+    """The work of a program, in the arithmetic form each operation has.
+
+    Raises:
+        VisqError: parameters that do not fit the program.
+    """
+    products8 = products16 = floats = weight_bytes = 0
+    activation_bytes = 4 * program.channels * program.size**2
+    for operation in program.operations:
+        form = form_of(program, operation, bundle)
+        outputs = operation.rows * operation.width
+        if isinstance(form, IntegerLinear):
+            products8 += operation.rows * form.weight.size
+            floats += outputs * (2 if form.token is None else 3)
+        elif isinstance(form, IntegerConv1d):
+            products8 += operation.rows * form.weight.size
+            floats += outputs * 2
+        elif isinstance(form, FloatLinear | FloatConv1d):
+            floats += operation.rows * (2 * form.weight.size + operation.width)
+        elif isinstance(form, FixedScan):
+            products16 += operation.rows * form.a.size * _scan_products(form)
+            floats += outputs * 5  # of delta, u and y
+        elif isinstance(form, FloatScan):
+            floats += operation.rows * form.A.size * _FLOAT_UPDATE
+        weight_bytes += _form_bytes(form)
+        widths = {0: operation.width}
+        for step in operation.body:
+            width = _width(program, step, widths)
+            floats += operation.rows * width * _float_operations(program, step, width)
+            if isinstance(step, WithConstant | RmsNorm):
+                weight_bytes += bundle.constant(step.constant if isinstance(step, WithConstant) else step.weight).nbytes
+            if isinstance(step, Rotate):
+                weight_bytes += bundle.rotation(step.site)[0].nbytes
+        activation_bytes += sum(_tensor_bytes(program, name) for name in _touched(operation))
+    return Work(products8, products16, floats, weight_bytes, activation_bytes)
+
+
+def _scan_products(form: FixedScan) -> int:
+    """16-bit multiplications of one update of one state: delta A (two halves), its power, Abar's code, Abar times the
+    ratio of scales, Bbar, the two of the state, the share of y."""
+    return 2 + len(EXP2_Q15) + (form.abar_lut is None) + 1 + 1 + 2 + 1
+
+
+def _form_bytes(form: Form) -> int:
+    """Parameters as the engine holds them: 8-bit weights, 16-bit A of a fixed-point scan, float32."""
+    if isinstance(form, IntegerLinear | IntegerConv1d):
+        return form.weight.size + 4 * (form.scale.size + form.bias.size)
+    if isinstance(form, FloatLinear | FloatConv1d):
+        return 4 * (form.weight.size + form.bias.size)
+    if isinstance(form, FixedScan):
+        return 2 * form.a.size
+    return 4 * form.A.size if isinstance(form, FloatScan) else 0
+
+
+def _width(program: Program, step: Instruction, widths: dict[int, int]) -> int:
+    """Of the register a step writes (a store: reads), which is noted in `widths`."""
+    if isinstance(step, Store):
+        return widths[step.src]
+    if isinstance(step, Load):
+        width = program.tensors[step.tensor].width
+    elif isinstance(step, Slice):
+        width = step.width
+    else:
+        width = widths[step.a if step.op in ("add", "mul") else step.src]  # type: ignore[union-attr]
+    widths[step.dst] = width
+    return width
+
+
+def _float_operations(program: Program, step: Instruction, width: int) -> int:
+    """Additions and multiplications for each element a step writes."""
+    if isinstance(step, Load | Store):  # decoding and encoding multiply by a scale
+        return int(program.tensors[step.tensor].site is not None)
+    if isinstance(step, Unary):
+        return _UNARY[step.op]
+    if isinstance(step, RmsNorm):
+        return 4
+    if isinstance(step, Rotate):
+        return 1 + 2 * width
+    return 0 if isinstance(step, Slice) else 2 if isinstance(step, Round) else 1
+
+
+def _touched(operation: Operation) -> list[str]:
+    """Tensors an operation reads or writes whole, each as often as it does."""
+    steps = [s for s in operation.body if isinstance(s, Store) or (isinstance(s, Load) and s.row is None)]
+    return [*inputs(operation.source), *(step.tensor for step in steps)]
+
+
+def _tensor_bytes(program: Program, name: str) -> int:
+    decl = program.tensors[name]
+    return decl.rows * decl.width * (4 if decl.site is None else 1)
+
+
+# --- rates
+
+#: Seconds of each measurement, and how many there are; the best counts.
+_SECONDS, _ROUNDS = 0.01, 5
+#: Sides of the patches whose products are timed: between them lies the best length of a sum.
+_PATCHES = (8, 16, 24)
+_OUTPUTS = 256
+
+
+def measure_rates(isa: str, threads: int, size: int) -> Rates:
+    """The rates of this machine, from the engine's own products on matrices that stay in its caches.
+
+    Arguments:
+        isa: the engine's instruction set. 16-bit products are timed with the kernel below VNNI, which multiplies
+            pairs of 16 bits.
+        size: bytes in the array whose copying gives the rate of moving bytes: caches count as they do for the engine.
+    """
+    pairs = "avx512" if isa == "avx512vnni" else isa
+    return Rates(
+        products8=max(_products(isa, "linear", patch, threads) for patch in _PATCHES),
+        products16=max(_products(pairs, "linear", patch, threads) for patch in _PATCHES),
+        floats=2 * max(_products(isa, "float linear", patch, threads) for patch in _PATCHES),
+        bytes=_copying(size, threads),
+    )
+
+
+def _products(isa: str, kind: str, patch: int, threads: int) -> float:
+    """Multiply-adds a second of a linear layer over all patches of an image, an image for each thread.
+
+    `kind`: `linear` or `float linear`, by its name in the engine's profile, which tells its time from the rest's.
+    """
+    from visq import _C
+
+    side, width = 2 * patch, patch * patch
+    rows = (side - patch + 1) ** 2
+    rng, none = np.random.default_rng(0), np.zeros(0, np.float32)
+    engine = _C.Engine(isa, 1, side)
+    channels, tokens = np.ones(width, np.float32), np.ones(rows, np.float32)
+    zeros, bias = np.zeros(rows, np.float32), np.zeros(_OUTPUTS, np.float32)
+    codes = -1
+    if kind == "linear":
+        codes = engine.add_quantizer(
+            width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none
+        )
+    x = engine.add_tensor(rows, width, 0, codes)
+    at = -(-rows * width * 4 // 64) * 64
+    y = engine.add_tensor(rows, _OUTPUTS, at, -1)
+    engine.patches(rows, width, patch, 1)
+    engine.store(0, x)
+    if kind == "linear":
+        weight = rng.integers(-128, 128, _OUTPUTS * width, dtype=np.int8)
+        scale = np.ones(_OUTPUTS, np.float32)
+        engine.int_linear(rows, _OUTPUTS, x, weight, scale, tokens, zeros.astype(np.int32), bias)
+    else:
+        engine.float_linear(rows, _OUTPUTS, x, rng.random(_OUTPUTS * width, np.float32), bias)
+    engine.store(0, y)
+    engine.finish(at + rows * _OUTPUTS * 4 + 256, y)
+
+    images = rng.uniform(0, 200, (threads, 1, side, side)).astype(np.float32)
+    out = np.empty((threads, _OUTPUTS), np.float32)
+    best = math.inf
+    for _ in range(_ROUNDS):
+        engine.enable_profile(True)
+        runs, end = 0, time.perf_counter() + _SECONDS
+        while not runs or time.perf_counter() < end:
+            engine.run(images, out, threads)
+            runs += 1
+        best = min(best, engine.profile()[kind] / (runs * threads))
+    return threads * rows * width * _OUTPUTS / best
+
+
+def _copying(size: int, threads: int) -> float:
+    """Bytes read and written a second while each thread copies half of its share of `size` bytes to the other half."""
+    half = max(size // (2 * threads), 1)
+    parts = [(np.ones(half, np.uint8), np.empty(half, np.uint8)) for _ in range(threads)]
+
+    def copy(part: tuple[np.ndarray, np.ndarray]) -> float:
+        best = math.inf
+        for _ in range(_ROUNDS):
+            times, start = 0, time.perf_counter()
+            while (taken := time.perf_counter() - start) < _SECONDS or not times:
+                np.copyto(part[1], part[0])
+                times += 1
+            best = min(best, taken / times)
+        return best
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(2 * half / seconds for seconds in pool.map(copy, parts))
+
+
+def roofline(work: Work, rates: Rates, batch: int, seconds: float) -> dict[str, float]:
+    """The least milliseconds of computing and of moving bytes for a call with `batch` images, and what fraction of
+    the measured `seconds` the larger of the two is."""
+    compute = work.products8 / rates.products8 + work.products16 / rates.products16 + work.floats / rates.floats
+    compute *= batch
+    memory = (work.weight_bytes + batch * work.activation_bytes) / rates.bytes
+    return {"compute_ms": 1e3 * compute, "memory_ms": 1e3 * memory, "fraction": max(compute, memory) / seconds}
