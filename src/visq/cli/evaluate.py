@@ -67,11 +67,12 @@ def open_target(target: str, backend: str | None, model_options: options.ModelOp
     from visq.analysis import EngineModel, fp32_bytes
     from visq.artifact import artifact_bytes, is_artifact, load
     from visq.models import list_models
+    from visq.models.family import families
 
     if backend not in (None, "fp32", "sim", "int"):
         raise VisqError(f"backend '{backend}' is unknown; there are fp32, sim and int")
     folder = Path(target)
-    known = {"vim", *(card.name for card in list_models())}
+    known = {*families(), *(card.name for card in list_models())}
     if is_artifact(folder) or (folder.is_dir() and target not in known):
         model = EngineModel(folder) if backend == "int" else load(folder)
         model_options.refuse_for_artifact(folder, model)
