@@ -72,6 +72,8 @@ class OnnxNetwork:
         example = torch.from_numpy(np.resize(images, (2, *images.shape[1:])))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Its threads wait actively within a run only: after it they would take processors from the next contender.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             with torch.no_grad(), _quietly():
                 program = torch.onnx.export(
