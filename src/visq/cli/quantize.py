@@ -13,7 +13,7 @@ from visq.cli.output import Output, megabytes, set_threads
 
 def quantize(
     model: Annotated[
-        str, typer.Option("--model", help="A name that `visq models` lists; `vim` or another family's for any checkpoint of it.")
+        str, typer.Option("--model", help="A name that `visq models` lists; a family's (`vim`) for any checkpoint.")
     ],
     recipe: Annotated[str, typer.Option("--recipe", help="A name that `visq recipes` lists, or a YAML file.")],
     calib: Annotated[str, typer.Option("--calib", help="Calibration images: `fashion-mnist`, a folder, or a tar.")],
