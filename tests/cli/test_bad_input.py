@@ -201,7 +201,7 @@ def test_kill_and_resume(workplace: Workplace, out: Path, tmp_path: Path, capfd:
 
 def test_interrupt(workplace: Workplace, out: Path) -> None:
     """Ctrl-C keeps the state, says how to go on, and without --resume the state is discarded with a note."""
-    command = quantize(workplace, out, samples=24, recipe="kscaled-w4a4")
+    command = quantize(workplace, out, samples=24, recipe="ptq4vm-w4a4")  # learning: time enough to be interrupted
     work = out / "a.calibration"
     ended = kill_when(visq_process(*command), lambda: (work / "stage-000.safetensors").exists(), signal.SIGINT)
     assert ended.returncode == 130 and "--resume" in ended.stderr and len(ended.stderr.splitlines()) == 1

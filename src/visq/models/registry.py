@@ -180,7 +180,8 @@ def _packaged_card(name: str) -> ModelCard:
         return ModelCard(name, config, family.preprocess(config), weights=path.name, description=description)
     shapes, notes = read_safetensors_header(path)
     config = family.infer(shapes, notes, ())
-    preprocess, classes = Preprocess.from_dict(notes["preprocess"]), tuple(notes["classes"])
+    preprocess = Preprocess.from_dict(notes["preprocess"]) if "preprocess" in notes else family.preprocess(config)
+    classes = tuple(notes["classes"]) if "classes" in notes else None
     return ModelCard(name, config, preprocess, classes, weights=path.name, description=description)
 
 
