@@ -59,6 +59,13 @@ def test_grouped_scales_are_power_of_two_steps_apart(batches: list[Tensor], gran
     assert quantizer.group.numel() == (8 if granularity == "channel_groups" else 6)
 
 
+def test_similarity_of_one_channel_is_its_error() -> None:
+    """C of a scan with one state: every scale has cosine 1, so that the cosine chose scales that clip nearly all."""
+    x = torch.randn(4, 50, 1, generator=torch.Generator().manual_seed(0))
+    quantized = estimate(Spec(bits=8, estimator="similarity"), [x])(x)
+    assert float((quantized - x).norm() / x.norm()) < 0.01
+
+
 def mean_cosine(x: Tensor, y: Tensor) -> float:
     return float(torch.cosine_similarity(x, y, dim=-1).mean())
 

@@ -45,7 +45,9 @@ class ScaleSearch:
         gradient of `hessian`."""
         reference = x if reference is None else reference
         labels = labels.int()
-        metric: Metric = "l2" if self.score == "hessian" else self.score  # type: ignore[assignment]
+        # One channel (C of a scan with one state): every scale that rounds nothing to zero has cosine 1.
+        squared = self.score == "hessian" or (self.score == "cosine" and x.shape[-1] == 1)
+        metric: Metric = "l2" if squared else self.score  # type: ignore[assignment]
         sums = ops.similarity_sums(
             x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight
         )
@@ -87,8 +89,8 @@ class Similarity(Estimator):
     only) searches the largest scale again with the shifts frozen.
 
     Arguments:
-        score: `cosine` (the paper's default), `l1`, `l2`, or `hessian` (squared error weighted by the squared gradient
-            of the task loss).
+        score: `cosine` (the paper's default; squared error where there is one channel only), `l1`, `l2`, or `hessian`
+            (squared error weighted by the squared gradient of the task loss).
     Raises:
         VisqError: unknown score; asymmetric spec; a scale of its own for every channel (use estimator `mse`).
     """
