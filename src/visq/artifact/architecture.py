@@ -38,9 +38,9 @@ def skeleton(architecture: Architecture, max_depth: int) -> Any:
         wrong = ", ".join(sorted(set(geometry) ^ expected))
         raise VisqError(f"architecture.geometry: missing or unknown {wrong}")
     for key, value in geometry.items():
-        numbers = value if isinstance(value, list | tuple) else [value]
-        largest = max_depth if key.startswith("depth") else LARGEST
-        if len(numbers) > max_depth or any(not isinstance(n, str) and not 0 <= n <= largest for n in numbers):
+        numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if not isinstance(n, str)]
+        largest = max_depth if key.startswith("depth") else LARGEST  # `depths` hold the blocks of each level
+        if not all(n >= 0 for n in numbers) or sum(numbers) > largest:
             raise VisqError(f"architecture.geometry.{key} is {value}, which no weights in the file can belong to")
     config = override(family.config(), geometry)
     with torch.device("meta"):
