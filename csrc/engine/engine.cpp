@@ -418,15 +418,16 @@ void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y
 }
 
 void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
-                        Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> input_channel,
-                        Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift, Array<float> y_channel,
-                        Array<float> y_step) {
+                        Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> drive_channel,
+                        Array<float> input_channel, Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift,
+                        Array<float> y_channel, Array<float> y_step) {
   const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
   Operation& op = start(Operation::kFixedScan, L, D);
   scan_shape(op, u, delta, B, C, y_offset);
   const Quantizer* codes = tensor(C).codes;
   need(codes && !codes->zero && !codes->table, "a scan's C is not codes");
-  need(a.size == D * N && input_channel.size == D && y_channel.size == D, "a scan's channels do not fit");
+  need(a.size == D * N && drive_channel.size == D && input_channel.size == D && y_channel.size == D,
+       "a scan's channels do not fit");
   need(input_step.size == L && decay.size == L && lift.size == L && y_step.size == L, "a scan's steps do not fit");
   need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
   need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
@@ -480,7 +481,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
              s.state_low == -(1 << (state_bits - 1)) &&
              s.bbar_fraction == 12 - s.bbar_bits && p.N * 32768 * largest < (int64_t{1} << 31);
   for (int64_t t = 0; t < L; ++t) p.common = p.common && lift.at(t) >= 4;
-  p.input_channel = keep(input_channel, p.C), p.y_channel = keep(y_channel, p.C);
+  p.drive_channel = keep(drive_channel, p.C), p.input_channel = keep(input_channel, p.C);
+  p.y_channel = keep(y_channel, p.C);
   p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
   p.decay = keep(decay, L), p.lift = keep(lift, L);
   op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
@@ -517,12 +519,13 @@ Factor Engine::factor(const FactorArrays& arrays) {
 }
 
 void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
-                        const FactorArrays& abar, const FactorArrays& bbar, Array<float> step, Array<float> scale,
-                        float low, float high, bool read_quantized) {
+                        const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
+                        Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
+                        bool read_quantized) {
   const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
   Operation& op = start(Operation::kFloatScan, L, D);
   scan_shape(op, u, delta, B, C, y_offset);
-  need(A.size == D * N && (step.size == 0 || step.size == L) && scale.size == (step.size ? D * N : 0),
+  need(A.size == D * N && bbar_channel.size == D && bbar_inverse.size == D && (step.size == 0 || step.size == L) && scale.size == (step.size ? D * N : 0),
        "a scan's parameters do not fit");
   float *rows_A = keep<float>(padded(D) * N), *rows_scale = keep<float>(padded(D) * N);
   for (int64_t i = 0; i < padded(D) * N; ++i) rows_scale[i] = 1.0f;
@@ -533,7 +536,7 @@ void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
       if (scale.size) rows_scale[to] = scale.at(c * N + n);
     }
   op.float_scan = {L, padded(D), N, reverse, rows_A, factor(abar), factor(bbar),
-                   step.size ? keep(step, L) : nullptr, rows_scale, low, high, read_quantized};
+                   keep(bbar_channel, padded(D)), keep(bbar_inverse, padded(D)), step.size ? keep(step, L) : nullptr, rows_scale, low, high, read_quantized};
   op.extra_floats = padded(N) * (kChannels + 2) + 64;
 }
 

@@ -57,12 +57,13 @@ class Engine {
                 bool reverse);
   void float_conv(int input, Array<float> weight, Array<float> bias, bool reverse);
   void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
-                  Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> input_channel,
-                  Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift, Array<float> y_channel,
-                  Array<float> y_step);
+                  Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> drive_channel,
+                  Array<float> input_channel, Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift,
+                  Array<float> y_channel, Array<float> y_step);
   void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
-                  const FactorArrays& abar, const FactorArrays& bbar, Array<float> step, Array<float> scale, float low,
-                  float high, bool read_quantized);
+                  const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
+                  Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
+                  bool read_quantized);
 
   // The operation at hand may follow the one before tile by tile: of what that and those it follows write, it reads
   // only the row at hand, and nothing that is written shares memory with what they read.

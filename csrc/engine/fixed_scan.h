@@ -134,10 +134,10 @@ VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename 
 
 // Bbar, in the common form as it lies: shifted right by 4 bits that are zero.
 template <class V, int U, ScanForm kForm>
-VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d, const int16_t* beta,
+VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S w, const int16_t* beta,
                         typename Lanes<V>::S* out) {
   using K = Lanes<V>;
-  VISQ_EACH out[j] = K::mulhrs(d, K::spair(beta + j * 2));
+  VISQ_EACH out[j] = K::mulhrs(w, K::spair(beta + j * 2));
   if constexpr (bbar_table(kForm)) {
     VISQ_EACH out[j] = pick<V>(p.bbar_table, out[j], K::add(out[j], k.lut_base));
     return;
@@ -154,7 +154,7 @@ VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename 
 // What is common to the states of a step.
 template <class V>
 struct ScanStep {
-  typename Lanes<V>::S d, g, decay;
+  typename Lanes<V>::S d, w, g, decay;
   typename Lanes<V>::Count lift;
 };
 
@@ -168,7 +168,7 @@ VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants
   constexpr int kBits = kIsCommon ? kPoint - 4 : kPoint;
   typename K::S kept[U], drive[U], q[U];
   abar16<V, U, kForm>(p, k, s.d, a, s.decay, kept);
-  bbar16<V, U, kForm>(p, k, s.d, beta, drive);
+  bbar16<V, U, kForm>(p, k, s.w, beta, drive);
   const auto half = K::iset1(1 << (kBits - 1));
   VISQ_EACH q[j] = K::sload(state + j * 2 * V::W);
   VISQ_EACH q[j] = kIsCommon ? K::sra(q[j], s.lift) : K::shl(q[j], s.lift);
@@ -201,7 +201,8 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
   const int64_t L = p.L, N = p.N, width = 2 * V::W;
   const ScanConstants<V> k(p);
   const uint16_t* a = p.a + c * N;
-  const auto input_channel = V::load(p.input_channel + c), y_channel = V::load(p.y_channel + c);
+  const auto drive_channel = V::load(p.drive_channel + c), input_channel = V::load(p.input_channel + c);
+  const auto y_channel = V::load(p.y_channel + c);
   float* out = reinterpret_cast<float*>(f.arena + op.y_offset) + c;
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
   const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
@@ -212,6 +213,7 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
     ScanStep<V> step;
     step.d = K::max(K::both(V::mul(delta_t, V::set1(p.delta_scale))), K::sset1(0));
+    step.w = K::max(K::both(V::mul(delta_t, drive_channel)), K::sset1(0));
     step.g = K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s])));
     step.decay = K::sset1(p.decay[s]);
     // The common form has 4 bits less before the sum, and its codes are `state_up` bits too high.

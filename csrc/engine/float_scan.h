@@ -27,6 +27,7 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
   const Tensor &Bs = f.tensors[op.inputs[2]], &Cs = f.tensors[op.inputs[3]];
   const Rounding<V> round_abar(p.abar), round_bbar(p.bbar);
   const auto one = V::set1(1.0f), low = V::set1(p.low), high = V::set1(p.high);
+  const auto bbar_channel = V::load(p.bbar_channel + c), bbar_inverse = V::load(p.bbar_inverse + c);
   float* state = f.scratch;
   float *B_room = state + padded(p.N) * kChannels, *C_room = B_room + padded(p.N);
   // Rows of A and of the state's scale: [C / 16][N][16].
@@ -37,14 +38,16 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
     const int64_t t = scan_row(p.L, p.reverse, s);
     const auto delta_t = delta.codes ? decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c)
                                      : V::load(f.row<float>(delta, t) + c);
-    const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
+    auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
+    u_t = V::mul(u_t, bbar_channel);
+    const auto w_t = V::mul(delta_t, bbar_inverse);
     const float *B = float_row<V>(f, Bs, t, B_room), *C = float_row<V>(f, Cs, t, C_room);
     auto y = V::zero();
     for (int64_t n = 0; n < p.N; ++n) {
       auto decay = V::mul(delta_t, V::load(p.A + at + n * kChannels));
       exp2<V, 1>(&decay);
       decay = round_abar(decay);
-      const auto drive = round_bbar(V::mul(delta_t, V::set1(B[n])));
+      const auto drive = round_bbar(V::mul(w_t, V::set1(B[n])));
       const auto exact = V::add(V::mul(decay, V::load(state + n * V::W)), V::mul(drive, u_t));
       auto kept = exact;
       if (p.step) {

@@ -86,7 +86,7 @@ struct FixedScan {
   ScanTable abar_table;  // [32768]
   int bbar_fraction, bbar_low, bbar_high, bbar_bits;
   ScanTable bbar_table;  // [65536]
-  const float *input_channel, *input_step;
+  const float *drive_channel, *input_channel, *input_step;
   const int16_t *decay, *lift;  // [L]
   int state_low, state_high;
   const float *y_channel, *y_step;
@@ -109,6 +109,7 @@ struct FloatScan {
   bool reverse;
   const float* A;  // [C / 16][N][16], times log2(e)
   Factor abar, bbar;
+  const float *bbar_channel, *bbar_inverse;  // [C]: Bbar is rounded times bbar_inverse, u is multiplied by bbar_channel
   const float *step, *scale;  // [L], [C / 16][N][16]; step nullptr: the state is not quantized
   float low, high;
   bool read_quantized;

@@ -28,7 +28,7 @@ class Case:
 
     def __init__(
         self, bits: int = 8, batch: int = 2, length: int = 9, channels: int = 20, states: int = 5, seed: int = 0,
-        table: bool = False, asymmetric: bool = False, jump: float = 1.0,
+        table: bool = False, asymmetric: bool = False, jump: float = 1.0, divisors: bool = False,
     ) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.A = -torch.exp(torch.randn(channels, states, generator=g))
@@ -44,7 +44,10 @@ class Case:
         self.abar = Quantizer(Spec(bits=bits, signed=False, codebook=codebook), abar_scale, table=abar_table)
         bbar_table = power(bits, True, 0.5) if table else None
         bbar_scale = torch.tensor([1.0]) if table else torch.tensor([1.0 / high])
-        self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table)
+        # Channel by channel what delta reaches, see visq.quant.inner.BbarByChannel.
+        smooth = scale * (2 * high + 1) if divisors else None
+        bbar_scale = bbar_scale * 4 if divisors else bbar_scale
+        self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table, smooth=smooth)
         step = torch.linspace(0.05, 0.08, length) * 127 / high
         step[length // 2 :] /= jump
         state_spec = Spec(bits=bits, granularity=Granularity(kind="step"))
@@ -91,6 +94,7 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
         table=data.draw(st.booleans()),
         asymmetric=data.draw(st.booleans()),
         jump=data.draw(st.sampled_from([0.2, 1.0, 1.9, 3.0, 100.0])),
+        divisors=data.draw(st.booleans()),
     )
     with _native.use_isa(isa):
         assert np.array_equal(case.run("cpp"), case.run("naive"))
@@ -98,9 +102,10 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("table", [False, True])
-def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, table: bool) -> None:
+@pytest.mark.parametrize("divisors", [False, True])
+def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, table: bool, divisors: bool) -> None:
     """Fixed point adds little to what quantizing adds anyway: the error against FP32 grows by less than a tenth."""
-    case = Case(bits=bits, batch=8, length=40, channels=32, states=8, table=table)
+    case = Case(bits=bits, batch=8, length=40, channels=32, states=8, table=table, divisors=divisors)
     exact = ops.selective_scan(case.u, case.delta, case.A, case.B, case.C).numpy()
     ideal, fixed = (float(np.square(y - exact).mean()) for y in (case.ideal(), case.run("naive")))
     assert fixed < 1.1 * ideal + 1e-6

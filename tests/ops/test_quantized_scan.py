@@ -7,6 +7,7 @@ inputs, exp(0) = 1), and elsewhere a bound on how often (rarely) and how far (a 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -118,6 +119,24 @@ def test_table_lookup_is_exact(count: int, isa: str) -> None:
     with _native.use_isa(isa):
         y = quantized_scan(ones, ones, torch.zeros(16, 1), x[:, None, None], C, bbar=Table(table))
     torch.testing.assert_close(y, expected[:, None, None].expand_as(y), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bbar", [Uniform(0.02, -16, 15), Table(torch.linspace(-1, 1, 37))])
+def test_divisors_of_bbar_are_those_of_its_channels(bbar: Uniform | Table) -> None:
+    """Against the recurrence written out, with Bbar divided before it is rounded and multiplied after."""
+    u, delta, A, B, C = inputs = scan_inputs(2, 6, 5, 3)
+    s = torch.tensor([0.01, 0.3, 1.0, 2.0, 50.0])
+    y = quantized_scan(*inputs, bbar=dataclasses.replace(bbar, channel=s))
+    h, expected = torch.zeros(2, 5, 3), []
+    for t in range(6):
+        x = delta[:, t, :, None] * B[:, t, None] / s[:, None]
+        if isinstance(bbar, Uniform):
+            x = (x / bbar.scale).round().clamp(bbar.qmin, bbar.qmax) * bbar.scale
+        else:
+            x = bbar.values[(x[..., None] - bbar.values).abs().argmin(-1)]
+        h = torch.exp(delta[:, t, :, None] * A) * h + x * s[:, None] * u[:, t, :, None]
+        expected.append((h * C[:, t, None]).sum(-1))
+    torch.testing.assert_close(y, torch.stack(expected, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_rounds_half_to_even_and_clamps() -> None:
@@ -234,6 +253,10 @@ def test_errors_name_the_argument() -> None:
         ({"state": StateQuantizer(ones(4), ones(5) / 0, ones(2), -8, 7)}, "state.channel must be positive and finite"),
         ({"abar": Table(torch.zeros(257))}, r"abar table must be float32 \[K\], 1 <= K <= 256"),
         ({"bbar": Table(torch.tensor([1.0, 0.0]))}, "bbar table must be finite and sorted ascending"),
+        (
+            {"bbar": Uniform(0.1, -8, 7, ones(3))},
+            r"bbar.channel must be float32 \[d_inner\] = \[5\]",
+        ),
     ]
     for quant, message in cases:
         with pytest.raises(VisqError, match=message):

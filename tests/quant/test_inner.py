@@ -58,6 +58,20 @@ def test_minmax_is_the_range_of_the_tensor(site: str) -> None:
     torch.testing.assert_close(estimate(site, scan).scale, (largest / (7 if site == "bbar" else 15)).view(1))
 
 
+def test_bbar_has_the_range_of_each_channel() -> None:
+    scan = s4d()
+    scan["delta"][..., 3] = 0  # a channel that never drives its state
+    x = tensors(scan)["bbar"].mT  # [B, L, N, C]
+    quantizer = estimate("bbar", scan, granularity="channel")
+    assert quantizer.smooth is not None
+    largest, delta = x.abs().amax((0, 1, 2)), scan["delta"].amax((0, 1))
+    reach = quantizer.smooth * quantizer.scale * 7
+    torch.testing.assert_close(reach, torch.maximum(largest, delta * scan["B"].abs().max() / 4).clamp_min(1e-12))
+    assert ((quantizer(x) - x).abs() <= reach / 14 * (1 + 1e-5)).all()
+    assert (delta <= quantizer.smooth).all()
+    assert sqnr(quantizer, x) > sqnr(estimate("bbar", scan), x)
+
+
 @pytest.mark.parametrize("site", ["abar", "bbar"])
 @pytest.mark.parametrize("bits", [4, 6])
 def test_codebooks_are_ranked_as_the_method_says(site: str, bits: int) -> None:
@@ -140,7 +154,9 @@ def test_large_tensors_are_sampled_over_all_channels_and_tokens(monkeypatch: pyt
         ("abar", {"signed": True}, "Abar lies in"),
         ("bbar", {"signed": False}, "Abar lies in"),
         ("bbar", {"estimator": "hessian"}, "knows estimators"),
-        ("bbar", {"granularity": "channel"}, "per tensor"),
+        ("bbar", {"granularity": "token"}, "not per token"),
+        ("abar", {"granularity": "channel"}, "abar with estimator minmax is quantized per tensor"),
+        ("bbar", {"granularity": "channel", "estimator": "mse"}, "bbar with estimator mse is quantized per tensor"),
         ("bbar", {"codebook": "power"}, "needs estimator mse or scan_output"),
         ("bbar", {"codebook": "power", "estimator": "percentile"}, "needs estimator mse or scan_output"),
         ("bbar", {"estimator": {"name": "mse", "images": 3}}, "estimator mse"),

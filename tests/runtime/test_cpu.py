@@ -215,8 +215,9 @@ def make_scan(
             return None
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
         table = np.sort(rng.uniform(-top if signed else 0, top, 2**bits)).astype(np.float32)
-        table = table if kind == "table" else None
-        return maker.site(Factor(bits, low, high, np.float32(top / high), table))
+        table = table if kind.startswith("table") else None
+        channel = np.geomspace(1.0, 0.01, width) if kind.endswith("channels") else np.ones(1)
+        return maker.site(Factor(bits, low, high, np.float32(top / high), channel.astype(np.float32), table))
 
     names = {
         "u": maker.random(rows, width, u, scale=largest_u, reverse=reverse),
@@ -262,7 +263,7 @@ def make_scan(
 
 @pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (9, 16, 2), (20, 33, 5), (26, 40, 16)])
 @pytest.mark.parametrize("abar", ["uniform", "table"])
-@pytest.mark.parametrize("bbar", ["uniform", "table"])
+@pytest.mark.parametrize("bbar", ["uniform", "table", "uniform channels", "table channels"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_fixed_scan(rows: int, width: int, states: int, abar: str, bbar: str, reverse: bool) -> None:
     maker = Maker(7)
@@ -297,6 +298,8 @@ def test_fixed_scan_that_saturates(largest_u: float) -> None:
     [
         {"abar": None},
         {"bbar": None},
+        {"abar": None, "bbar": "uniform channels"},
+        {"abar": None, "bbar": "table channels", "h": None},
         {"abar": None, "bbar": None, "h": None},
         {"h": "states"},
         {"h": "steps", "read_quantized": False},

@@ -19,7 +19,7 @@ class Trace:
     """One scan seen from inside.
 
     Attributes:
-        abar, bbar: [B, L, C, N] before rounding.
+        abar: [B, L, C, N] before rounding; bbar: [B, L, N, C], because its scale may go with channels.
         h: [B, L, C, N] before rounding; stored: what is carried to the next step.
         y: [B, L, C] before the site `y`.
     """
@@ -36,14 +36,14 @@ def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C
     """The recurrence of `visq.ops.quantized_scan`, token by token; arguments as in `scan.forward`, whose fixed-point
     scan may round single values to the neighbouring code."""
     delta, C = applied(scan.site_delta, delta), applied(scan.site_c, C)
-    abar, bbar = torch.exp(delta[..., None] * A), delta[..., None] * B[:, :, None]
+    abar, bbar = torch.exp(delta[..., None] * A), delta[:, :, None] * B[..., None]
     abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
     quantizer = scan.site_h.quantizer
     scale = quantizer.scale().expand(u.shape[1], -1, -1) if isinstance(quantizer, StateQuantizer) else None
     hidden = abar.new_zeros(abar[:, 0].shape)
     before, after = [], []
     for t in range(u.shape[1]):
-        hidden = abar_q[:, t] * hidden + bbar_q[:, t] * u[:, t, :, None]
+        hidden = abar_q[:, t] * hidden + (bbar_q[:, t] * u[:, t, None]).mT
         before.append(hidden)
         if scale is not None:
             assert isinstance(quantizer, StateQuantizer)

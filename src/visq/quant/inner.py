@@ -35,13 +35,18 @@ def make_inner_estimator(spec: Spec, site: str) -> InnerMinMax:
     """site is `abar` or `bbar`.
 
     Raises:
-        VisqError: an unknown estimator, parameter or codebook, a granularity other than tensor.
+        VisqError: an unknown estimator, parameter or codebook, a granularity other than tensor (for the full range of
+            Bbar also channel).
     """
     name = spec.estimator.name
     if name not in INNER_ESTIMATORS:
         raise VisqError(f"{site} knows estimators {', '.join(INNER_ESTIMATORS)}, not {name}")
-    if spec.granularity.kind != "tensor":
-        raise VisqError(f"{site} is quantized per tensor, not per {spec.granularity.kind}")
+    if spec.granularity.kind not in ("tensor", "channel"):
+        raise VisqError(f"{site} is quantized per tensor or per channel, not per {spec.granularity.kind}")
+    if spec.granularity.kind == "channel" and (site, name) != ("bbar", "minmax"):
+        raise VisqError(f"{site} with estimator {name} is quantized per tensor; per channel goes bbar with minmax")
+    if spec.granularity.kind == "channel":
+        return BbarByChannel(spec, site)
     try:
         return INNER_ESTIMATORS[name](spec, site, **spec.estimator.params)
     except TypeError as error:
@@ -91,6 +96,33 @@ class InnerMinMax:
 
     def uniform(self, largest: float) -> Quantizer:
         return Quantizer(self.spec, torch.tensor([max(largest, 1e-12) / self.spec.qmax]))
+
+
+class BbarByChannel(InnerMinMax):
+    """The full range of each channel of Bbar.
+
+    delta differs between channels by orders of magnitude, and Bbar = delta B with it. A scale per channel is a factor of
+    the input u, hence free: Bbar u = ((delta / smooth) B) (smooth u). `smooth` has the unit of delta, and delta / smooth
+    was at most 1 in calibration; the fixed-point scan has 15 bits for it, and for B.
+    """
+
+    #: No channel's scale is smaller than 1 / this of the largest delta times the largest B, which bounds both factors.
+    headroom = 4.0
+
+    def __init__(self, spec: Spec, site: str) -> None:
+        super().__init__(spec, site)
+        self.bbar, self.delta, self.B = torch.zeros(()), torch.zeros(()), torch.zeros(())  # [C], [C], []
+
+    def observe(self, delta: Tensor, A: Tensor, B: Tensor) -> None:
+        largest = B.abs().amax(-1, keepdim=True)
+        for bbar, d, b in parallel.each(((delta * largest).amax((0, 1)), delta.amax((0, 1)), largest.max())):
+            self.bbar, self.delta = torch.maximum(self.bbar, bbar), torch.maximum(self.delta, d)
+            self.B = torch.maximum(self.B, b)
+
+    def result(self, score: Score | None = None) -> Quantizer:
+        unit = self.B.clamp_min(1e-12) / self.headroom
+        smooth = torch.maximum(self.bbar / unit, self.delta)
+        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=smooth.clamp_min(1e-12))
 
 
 class InnerHistogram(InnerMinMax):

@@ -31,7 +31,8 @@ class Quantizer(SiteQuantizer):
         axis: the axis of x that `group` indexes (0 for a weight's output channel, -1 channels, -2 tokens); None when
             G = 1.
         group: [x.shape[axis]] int64 in 0..G-1, or None when every element along the axis has its own scale.
-        smooth: [x.shape[-1]] > 0 divides x channel by channel (SmoothQuant's sigma; r_C of a reparameterized state).
+        smooth: [x.shape[-1]] > 0 divides x channel by channel (SmoothQuant's sigma; the scale per channel of Bbar,
+            which is [B, L, N, d_inner] here).
         table: [K <= 2^bits] ascending values of a non-uniform codebook.
     Raises:
         VisqError: a parameter that is not finite, or a scale that is not positive.
@@ -111,11 +112,13 @@ class Quantizer(SiteQuantizer):
 
     def scan_argument(self) -> Any:
         """The form the scan kernel takes for Abar or Bbar."""
-        if self.axis is not None or self.smooth is not None or (self.zero_point is not None and self.zero_point.any()):
+        if self.axis is not None or (self.zero_point is not None and self.zero_point.any()):
             raise VisqError("Abar and Bbar are quantized with one scale per tensor and no zero point")
+        if self.smooth is not None and not self.spec.signed:
+            raise VisqError("only Bbar, which is signed, has divisors per channel")
         if self.table is not None:
-            return ops.Table(self.table * self.scale)
-        return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax)
+            return ops.Table(self.table * self.scale, self.smooth)
+        return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax, self.smooth)
 
     def _fits_kernel(self, x: Tensor) -> bool:
         """Whether `ops.fake_quantize` computes this: a sequence, a uniform code, no gradient."""

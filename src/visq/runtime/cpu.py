@@ -356,6 +356,7 @@ class _Writer:
         rows = operation.rows
         if isinstance(form, FloatScan):
             h, none = form.h, np.zeros(0, np.float32)
+            channel = np.ones(1, np.float32) if form.bbar is None else form.bbar.channel
             self.engine.float_scan(
                 *tensors,
                 y,
@@ -363,6 +364,8 @@ class _Writer:
                 _flat(form.A * LOG2E),
                 _factor(form.abar),
                 _factor(form.bbar),
+                _flat(np.broadcast_to(channel, operation.width)),
+                _flat(np.broadcast_to(np.float32(1) / channel, operation.width)),
                 none if h is None else _flat(np.broadcast_to(h.step, rows)),
                 none if h is None else _flat(h.channel[:, None] * h.state),
                 0 if h is None else h.low,
@@ -491,6 +494,7 @@ def add_fixed_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form:
         _flat(form.a, np.int32),
         lut if form.abar_lut is None else _flat(form.abar_lut, np.int16),
         lut if form.bbar_lut is None else _flat(form.bbar_lut, np.int16),
+        _flat(form.drive_channel),
         _flat(form.input_channel),
         _flat(form.input_step),
         _flat(form.decay, np.int16),

@@ -176,6 +176,8 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     abar = None if source.abar is None else bundle.factor(source.abar)
     bbar = None if source.bbar is None else bundle.factor(source.bbar)
     h = None if source.h is None else bundle.state(source.h)
+    fits = bbar is None or bbar.channel.size in (1, operation.width)
+    _need(fits, f"{source.bbar} was made for another number of channels")
     if h is not None:
         fits = h.step.size in (1, operation.rows) and h.channel.size == operation.width and h.state.size == states
         _need(fits, f"{source.h} was made for another shape")

@@ -102,12 +102,14 @@ class StateQuantizer:
 
 @dataclass(frozen=True)
 class Factor:
-    """Of Abar or Bbar: uniform with one step, or a table."""
+    """Of Abar or Bbar: uniform with one step, or a table; of what is left after dividing by `channel`, [1] or
+    [d_inner], which only Bbar has."""
 
     bits: int
     low: int
     high: int
     step: np.float32
+    channel: Floats
     table: Floats | None
 
 
@@ -162,10 +164,11 @@ def make_state(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Stat
 def make_factor(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Factor:
     spec = Spec.model_validate(record["spec"])
     scale = _vector(name, parts, "scale")
-    if scale.size != 1 or "smooth" in parts:
-        raise VisqError(f"{name}: Abar and Bbar have one scale")
+    if scale.size != 1 or ("smooth" in parts and not spec.signed):
+        raise VisqError(f"{name}: Abar and Bbar have one scale, and only Bbar (which is signed) divisors per channel")
+    channel = _vector(name, parts, "smooth") if "smooth" in parts else np.ones(1, np.float32)
     table = (_vector(name, parts, "table") * scale).astype(np.float32) if "table" in parts else None
-    return Factor(spec.bits, spec.qmin, spec.qmax, scale[0], table)
+    return Factor(spec.bits, spec.qmin, spec.qmax, scale[0], channel, table)
 
 
 #: Parts that are scales, hence positive.

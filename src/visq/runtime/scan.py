@@ -32,7 +32,9 @@ class FixedScan:
         decay [L]: Abar's code (or its Q15 value) times decay is Abar times the ratio of the scales of steps t-1 and t,
             in Q14 less what `lift` has more than POINT - 14.
         lift [L]: bits the state's codes are shifted left by, POINT - 14 and what the ratio needs.
-        beta_scale, bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
+        drive_channel [C], beta_scale: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale), and 0
+            where delta is negative.
+        bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
         input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
         state_low, state_high: range of the state's codes.
         y_channel [C], y_step [L]: y = sum * y_channel * y_step.
@@ -48,6 +50,7 @@ class FixedScan:
     abar_lut: Ints | None
     decay: Ints
     lift: Ints
+    drive_channel: Floats
     beta_scale: np.float32
     bbar_fraction: int
     bbar_low: int
@@ -108,14 +111,17 @@ def plan(
         abar_lut = np.clip(np.rint(values * np.float32(32768)), 0, 32767).astype(np.int64)
         decay = ratio * 2.0 ** (14 - excess)
 
+    # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1 in
+    # calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
+    drive_bits = 14 if (bbar.channel != 1).any() else delta_bits
     if bbar.table is None:
         bbar_fraction = 12 - bbar.bits
         unit, bbar_lut = float(bbar.step) * 2.0 ** (bbar.bits - 16), None
-        beta = 2.0 ** (15 - delta_bits + bbar_fraction) / float(bbar.step)
+        beta = 2.0 ** (15 - drive_bits + bbar_fraction) / float(bbar.step)
     else:
         bbar_fraction = 0
         largest = float(np.abs(bbar.table).max())
-        unit, beta = largest / 32767, 2.0 ** (15 - delta_bits + 13) / largest
+        unit, beta = largest / 32767, 2.0 ** (15 - drive_bits + 13) / largest
         points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(largest * 2**-13)
         bbar_lut = np.rint(bbar.table[nearest(bbar.table, points)] / np.float32(unit)).astype(np.int64)
 
@@ -131,13 +137,14 @@ def plan(
         abar_lut=abar_lut,
         decay=np.clip(np.rint(decay), 0, 32767).astype(np.int64),
         lift=(POINT - 14 + excess).astype(np.int64),
+        drive_channel=np.broadcast_to(2.0**drive_bits / bbar.channel, len(A)).astype(np.float32),
         beta_scale=np.float32(beta),
         bbar_fraction=bbar_fraction,
         bbar_low=bbar.low,
         bbar_high=bbar.high,
         bbar_bits=bbar.bits,
         bbar_lut=bbar_lut,
-        input_channel=(1 / h.channel).astype(np.float32),
+        input_channel=(bbar.channel / h.channel).astype(np.float32),
         input_step=(unit * 2.0**POINT / step).astype(np.float32),
         state_low=h.low,
         state_high=h.high,
@@ -150,13 +157,14 @@ def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
     Returns y [L, C]."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
+    w = np.maximum(to_int16(delta * scan.drive_channel), 0)
     beta = to_int16(B * scan.beta_scale)
     g = to_int16((u * scan.input_channel) * scan.input_step[:, None])
     q = np.zeros_like(scan.a)
     y = np.empty(u.shape, np.float32)
     for t in range(len(u)):
         kept = _abar(scan, d[t, :, None] * scan.a, scan.decay[t])
-        drive = _bbar(scan, mulhrs(d[t, :, None], beta[t]))
+        drive = _bbar(scan, mulhrs(w[t, :, None], beta[t]))
         total = (q << scan.lift[t]) * kept + drive * g[t, :, None]
         q = np.clip((total + (1 << (POINT - 1))) >> POINT, scan.state_low, scan.state_high)
         y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
@@ -198,9 +206,12 @@ def float_scan(
     y = np.empty(u.shape, np.float32)
     scale = None if h is None else h.channel[:, None] * h.state
     steps = None if h is None else np.broadcast_to(h.step, len(u))
+    w = delta
+    if bbar is not None:
+        w, u = delta * (np.float32(1) / bbar.channel), u * bbar.channel
     for t in range(len(u)):
         decay = _round_factor(exp2(delta[t, :, None] * A), abar)
-        drive = _round_factor(delta[t, :, None] * B[t], bbar)
+        drive = _round_factor(w[t, :, None] * B[t], bbar)
         state = decay * state + drive * u[t, :, None]
         exact = state
         if h is not None and scale is not None and steps is not None:

@@ -15,6 +15,7 @@ from visq.ops.quantized_scan.params import (
     StateQuantizer,
     Table,
     Uniform,
+    absorb,
     check_factor,
     check_state,
     check_state_values,
@@ -48,7 +49,8 @@ def quantized_scan(
     Arguments:
         u, delta, A, B, C: as in `selective_scan`.
         state: quantizer of h, with one scale per step (in scan order), channel and state; None leaves h unrounded.
-        abar, bbar: quantizers of the two discretized factors; None leaves them unrounded.
+        abar, bbar: quantizers of the two discretized factors; None leaves them unrounded. Bbar may have divisors per
+            channel.
 
     Returns:
         y, float32 [B, L, d_inner]. NaN in gives NaN out. Bit-identical for any number of threads.
@@ -58,6 +60,7 @@ def quantized_scan(
             per-step scales made for another L.
     """
     u, delta, A, B, C = float_under_autocast(u, delta, A, B, C)
+    u, delta, A = absorb(bbar, u, delta, A)
     abar_table, abar_uniform = flatten(abar)
     bbar_table, bbar_uniform = flatten(bbar)
     if state is None:

@@ -40,11 +40,16 @@ class StateQuantizer:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Symmetric uniform quantizer with one scale: clamp(rint(x * (1 / scale)), qmin, qmax) * scale."""
+    """Symmetric uniform quantizer with one scale: clamp(rint(x * (1 / scale)), qmin, qmax) * scale.
+
+    Arguments:
+        channel: float32 [d_inner] > 0, which Bbar's channels are divided by before and multiplied by after; None for 1.
+    """
 
     scale: float
     qmin: int
     qmax: int
+    channel: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -59,10 +64,11 @@ class Table:
 
     code(x) = searchsorted(midpoints, x, right=False), with midpoints[i] = (values[i] + values[i + 1]) / 2 in float32:
     the number of midpoints strictly below x, so an x on a midpoint takes the lower value. The clip range (for the
-    straight-through gradient) is [values[0], values[-1]]. NaN stays NaN.
+    straight-through gradient) is [values[0], values[-1]]. NaN stays NaN. `channel` as in `Uniform`.
     """
 
     values: Tensor
+    channel: Tensor | None = None
 
 
 def midpoints(values: Tensor) -> Tensor:
@@ -81,6 +87,20 @@ def flatten(factor: Uniform | Table | None) -> Flat:
     if isinstance(factor, Table):
         return factor.values, []
     return None, [factor.scale, float(factor.qmin), float(factor.qmax)]
+
+
+def absorb(bbar: Uniform | Table | None, u: Tensor, delta: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, delta, A) of the same scan whose Bbar is already divided by `bbar.channel` =: s.
+
+    Abar = exp((delta / s) (A s)) and Bbar u = ((delta / s) B) (u s): a scale per channel is a scale per tensor of
+    another scan.
+    """
+    if bbar is None or bbar.channel is None:
+        return u, delta, A
+    s = bbar.channel
+    if s.dtype != torch.float32 or s.shape != A.shape[:1]:
+        raise VisqError(f"bbar.channel must be float32 [d_inner] = {list(A.shape[:1])}, got {_kind(s)}")
+    return u * s, delta / s, A * s[:, None]
 
 
 def check_factor(op: str, name: str, table: Tensor | None) -> None:

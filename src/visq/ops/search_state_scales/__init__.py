@@ -13,6 +13,7 @@ from visq.ops._checks import check_scan, require_dims, require_same_device, requ
 from visq.ops.quantized_scan.params import (
     Table,
     Uniform,
+    absorb,
     check_factor,
     check_state,
     check_state_values,
@@ -69,6 +70,7 @@ def search_state_scales(
     Raises:
         VisqError: on wrong shapes or values, and when no candidate has a finite score at some step.
     """
+    u, delta, A = absorb(bbar, u, delta, A)
     abar_table, abar_uniform = flatten(abar)
     bbar_table, bbar_uniform = flatten(bbar)
     return _forward(
