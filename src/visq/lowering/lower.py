@@ -14,7 +14,7 @@ from visq.lowering.builder import Builder
 from visq.lowering.layers import LAYERS
 from visq.lowering.values import Image, LoweringError, Parameter, Tokens, Value, Zeros
 from visq.models.family import image_size
-from visq.models.layers import DropPath, check_images
+from visq.models.layers import CheckImages, DropPath
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site, site_name
 from visq.runtime import program as ir
@@ -30,14 +30,15 @@ def lower(model: nn.Module) -> Program:
     return Lowering(model).run()
 
 
+#: Modules that hand on what they get: the engine drops nothing, and checks images itself.
+PASSED = (CheckImages, DropPath)
+
+
 class _Tracer(fx.Tracer):
     """Layers with sites stay whole; everything around them is traced."""
 
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=(check_images,))
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in LAYERS or isinstance(m, DropPath)
+        return type(m) in LAYERS or isinstance(m, PASSED)
 
 
 class Lowering:
@@ -70,7 +71,7 @@ class Lowering:
             return self._parameter(target)
         if node.op == "call_module":
             module = self.modules[target]
-            if isinstance(module, DropPath):
+            if isinstance(module, PASSED):
                 return arguments[0]
             return LAYERS[type(module)](self, module, site_name(target), *arguments)
         name = target if node.op == "call_method" else FUNCTIONS.get(target)
@@ -131,7 +132,6 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.cat: "cat",
     torch.zeros_like: "zeros_like",
     F.softplus: "softplus",
-    check_images: "checked",
     getattr: "getattr",
 }
 RULES: dict[str, Callable[..., Any]] = {}
@@ -140,11 +140,6 @@ RULES: dict[str, Callable[..., Any]] = {}
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
     RULES[function.__name__] = function
     return function
-
-
-@rule
-def checked(lowering: Lowering, image: Image, *_: Any) -> Image:
-    return image
 
 
 @rule

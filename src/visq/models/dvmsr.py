@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,10 +21,7 @@ from visq.errors import VisqError
 from visq.models.family import Family, Shapes, register_family
 from visq.models.layers import Conv2d, LayerNorm
 from visq.models.ssm import MambaMixer
-from visq.models.stage import Stage
-
-if TYPE_CHECKING:
-    from visq.models.registry import ModelCard
+from visq.models.stage import Stage, StagedNetwork
 
 #: Of DIV2K, as the public code subtracts it from RGB in 0..1 and adds it back; grey images have none.
 MEANS = {1: (0.0,), 3: (0.4488, 0.4371, 0.4040)}
@@ -67,11 +64,8 @@ class Group(nn.Module):
         self.conv = Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
 
 
-class DVMSR(nn.Module):
+class DVMSR(StagedNetwork):
     """Images [B, channels, H, W] in 0..1 less the mean, of any size -> images [B, channels, s H, s W] in 0..1."""
-
-    #: Name and preprocessing; set by `create_model` and `load_model`.
-    card: ModelCard
 
     def __init__(self, config: DVMSRConfig) -> None:
         super().__init__()
@@ -86,12 +80,6 @@ class DVMSR(nn.Module):
         for module in self.modules():
             if isinstance(module, MambaMixer):
                 module.reset_parameters()
-
-    def forward(self, images: Tensor) -> Tensor:
-        state: tuple[Tensor, ...] = (images,)
-        for stage in self.stages():
-            state = stage.forward(*state)
-        return state[0]
 
     def stages(self) -> list[Stage]:
         """The forward pass cut into steps; between them: the first features, inside a group its input, the features."""

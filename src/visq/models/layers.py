@@ -166,11 +166,18 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.p)
 
 
-def check_images(images: Tensor, channels: int, size: int) -> Tensor:
-    """The images, [B, channels, size, size]. Raises VisqError for any other shape."""
-    if images.shape[1:] != (channels, size, size):
-        raise VisqError(
-            f"this model takes images of {channels}x{size}x{size}, got {'x'.join(map(str, images.shape[1:]))}; "
-            "its positions and per-token scales are made for that size"
-        )
-    return images
+class CheckImages(nn.Module):
+    """Images [B, channels, size, size] as they are. Raises VisqError for any other shape."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.shape = (channels, size, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != self.shape:
+            wanted, found = ("x".join(map(str, shape)) for shape in (self.shape, images.shape[1:]))
+            raise VisqError(
+                f"this model takes images of {wanted}, got {found}; its positions and per-token scales are made for "
+                "that size"
+            )
+        return images

@@ -24,7 +24,6 @@ class SSM(nn.Module):
 
     def __init__(self, d_inner: int, d_state: int, dt_rank: int) -> None:
         super().__init__()
-        self.dt_rank, self.d_state = dt_rank, d_state
         self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = Linear(dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
@@ -33,9 +32,7 @@ class SSM(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """u [B, L, C] in scan order -> y [B, L, C] in scan order."""
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(self.dt_proj(dt))
-        return self.scan(u, delta, -torch.exp(self.site_a_log(self.A_log)), B, C) + self.D * u
+        return selective(u, self.x_proj, self.dt_proj, self.scan, self.site_a_log(self.A_log), self.D)
 
     def reset_parameters(self) -> None:
         """Mamba's: delta log-uniform in [1e-3, 1e-1]."""
@@ -44,8 +41,7 @@ class SSM(nn.Module):
     def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
         """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
         assert scan == "scan"
-        b_end = self.dt_rank + self.d_state
-        return self.x_proj.weight, slice(self.dt_rank, b_end), slice(b_end, b_end + self.d_state)
+        return projection(self.x_proj, self.dt_proj)
 
 
 class MambaMixer(SSM):
@@ -66,6 +62,25 @@ class MambaMixer(SSM):
         x, z = self.in_proj(x).chunk(2, dim=-1)
         y = super().forward(self.silu(self.conv1d(x)))
         return self.out_proj(y * self.gate(z))
+
+
+def selective(
+    u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, scan: SelectiveScan, A_log: Tensor, D: Tensor
+) -> Tensor:
+    """(dt, B, C) = x_proj(u), delta = softplus(dt_proj(dt)); scan(u, delta, -exp(A_log), B, C) + D u. u [B, L, C] in
+    scan order -> same."""
+    rank = dt_proj.in_features
+    states = (x_proj.out_features - rank) // 2
+    dt, B, C = x_proj(u).split([rank, states, states], dim=-1)
+    delta = F.softplus(dt_proj(dt))
+    return scan(u, delta, -torch.exp(A_log), B, C) + D * u
+
+
+def projection(x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, slice, slice]:
+    """x_proj's weight, its rows of B, its rows of C."""
+    rank, rows = dt_proj.in_features, x_proj.out_features
+    middle = (rank + rows) // 2
+    return x_proj.weight, slice(rank, middle), slice(middle, rows)
 
 
 @torch.no_grad()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from visq.models.registry import ModelCard
 
 
 @dataclass(frozen=True)
@@ -16,3 +21,20 @@ class Stage:
     name: str
     forward: Callable[..., tuple[Tensor, ...]]
     modules: tuple[str, ...]
+
+
+class StagedNetwork(nn.Module):
+    """A network whose forward pass is its stages, one after the other."""
+
+    #: Name, preprocessing and classes; set by `create_model` and `load_model`.
+    card: ModelCard
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The forward pass cut into steps; calibration streams through them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        state: tuple[Tensor, ...] = (images,)
+        for stage in self.stages():
+            state = stage.forward(*state)
+        return state[0]

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq.errors import VisqError
-from visq.models.layers import CausalConv1d, DropPath, Linear, RMSNorm, SelectiveScan, SiLU, check_images
-from visq.models.ssm import init_delta
-from visq.models.stage import Stage
+from visq.models.layers import CausalConv1d, CheckImages, DropPath, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.models.ssm import init_delta, projection, selective
+from visq.models.stage import Stage, StagedNetwork
 from visq.quant.site import WEIGHT, Site
-
-if TYPE_CHECKING:
-    from visq.models.registry import ModelCard
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,6 @@ class BiMambaMixer(nn.Module):
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
         d, n, rank = config.d_inner, config.d_state, config.dt_rank
-        self.dt_rank, self.d_state = rank, n
         self.in_proj = Linear(config.embed_dim, 2 * d, bias=False)
         self.conv1d, self.conv1d_b = CausalConv1d(d, config.d_conv), CausalConv1d(d, config.d_conv)
         self.silu, self.silu_b = SiLU(), SiLU()
@@ -121,9 +117,7 @@ class BiMambaMixer(nn.Module):
         )
         A_log, D = (self.site_a_b_log(self.A_b_log), self.D_b) if suffix else (self.site_a_log(self.A_log), self.D)
         u = silu(conv1d(x))
-        dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(dt_proj(dt))
-        return scan(u, delta, -torch.exp(A_log), B, C) + D * u
+        return selective(u, x_proj, dt_proj, scan, A_log, D)
 
     @torch.no_grad()
     def reset_parameters(self, depth: int) -> None:
@@ -134,9 +128,8 @@ class BiMambaMixer(nn.Module):
 
     def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
         """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
-        weight = {"scan": self.x_proj, "scan_b": self.x_proj_b}[scan].weight
-        b_end = self.dt_rank + self.d_state
-        return weight, slice(self.dt_rank, b_end), slice(b_end, b_end + self.d_state)
+        suffix = scan.removeprefix("scan")
+        return projection(getattr(self, "x_proj" + suffix), getattr(self, "dt_proj" + suffix))
 
 
 class Block(nn.Module):
@@ -157,15 +150,13 @@ class Block(nn.Module):
         return self.mixer(self.norm(residual)), residual
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(StagedNetwork):
     """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
-
-    #: Name, preprocessing and classes; set by `create_model` and `load_model`.
-    card: ModelCard
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
         self.config = config
+        self.check_images = CheckImages(config.channels, config.image_size)
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.embed_dim))
@@ -177,14 +168,7 @@ class VisionMamba(nn.Module):
         self.head = Linear(config.embed_dim, config.num_classes)
         self.reset_parameters()
 
-    def forward(self, images: Tensor) -> Tensor:
-        state: tuple[Tensor, ...] = (images,)
-        for stage in self.stages():
-            state = stage.forward(*state)
-        return state[0]
-
     def stages(self) -> list[Stage]:
-        """The forward pass cut into steps; calibration streams through them."""
         blocks = [Stage(f"layers.{i}", block, (f"layers.{i}",)) for i, block in enumerate(self.layers)]
         return [
             Stage("embed", self.embed, ("patch_embed",)),
@@ -195,8 +179,7 @@ class VisionMamba(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty
         residual stream."""
-        images = check_images(images, self.config.channels, self.config.image_size)
-        tokens = self.patch_embed(images)
+        tokens = self.patch_embed(self.check_images(images))
         middle = self.config.num_patches // 2
         cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([tokens[:, :middle], cls_token, tokens[:, middle:]], dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from visq.errors import VisqError
 from visq.models.layers import (
     GELU,
+    CheckImages,
     Conv2d,
     DropPath,
     LayerNorm,
     Linear,
     SiLU,
-    check_images,
 )
 from visq.models.ssm import SSM
-from visq.models.stage import Stage
-
-if TYPE_CHECKING:
-    from visq.models.registry import ModelCard
+from visq.models.stage import Stage, StagedNetwork
 
 
 @dataclass(frozen=True)
@@ -185,15 +182,13 @@ class Level(nn.Module):
         self.downsample = None if last else down
 
 
-class VMamba(nn.Module):
+class VMamba(StagedNetwork):
     """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
-
-    #: Name, preprocessing and classes; set by `create_model` and `load_model`.
-    card: ModelCard
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
         self.config = config
+        self.check_images = CheckImages(config.channels, config.image_size)
         self.patch_embed = Stem(config)
         total = sum(config.depths)
         rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
@@ -205,14 +200,7 @@ class VMamba(nn.Module):
         self.head = Linear(config.embed_dim * 2 ** (len(config.depths) - 1), config.num_classes)
         self.reset_parameters()
 
-    def forward(self, images: Tensor) -> Tensor:
-        state: tuple[Tensor, ...] = (images,)
-        for stage in self.stages():
-            state = stage.forward(*state)
-        return state[0]
-
     def stages(self) -> list[Stage]:
-        """The forward pass cut into steps; calibration streams through them."""
         stages = [Stage("embed", self.embed, ("patch_embed",))]
         for i, level in enumerate(self.layers):
             assert isinstance(level, Level)
@@ -223,7 +211,7 @@ class VMamba(nn.Module):
         return [*stages, Stage("classify", self.classify, ("norm", "head"))]
 
     def embed(self, images: Tensor) -> tuple[Tensor]:
-        return (self.patch_embed(check_images(images, self.config.channels, self.config.image_size)),)
+        return (self.patch_embed(self.check_images(images)),)
 
     def classify(self, x: Tensor) -> tuple[Tensor]:
         """The mean of all normalized tokens through the head."""

@@ -101,9 +101,9 @@ class InnerMinMax:
 class BbarByChannel(InnerMinMax):
     """The full range of each channel of Bbar.
 
-    delta differs between channels by orders of magnitude, and Bbar = delta B with it. A scale per channel is a factor of
-    the input u, hence free: Bbar u = ((delta / smooth) B) (smooth u). `smooth` has the unit of delta, and delta / smooth
-    was at most 1 in calibration; the fixed-point scan has 15 bits for it, and for B.
+    delta differs between channels by orders of magnitude, and Bbar = delta B with it. A scale per channel is a factor
+    of the input u, hence free: Bbar u = ((delta / smooth) B) (smooth u). `smooth` has the unit of delta, and
+    delta / smooth was at most 1 in calibration; the fixed-point scan has 15 bits for it, and for B.
     """
 
     #: No channel's scale is smaller than 1 / this of the largest delta times the largest B, which bounds both factors.

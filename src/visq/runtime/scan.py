@@ -111,8 +111,8 @@ def plan(
         abar_lut = np.clip(np.rint(values * np.float32(32768)), 0, 32767).astype(np.int64)
         decay = ratio * 2.0 ** (14 - excess)
 
-    # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1 in
-    # calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
+    # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
+    # in calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
     drive_bits = 14 if (bbar.channel != 1).any() else delta_bits
     if bbar.table is None:
         bbar_fraction = 12 - bbar.bits
