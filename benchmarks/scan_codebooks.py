@@ -31,7 +31,7 @@ from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
 from visq.quant.spec import Spec
 from visq.recipes import Recipe, get_recipe
-from visq.transforms.reparameterize import Factors
+from visq.transforms.state_factors import Factors
 
 CODEBOOKS: dict[str, tuple[str, str]] = {
     "uniform, full range": ("uniform", "minmax"),

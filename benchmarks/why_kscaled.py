@@ -18,7 +18,7 @@ from visq.models import load_model
 from visq.quant.site import named_sites
 from visq.recipes import Recipe, get_recipe
 from visq.recipes.schema import Rule
-from visq.transforms import reparameterize
+from visq.transforms import state_factors
 
 MODEL, DATA = "vim_nano_fmnist", "fashion-mnist"
 
@@ -65,13 +65,13 @@ def changes(model: Any, calibration: Dataset, images: Dataset) -> None:
 def balance(model: Any, images: Dataset) -> None:
     args = argparse.Namespace(model=MODEL, data=DATA, samples=256)
     sites = [name for name, _ in named_sites(model)]
-    cells, centred = ablation.cells([4]), reparameterize.centred
+    cells, centred = ablation.cells([4]), state_factors.centred
 
     whole = ablation.quantized(args, cells["I/w4a4/both"], 0)[0]
     for name in ("none", "mean-std", "median-std", "max-std", "max-range"):
         tops = []
         for function in (lambda factors: factors, centred):
-            reparameterize.centred = function
+            state_factors.centred = function
             part = ablation.quantized(args, ablation.state_only(cells[f"II/w4a4/step/{name}"], sites), 0)[0]
             tops.append(evaluate(ablation.graft(part, whole), images).top1)
         print(f"{name}: as in the paper {tops[0]:.1f}, centred {tops[1]:.1f}", flush=True)

@@ -21,7 +21,7 @@ from visq.calibrate.state_search import (
 from visq.errors import VisqError
 from visq.quant.quantizer import StateQuantizer
 from visq.quant.spec import Spec
-from visq.transforms.reparameterize import Factors
+from visq.transforms.state_factors import Factors
 
 
 def cost(maximum: Tensor, labels: Tensor) -> float:

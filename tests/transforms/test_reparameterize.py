@@ -14,11 +14,9 @@ from visq.quant.spec import Spec
 from visq.transforms.reparameterize import (
     DISPERSIONS,
     REPRESENTATIVES,
-    Factors,
-    centred,
-    fold_state_factor,
     rank_one_factors,
 )
+from visq.transforms.state_factors import Factors, centred, fold_state_factor
 
 
 def scan_inputs(batch: int = 2, length: int = 7, channels: int = 5, states: int = 3) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import SiteQuantizer
-from visq.transforms.reparameterize import Factors
+from visq.transforms.state_factors import Factors
 
 
 class ScanJob(Job):

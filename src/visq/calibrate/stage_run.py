@@ -16,7 +16,7 @@ from visq.models.stage import Stage
 from visq.quant.rotated import Rotation
 from visq.quant.site import Site, named_sites
 from visq.quant.spec import Spec
-from visq.transforms.reparameterize import Factors
+from visq.transforms.state_factors import Factors
 
 M = TypeVar("M", bound=nn.Module)
 
