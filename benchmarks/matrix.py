@@ -32,7 +32,7 @@ from visq.models import load_model
 from visq.recipes import get_recipe
 
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
-FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba"]
+FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq"]
 #: In the order of their worth: 4 bits separate the methods, 8 bits are what people deploy.
 PLAN = (
     ("w4a4", "linear", (0,)),
@@ -69,8 +69,8 @@ def plan(families: list[str], scopes: list[str]) -> Iterator[tuple[str, int]]:
     for bits, scope, seeds in (step for step in PLAN if step[1] in scopes):
         for seed in seeds:
             for family in families:
-                # The linears of qmamba are plain OMSE: its scope linear is the row of omse.
-                if not (family == "qmamba" and scope == "linear"):
+                # Scope linear of qmamba is the row of omse, that of visq the row of ptq4vm-grid.
+                if not (family in ("qmamba", "visq") and scope == "linear"):
                     yield recipe_name(family, bits, scope), seed
 
 

@@ -36,8 +36,11 @@ class Case:
         delta_spec = Spec(bits=bits, signed=False, granularity=Granularity(kind="channel"))
         scale = torch.rand(channels, generator=g) * 0.5 / (2 * high) + 1e-3
         self.delta_quantizer = Quantizer(delta_spec, scale, axis=-1)
-        zero = torch.tensor([float(high)]) if asymmetric else None
-        self.C_quantizer = Quantizer(Spec(bits=bits, symmetric=not asymmetric), torch.tensor([3.0 / high]), zero)
+        # Zero points all over the range: C's integers then span more than any one byte.
+        zero = torch.randint(0, 2 * high + 2, (length,), generator=g).float() if asymmetric else None
+        C_spec = Spec(bits=bits, symmetric=not asymmetric, granularity="token" if asymmetric else "tensor")
+        C_scale = torch.full((length if asymmetric else 1,), 3.0 / high)
+        self.C_quantizer = Quantizer(C_spec, C_scale, zero, axis=-2 if asymmetric else None)
         codebook = Named(name="power") if table else Named(name="uniform")
         abar_table = 1 - power(bits, False, 0.5).flip(0) if table else None
         abar_scale = torch.ones(1) if table else torch.tensor([1 / (2 * high + 1)])
@@ -137,12 +140,13 @@ def test_the_plan_follows_its_quantizers() -> None:
 
 
 @needs_extension
-def test_packed_kernels_go_with_their_parameters() -> None:
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_packed_kernels_go_with_their_parameters(asymmetric: bool) -> None:
     before = len(cpp._KERNELS)
-    case = Case()
+    case = Case(asymmetric=asymmetric)
     scan = case.plan()
     ops.fixed_scan(case.u, case.delta, case.B, case.C_quantizer.integers(case.C), scan)
-    assert len(cpp._KERNELS) == before + 1
+    assert len(cpp._KERNELS) == before + 1  # the kernel ran, not the definition
     del scan
     gc.collect()
     assert len(cpp._KERNELS) == before

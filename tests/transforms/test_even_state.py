@@ -52,4 +52,4 @@ def test_a_dead_channel_stays_finite() -> None:
 
 def test_a_share_beyond_one_is_refused() -> None:
     with pytest.raises(VisqError, match="share must be 0 to 1"):
-        make_transform(Named(name="even_state", params={"share": 1.5}))
+        make_transform(Named.model_validate({"name": "even_state", "share": 1.5}))

@@ -131,8 +131,10 @@ def _card_of(read: Checkpoint, family: Family, geometry: dict[str, Any], preproc
         hints: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
         known = {card.name: card.config for card in list_models() if type(card.config) is family.config}
         official = known.get(read.notes.get("model", ""))
-        if official is not None and hints.get("image_size", image_size(official)) == image_size(official):
-            hints |= {"stride": official.stride} if hasattr(official, "stride") and "stride" not in hints else {}
+        same_size = official is not None and hints.get("image_size", image_size(official)) == image_size(official)
+        stride = getattr(official, "stride", None)
+        if same_size and stride is not None:
+            hints.setdefault("stride", stride)
         if "image_size" in preprocess:
             hints["image_size"] = preprocess["image_size"]
         config = override(family.infer(read.shapes, {**hints, **geometry}, known.values()), geometry)

@@ -541,11 +541,10 @@ class ScanKernel:
     """One fixed-point scan alone, on arrays of the caller; what the simulation runs.
 
     Args:
-        offset: makes bytes of C's integers.
         isa: a level of VISQ_ISA; the fastest kernel of that level is taken.
     """
 
-    def __init__(self, scan: FixedScan, offset: int, isa: str) -> None:
+    def __init__(self, scan: FixedScan, isa: str) -> None:
         (channels, states), length = scan.a.shape, len(scan.input_step)
         present = present_isas()
         name = next(kernel for kernel in _LEVELS.get(isa, (isa,)) if kernel in present)
@@ -555,7 +554,7 @@ class ScanKernel:
         none = np.zeros(0, np.float32)
         codes = engine.add_quantizer(
             states, length, np.ones(states, np.float32), np.ones(states, np.float32), ones, ones, none,
-            np.full(length, offset, np.float32), 0.0, 255.0, none, none,
+            scan.C_zero.astype(np.float32), 0.0, 255.0, none, none,
         )  # fmt: skip
         floats = [
             engine.add_tensor(length, width, arena.take(length * _pad(width, _LANES) * 4), -1)

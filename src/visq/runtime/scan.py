@@ -36,6 +36,7 @@ class FixedScan:
             where delta is negative.
         bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
         input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
+        C_zero [L]: C's integers plus this are bytes.
         state_low, state_high: range of the state's codes.
         y_channel [C], y_step [L]: y = sum * y_channel * y_step.
     """
@@ -59,6 +60,7 @@ class FixedScan:
     bbar_lut: Ints | None
     input_channel: Floats
     input_step: Floats
+    C_zero: Ints
     state_low: int
     state_high: int
     y_channel: Floats
@@ -146,6 +148,7 @@ def plan(
         bbar_lut=bbar_lut,
         input_channel=(bbar.channel / h.channel).astype(np.float32),
         input_step=(unit * 2.0**POINT / step).astype(np.float32),
+        C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
         state_low=h.low,
         state_high=h.high,
         y_channel=h.channel,
