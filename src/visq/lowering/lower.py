@@ -54,7 +54,10 @@ class Lowering:
         self.values: dict[fx.Node, Any] = {}
 
     def run(self) -> Program:
-        graph = _Tracer().trace(self.model)
+        try:
+            graph = _Tracer().trace(self.model)
+        except fx.proxy.TraceError as error:
+            raise LoweringError(f"the network's forward pass cannot be traced: {error}") from error
         for node in graph.nodes:
             arguments = fx.node.map_arg(node.args, lambda n: self.values[n])
             options = fx.node.map_arg(node.kwargs, lambda n: self.values[n])

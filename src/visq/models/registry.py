@@ -163,11 +163,9 @@ for _name, _geometry, _top1 in _vmamba_official():
 #: name -> (family, what it is) of the models trained for visq; their weights lie in `PRETRAINED` as NAME.safetensors.
 _OURS = {
     "vim_nano_fmnist": ("vim", "small Vim trained on Fashion-MNIST, shipped with visq"),
-    "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (128 pixels), shipped with visq"),
-    "vmamba_nano_imagenette": (
-        "vmamba",
-        "small VMamba trained on Imagenette (10 classes, 128 pixels), shipped with visq",
-    ),
+    "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (10 classes, 128 pixels), shipped with visq"),
+    "vim_micro192_imagenette": ("vim", "the same at 192 pixels, shipped with visq"),
+    "vmamba_nano_imagenette": ("vmamba", "small VMamba trained on Imagenette (96 pixels), shipped with visq"),
 }
 
 
