@@ -33,7 +33,7 @@ from visq.recipes import get_recipe
 
 FAMILIES = (
     *("minmax", "minmax-channel", "percentile", "omse", "smoothquant", "quarot", "mambaquant", "similarity", "gptq"),
-    *("kscaled", "qmamba", "ptq4vm-grid", "ptq4vm", "adaround", "ptq4vit"),
+    *("kscaled", "qmamba", "ptq4vm-grid", "ptq4vm", "visq", "visq-learned", "adaround", "ptq4vit"),
 )
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 SCOPES = ("linear", "full")

@@ -32,7 +32,7 @@ from visq.models import load_model
 from visq.recipes import get_recipe
 
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
-FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq"]
+FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-learned"]
 #: In the order of their worth: 4 bits separate the methods, 8 bits are what people deploy.
 PLAN = (
     ("w4a4", "linear", (0,)),

@@ -15,7 +15,7 @@ import pytest
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 #: One of each way to accumulate: ranges and groups, layer search, histograms, scan outputs, factors, bias correction.
-RECIPES = ["similarity-w4a4", "kscaled-w4a4", "qmamba-w4a4", "percentile-w6a6"]
+RECIPES = ["similarity-w4a4", "kscaled-w4a4", "qmamba-w4a4", "visq-w4a4", "percentile-w6a6"]
 
 
 def start(world: int, out: Path, work: Path, *arguments: str) -> list[subprocess.Popen[str]]:
