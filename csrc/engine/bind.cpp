@@ -77,12 +77,13 @@ void bind(nb::module_& m) {
                                           i("bbar_fraction"), i("bbar_low"), i("bbar_high"), i("bbar_bits"),
                                           i("state_low"), i("state_high")};
              e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, array(a), array(abar_lut), array(bbar_lut),
-                          array(drive_channel), array(input_channel), array(input_step), array(decay), array(lift), array(y_channel),
-                          array(y_step));
+                          array(drive_channel), array(input_channel), array(input_step), array(decay), array(lift),
+                          array(y_channel), array(y_step));
            })
       .def("float_scan",
            [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, In<float> A, nb::dict abar,
-              nb::dict bbar, In<float> bbar_channel, In<float> bbar_inverse, In<float> step, In<float> scale, float low, float high, bool read_quantized) {
+              nb::dict bbar, In<float> bbar_channel, In<float> bbar_inverse, In<float> step, In<float> scale, float low,
+              float high, bool read_quantized) {
              e.float_scan(u, delta, B, C, y_offset, reverse, array(A), factor(abar), factor(bbar),
                          array(bbar_channel), array(bbar_inverse), array(step),
                           array(scale), low, high, read_quantized);

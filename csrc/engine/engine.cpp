@@ -525,7 +525,8 @@ void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
   Operation& op = start(Operation::kFloatScan, L, D);
   scan_shape(op, u, delta, B, C, y_offset);
-  need(A.size == D * N && bbar_channel.size == D && bbar_inverse.size == D && (step.size == 0 || step.size == L) && scale.size == (step.size ? D * N : 0),
+  need(A.size == D * N && bbar_channel.size == D && bbar_inverse.size == D && (step.size == 0 || step.size == L) &&
+           scale.size == (step.size ? D * N : 0),
        "a scan's parameters do not fit");
   float *rows_A = keep<float>(padded(D) * N), *rows_scale = keep<float>(padded(D) * N);
   for (int64_t i = 0; i < padded(D) * N; ++i) rows_scale[i] = 1.0f;
@@ -536,7 +537,8 @@ void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
       if (scale.size) rows_scale[to] = scale.at(c * N + n);
     }
   op.float_scan = {L, padded(D), N, reverse, rows_A, factor(abar), factor(bbar),
-                   keep(bbar_channel, padded(D)), keep(bbar_inverse, padded(D)), step.size ? keep(step, L) : nullptr, rows_scale, low, high, read_quantized};
+                   keep(bbar_channel, padded(D)), keep(bbar_inverse, padded(D)),
+                   step.size ? keep(step, L) : nullptr, rows_scale, low, high, read_quantized};
   op.extra_floats = padded(N) * (kChannels + 2) + 64;
 }
 

@@ -152,6 +152,14 @@ def test_packed_kernels_go_with_their_parameters(asymmetric: bool) -> None:
     assert len(cpp._KERNELS) == before
 
 
+def test_scales_that_float32_cannot_invert_have_no_plan() -> None:
+    case = Case(divisors=True)
+    assert case.bbar.smooth is not None
+    case.bbar.smooth.fill_(1e-38)
+    parts = (case.delta_quantizer, case.C_quantizer, case.abar, case.bbar, case.h)
+    assert ScanPlan().get(case.length, case.A, *parts) is None
+
+
 def test_shapes_are_checked() -> None:
     case = Case()
     with pytest.raises(VisqError, match=r"B must be \[B, L, N\]"):

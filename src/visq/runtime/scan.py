@@ -127,6 +127,12 @@ def plan(
         points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(largest * 2**-13)
         bbar_lut = np.rint(bbar.table[nearest(bbar.table, points)] / np.float32(unit)).astype(np.int64)
 
+    with np.errstate(over="ignore"):
+        drive_channel = np.broadcast_to(2.0**drive_bits / bbar.channel, len(A)).astype(np.float32)
+        input_channel = (bbar.channel / h.channel).astype(np.float32)
+    if not (np.isfinite(drive_channel).all() and np.isfinite(input_channel).all()):
+        return "scales of Bbar or of the state are too small for float32"
+
     C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FixedScan(
         delta_scale=np.float32(2.0**delta_bits),
@@ -139,14 +145,14 @@ def plan(
         abar_lut=abar_lut,
         decay=np.clip(np.rint(decay), 0, 32767).astype(np.int64),
         lift=(POINT - 14 + excess).astype(np.int64),
-        drive_channel=np.broadcast_to(2.0**drive_bits / bbar.channel, len(A)).astype(np.float32),
+        drive_channel=drive_channel,
         beta_scale=np.float32(beta),
         bbar_fraction=bbar_fraction,
         bbar_low=bbar.low,
         bbar_high=bbar.high,
         bbar_bits=bbar.bits,
         bbar_lut=bbar_lut,
-        input_channel=(bbar.channel / h.channel).astype(np.float32),
+        input_channel=input_channel,
         input_step=(unit * 2.0**POINT / step).astype(np.float32),
         C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
         state_low=h.low,
