@@ -92,7 +92,7 @@ def count_work(program: Program, bundle: Bundle) -> Work:
             floats += operation.rows * (2 * form.weight.size + operation.width)
         elif isinstance(form, FixedScan):
             products16 += operation.rows * form.a.size * _scan_products(form)
-            floats += outputs * 5  # of delta, u and y
+            floats += outputs * 6  # two each of delta, u and y
         elif isinstance(form, FloatScan):
             floats += operation.rows * form.A.size * _FLOAT_UPDATE
         weight_bytes += _form_bytes(form)
