@@ -1,11 +1,14 @@
-"""Every method at all bits, scopes and seeds on the shipped model: `visq compare`, most telling cells first.
+"""Every method at all bits, scopes and seeds on one model: `visq compare`, most telling cells first.
 
     OMP_NUM_THREADS=1 python benchmarks/matrix.py work          # one worker; start one for each core
     python benchmarks/matrix.py report                          # benchmarks/results/matrix.json and .md
 
-A cell is one recipe and one calibration seed: 256 training images, measured on all test images. Finished cells are kept
-in matrix.rows.jsonl beside the results; workers take cells from one list, so any number of them may run, be killed and
-be started again.
+    python benchmarks/matrix.py work --model vim_micro192_imagenette --data val.tar --calib train-0.tar --samples 128
+        --seeds 0 --families minmax kscaled qmamba ptq4vm-grid ptq4vm visq visq-learned
+        --out benchmarks/results/imagenette_vim_micro192_imagenette
+
+A cell is one recipe and one calibration seed: training images calibrate, all test images measure. Finished cells are
+kept in OUT.rows.jsonl; workers take cells from one list, so any number of them may run, be killed and be started again.
 """
 
 from __future__ import annotations
@@ -34,28 +37,13 @@ from visq.recipes import get_recipe
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
 FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-learned"]
 #: In the order of their worth: 4 bits separate the methods, 8 bits are what people deploy.
-PLAN = (
-    ("w4a4", "linear", (0,)),
-    ("w4a4", "full", (0,)),
-    ("w8a8", "full", (0,)),
-    ("w8a8", "linear", (0,)),
-    ("w4a4", "full", (1, 2)),
-    ("w4a4", "linear", (1, 2)),
-    ("w6a6", "full", (0,)),
-    ("w4a4h8", "full", (0,)),
-    ("w4a8", "full", (0,)),
-    ("w6a6", "linear", (0,)),
-    ("w4a8", "linear", (0,)),
-    ("w8a8", "full", (1, 2)),
-    ("w8a8", "linear", (1, 2)),
-    ("w6a6h8", "full", (0,)),
-    ("w6a6", "full", (1, 2)),
-    ("w4a4h8", "full", (1, 2)),
-    ("w4a8", "full", (1, 2)),
-    ("w6a6", "linear", (1, 2)),
-    ("w4a8", "linear", (1, 2)),
-    ("w6a6h8", "full", (1, 2)),
+COLUMNS = (
+    *(("w4a4", "full"), ("w8a8", "full"), ("w4a4", "linear"), ("w6a6", "full"), ("w4a8", "full"), ("w8a8", "linear")),
+    *(("w4a4h8", "full"), ("w6a6", "linear"), ("w4a8", "linear"), ("w6a6h8", "full")),
 )
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4", "w6a6h8", "w4a4h8")
+#: In scope linear the second of a pair is the same recipe and is not measured again.
+SAME_LINEARS = {"qmamba": "omse", "visq": "ptq4vm-grid"}
 Cell = dict[str, Any]
 
 
@@ -64,13 +52,13 @@ def recipe_name(family: str, bits: str, scope: str) -> str:
     return get_recipe(f"{family}-{bits}-{scope}").name
 
 
-def plan(families: list[str], scopes: list[str]) -> Iterator[tuple[str, int]]:
-    """(recipe, seed), most telling first."""
-    for bits, scope, seeds in (step for step in PLAN if step[1] in scopes):
-        for seed in seeds:
-            for family in families:
-                # Scope linear of qmamba is the row of omse, that of visq the row of ptq4vm-grid.
-                if not (family in ("qmamba", "visq") and scope == "linear"):
+def plan(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """(recipe, seed), most telling first: every column under the first seed, then under the next."""
+    for seed in args.seeds:
+        for bits, scope in COLUMNS:
+            for family in args.families:
+                repeated = scope == "linear" and SAME_LINEARS.get(family) in args.families
+                if scope in args.scopes and bits in args.bits and not repeated:
                     yield recipe_name(family, bits, scope), seed
 
 
@@ -90,17 +78,17 @@ def work(args: argparse.Namespace) -> None:
     model = load_model(args.model)
     card = model.card
     test = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-    subject = Subject(model, open_dataset(args.data, card.preprocess, split="calib"), test)
+    subject = Subject(model, open_dataset(args.calib or args.data, card.preprocess, split="calib"), test)
     cache = args.out.with_suffix(".rows.jsonl")
     claims = Path(tempfile.gettempdir()) / f"visq-matrix-{(card.checkpoint_sha256 or '')[:12]}"
-    for name, seed in plan(args.families, args.scopes):
+    for name, seed in plan(args):
         if time.strftime("%H:%M") >= args.until or (name, seed) in finished(cache, card.checkpoint_sha256):
             continue
         with claim(claims, f"{name}.{seed}") or open("/dev/null") as held:
             if held.name == "/dev/null" or (name, seed) in finished(cache, card.checkpoint_sha256):
                 continue
             start = time.perf_counter()
-            row = compare([subject], [get_recipe(name)], samples=256, seeds=(seed,), limit=args.limit, cache=cache)[1]
+            row = compare([subject], [get_recipe(name)], samples=args.samples, seeds=(seed,), cache=cache)[1]
             seconds = time.perf_counter() - start
             print(f"{name} seed {seed}: {row['top1']:.2f}, drop {row['drop']:.2f} ({seconds:.0f} s)", flush=True)
 
@@ -127,9 +115,8 @@ def report(args: argparse.Namespace) -> None:
     cells = [c for c in read(args.out.with_suffix(".rows.jsonl")) if c["checkpoint_sha256"] == card.checkpoint_sha256]
     fp32 = next(cell for cell in cells if cell["recipe"] == "fp32")
     found = {(cell["recipe"], cell["seed"]): cell for cell in cells}
-    columns = list(dict.fromkeys((bits, scope) for bits, scope, _ in PLAN))
     summary: Cell = {}
-    for bits, scope in columns:
+    for bits, scope in COLUMNS:
         table: Cell = {}
         for family in args.families:
             name = recipe_name(family, bits, scope)
@@ -143,7 +130,7 @@ def report(args: argparse.Namespace) -> None:
     result = {
         "fp32_top1": fp32["top1"],
         "n": fp32["n"],
-        "samples": 256,
+        "samples": args.samples,
         "threads": fp32["threads"],
         "checkpoint_sha256": card.checkpoint_sha256,
         "machine": machine(),
@@ -205,7 +192,7 @@ def markdown(result: Cell) -> str:
 
 def overview(summary: Cell, scope: str) -> list[str]:
     """Methods by bits; the best of a column is bold."""
-    columns = {title.split()[0]: table for title, table in summary.items() if title.endswith(f" {scope}")}
+    columns = {bits: summary[f"{bits} {scope}"] for bits in BITS if f"{bits} {scope}" in summary}
     best = {bits: max(row["top1"] for row in table.values()) for bits, table in columns.items()}
     lines = ["| recipe | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for family in dict.fromkeys(family for table in columns.values() for family in table):
@@ -231,9 +218,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=("work", "report"))
     parser.add_argument("--model", default="vim_nano_fmnist")
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data", default="fashion-mnist", help="the test images")
+    parser.add_argument("--calib", help="the calibration images, where --data has none")
+    parser.add_argument("--samples", type=int, default=256, help="calibration images")
     parser.add_argument("--families", nargs="+", default=FAMILIES)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--scopes", nargs="+", default=["linear", "full"])
     parser.add_argument("--until", default="24:00", help="no new cell after this time of the day (HH:MM)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix")

@@ -30,12 +30,12 @@ def test_a_small_program_is_counted() -> None:
         products16=0,
         floats=encoded + scaled + silu + product + added,
         weight_bytes=(3 * 4 + 4 * (3 + 3)) + 4 * (5 * 3 + 5) + 4 * 5,
-        activation_bytes=4 * 4 * 4 + 2 * (4 * 4) + 2 * (4 * 3 * 4) + 4 * 5 * 4,
+        image_bytes=4 * 4 * 4,
     )
 
 
 def test_the_fraction_is_that_of_the_slower_half() -> None:
-    work = Work(products8=100, products16=40, floats=10, weight_bytes=1000, activation_bytes=500)
+    work = Work(products8=100, products16=40, floats=10, weight_bytes=1000, image_bytes=500)
     rates = Rates(products8=100, products16=20, floats=10, bytes=100)
     assert roofline(work, rates, batch=1, seconds=30) == pytest.approx(
         {"compute_ms": 4000, "memory_ms": 15000, "fraction": 0.5}

@@ -177,7 +177,7 @@ def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:
         return None
     work = count_work(engine.program, read_bundle(folder))
     isa = engine.kernel.removeprefix("cpp-")
-    return work, measure_rates(isa, engine.threads, work.weight_bytes + work.activation_bytes)
+    return work, measure_rates(isa, engine.threads, work.weight_bytes + work.image_bytes)
 
 
 def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

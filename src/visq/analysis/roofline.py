@@ -18,7 +18,6 @@ from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, Intege
 from visq.runtime.program import (
     Instruction,
     Load,
-    Operation,
     Program,
     RmsNorm,
     Rotate,
@@ -27,7 +26,6 @@ from visq.runtime.program import (
     Store,
     Unary,
     WithConstant,
-    inputs,
 )
 from visq.runtime.scan import FixedScan
 
@@ -51,14 +49,14 @@ class Work:
         products16: multiplications of 16-bit integers (fixed-point scans).
         floats: additions and multiplications of float32.
         weight_bytes: read once a call, however many images it has.
-        activation_bytes: tensors written, and read by each operation that reads them, and the image.
+        image_bytes: the image. Tensors between operations are small enough to stay in the caches and are not counted.
     """
 
     products8: int
     products16: int
     floats: int
     weight_bytes: int
-    activation_bytes: int
+    image_bytes: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ def count_work(program: Program, bundle: Bundle) -> Work:
         VisqError: parameters that do not fit the program.
     """
     products8 = products16 = floats = weight_bytes = 0
-    activation_bytes = 4 * program.channels * program.size**2
     for operation in program.operations:
         form = form_of(program, operation, bundle)
         outputs = operation.rows * operation.width
@@ -104,8 +101,7 @@ def count_work(program: Program, bundle: Bundle) -> Work:
                 weight_bytes += bundle.constant(step.constant if isinstance(step, WithConstant) else step.weight).nbytes
             if isinstance(step, Rotate):
                 weight_bytes += bundle.rotation(step.site)[0].nbytes
-        activation_bytes += sum(_tensor_bytes(program, name) for name in _touched(operation))
-    return Work(products8, products16, floats, weight_bytes, activation_bytes)
+    return Work(products8, products16, floats, weight_bytes, 4 * program.channels * program.size**2)
 
 
 def _scan_products(form: FixedScan) -> int:
@@ -150,17 +146,6 @@ def _float_operations(program: Program, step: Instruction, width: int) -> int:
     if isinstance(step, Rotate):
         return 1 + 2 * width
     return 0 if isinstance(step, Slice) else 2 if isinstance(step, Round) else 1
-
-
-def _touched(operation: Operation) -> list[str]:
-    """Tensors an operation reads or writes whole, each as often as it does."""
-    steps = [s for s in operation.body if isinstance(s, Store) or (isinstance(s, Load) and s.row is None)]
-    return [*inputs(operation.source), *(step.tensor for step in steps)]
-
-
-def _tensor_bytes(program: Program, name: str) -> int:
-    decl = program.tensors[name]
-    return decl.rows * decl.width * (4 if decl.site is None else 1)
 
 
 # --- rates
@@ -255,5 +240,5 @@ def roofline(work: Work, rates: Rates, batch: int, seconds: float) -> dict[str, 
     the measured `seconds` the larger of the two is."""
     compute = work.products8 / rates.products8 + work.products16 / rates.products16 + work.floats / rates.floats
     compute *= batch
-    memory = (work.weight_bytes + batch * work.activation_bytes) / rates.bytes
+    memory = (work.weight_bytes + batch * work.image_bytes) / rates.bytes
     return {"compute_ms": 1e3 * compute, "memory_ms": 1e3 * memory, "fraction": max(compute, memory) / seconds}
