@@ -16,6 +16,8 @@ from visq.transforms.state_factors import Factors, chunks
 
 #: Bits dropped from |h| when a percentile is wanted: 5 bits of the fraction stay, 1/32 to 1/64 of the value.
 _SHIFT = 18
+#: Steps whose states are searched together: they and their copies stay in the cache.
+_STEPS = 8
 
 
 class StepRange:
@@ -225,13 +227,19 @@ def tensor_error(
     inner: dict[str, Any],
 ) -> Tensor:
     """The candidate of smallest squared error of the group's own states, which are exact up to there (OMSE)."""
-    count = int(groups.max()) + 1
-    error = torch.zeros(candidates.numel(), count, dtype=torch.double)
-    spread = factors.channel[:, None] * factors.state
-    scales = (candidates[:, None] * base)[..., None, None]
+    spread = (factors.channel[:, None] * factors.state).flatten()
+    scales = candidates[:, None] * base
+    error = torch.zeros(scales.shape, dtype=torch.double)
     for u, delta, B in chunks(inputs.u, inputs.delta, inputs.B, states=inputs.A.shape[1]):
-        h = ops.scan_states(u, delta, inputs.A, B).div_(spread)
-        for i, scale in enumerate(scales):
-            residual = (h / scale).round_().clamp_(spec.qmin, spec.qmax).mul_(scale).sub_(h).mul_(spread)
-            error[i].index_add_(0, groups.long(), residual.square_().sum((0, 2, 3), dtype=torch.double))
-    return base * candidates[error.argmin(0)][groups.long()]
+        for h in ops.scan_states(u, delta, inputs.A, B).flatten(2):
+            for t in range(0, len(base), _STEPS):
+                steps = slice(t, t + _STEPS)
+                code = h[steps] / (spread * base[steps, None])
+                for i, share in enumerate(candidates.tolist()):
+                    exact = code / share
+                    residual = exact.round().clamp_(spec.qmin, spec.qmax).sub_(exact)
+                    error[i, steps] += residual.square_() @ spread.square()
+    error *= scales.square()
+    group_error = torch.zeros(len(candidates), int(groups.max()) + 1, dtype=torch.double)
+    group_error.index_add_(1, groups.long(), error)
+    return base * candidates[group_error.argmin(0)][groups.long()]

@@ -89,4 +89,4 @@ class MSE(Estimator):
         x_hat = (self.values / scale).round_().add_(zero).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero).mul_(scale)
         error = x_hat.sub_(self.values).abs_()
         error = error.square_() if self.p == 2 else error.pow_(self.p)
-        return error.mul_(self.counts).sum(1, dtype=torch.double)
+        return error.mul_(self.counts).sum(1)
