@@ -108,6 +108,12 @@ def test_compare_keeps_finished_rows(workplace: Workplace, tmp_path: Path, capfd
 def test_listings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     models = visq_here(capfd, "models", "--json", "-")
     assert {"vim_tiny", "vim_nano_fmnist"} <= {card["name"] for card in json.loads(models)}
+    lines = visq_here(capfd, "models", "vim_nano_fmnist").splitlines()
+    assert next(line.split() for line in lines if "in_proj.weight" in line) == [
+        *("layers.*.mixer.in_proj.weight", "weight", "6")
+    ]
+    sites = json.loads(visq_here(capfd, "models", "vim_nano_fmnist", "--json", "-"))
+    assert sites["layers.5.mixer.scan_b.h"] == "inner"
     recipes = visq_here(capfd, "recipes")
     assert "kscaled-w8a8" in recipes and "fp32" in recipes
     assert "4 bits symmetric" in visq_here(capfd, "recipes", "kscaled-w4a8")

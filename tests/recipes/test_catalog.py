@@ -70,3 +70,50 @@ def test_digest_is_of_everything(tmp_path: Path) -> None:
     digests = {recipe.name: recipe.digest() for recipe in list_recipes()}
     assert len(set(digests.values())) == len(digests)
     assert get_recipe("kscaled-w8a8").digest() == digests["kscaled-w8a8"]
+
+
+def test_a_base_is_extended(tmp_path: Path, sites: list[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "{name: mine, base: kscaled, title: mine, bits: {weight: 4, activation: 8, state: 6}, scopes: {full: {"
+        "search_images: 7, learners: [adaround], transforms: [{name: smooth, alpha: 0.5}],"
+        "sites: [{match: head.*, skip: true}, {match: '*.scan.h', bits: 5, granularity: tensor}]}}}"
+    )
+    recipe, base = get_recipe(file), get_recipe("kscaled-w4a8h6")
+    assert (recipe.name, recipe.source) == ("mine-w4a8h6", base.source)
+    assert recipe.scope.search_images == 7
+    assert [one.name for one in recipe.scope.learners] == [*(one.name for one in base.scope.learners), "adaround"]
+    assert [one.name for one in recipe.scope.transforms] == [*(one.name for one in base.scope.transforms), "smooth"]
+    found, expected = recipe.resolve(sites), base.resolve(sites)
+    assert {name for name in expected if name not in found} == {"head.weight", "head.in"}
+    changed = [name for name in found if found[name] != expected[name]]
+    assert changed == ["layers.0.mixer.scan.h", "layers.1.mixer.scan.h"]
+    assert found["layers.0.mixer.scan.h"].bits == 5 and expected["layers.0.mixer.scan.h"].bits == 6
+
+
+def test_scopes_of_a_base_are_kept_and_added_to(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    rule = "{match: '@linears.weight', bits: weight}"
+    file.write_text(f"{{name: mine, base: gptq, title: t, default_scope: few, scopes: {{few: {{sites: [{rule}]}}}}}}")
+    recipe = get_recipe(file)
+    assert recipe.scope_name == "few" and not recipe.scope.learners and len(recipe.scope.sites) == 1
+    text = file.read_text().replace("default_scope: few", "default_scope: linear")
+    file.write_text(text)
+    assert get_recipe(file).scope == get_recipe("gptq-w8a8").scope
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{name: a, base: kscald, title: t}", "base 'kscald' is not a packaged family .*kscaled"),
+        ("{name: a, base: ../omse, title: t}", "is not a packaged family"),
+        ("{name: a, base: [omse], title: t}", "is not a packaged family"),
+        ("{name: a, base: omse, title: t, scopes: [full]}", "scopes must be a mapping"),
+        ("{name: a, base: omse, title: t, scopes: {full: [1]}}", "scopes must be a mapping"),
+        ("{name: a, base: omse, title: t, scopes: {full: {sites: 3}}}", "scopes.full.sites"),
+    ],
+)
+def test_wrong_bases(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(VisqError, match=message):
+        get_recipe(tmp_path / "a.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,11 +12,18 @@ from visq.cli import options
 from visq.cli.output import Output
 
 
-def models(json_to: options.JsonTo = None) -> None:
-    """List the models known by name."""
+def models(
+    name: Annotated[str | None, typer.Argument(help="A model whose sites to list.")] = None,
+    json_to: options.JsonTo = None,
+) -> None:
+    """List the models known by name, or the sites of one: the names a recipe's patterns match."""
     output = Output(json_to)
     from visq.models import ModelCard, list_models
     from visq.models.family import families, image_size, num_classes
+
+    if name is not None:
+        list_sites(name, output)
+        return
 
     def line(card: ModelCard) -> tuple[str, ...]:
         config, size = card.config, image_size(card.config)
@@ -39,6 +47,20 @@ def models(json_to: options.JsonTo = None) -> None:
     generic = ", ".join(f"{family.name} (any {family.title})" for family in families().values())
     output.say(f"With --checkpoint FILE, --model also takes {generic}; the geometry is read from the file.")
     output.emit([{**asdict(card), "preprocess": card.preprocess.to_dict()} for card in cards])
+
+
+def list_sites(name: str, output: Output) -> None:
+    """A line for all sites that differ in a number only: blocks, directions."""
+    from visq.models import create_model
+    from visq.quant.site import named_sites
+
+    sites = {site: module.kind for site, module in named_sites(create_model(name))}
+    alike: dict[tuple[str, str], int] = {}
+    for site, kind in sites.items():
+        key = re.sub(r"\.\d+(?=\.)", ".*", site), kind
+        alike[key] = alike.get(key, 0) + 1
+    output.table(("site", "kind", "how many"), [(*key, str(count)) for key, count in alike.items()])
+    output.emit(sites)
 
 
 def recipes(

@@ -8,6 +8,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -77,13 +78,14 @@ def list_recipes() -> list[Recipe]:
 
 @cache
 def packaged_families() -> dict[str, Family]:
-    folder = files("visq.recipes")
-    loaded = [
-        parse_family(f.read_text(), f.name)
-        for f in sorted(folder.iterdir(), key=lambda f: f.name)
-        if f.name.endswith(".yaml")
-    ]
-    return {family.name: family for family in loaded}
+    families = [parse_family(text, f"{name}.yaml") for name, text in sorted(packaged_texts().items())]
+    return {family.name: family for family in families}
+
+
+def packaged_texts() -> dict[str, str]:
+    """The packaged recipe files by family name, which is the file's."""
+    found = (file for file in files("visq.recipes").iterdir() if file.name.endswith(".yaml"))
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in found}
 
 
 def load_family(path: Path) -> Family:
@@ -94,13 +96,7 @@ def load_family(path: Path) -> Family:
 
 
 def parse_family(text: str, where: str) -> Family:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise VisqError(f"recipe {where} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise VisqError(f"recipe {where} must be a mapping with the keys name, title, default_scope, scopes")
-    data = {key: value for key, value in data.items() if not str(key).startswith("x-")}
+    data = with_base(read_yaml(text, where), where)
     try:
         family = Family.model_validate(data)
     except ValueError as error:
@@ -111,3 +107,36 @@ def parse_family(text: str, where: str) -> Family:
             f"({', '.join(family.scopes)})"
         )
     return family
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """A recipe file's mapping, without the keys `x-...` that hold its anchors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise VisqError(f"recipe {where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise VisqError(f"recipe {where} must be a mapping with the keys name, title, default_scope, scopes")
+    return {key: value for key, value in data.items() if not str(key).startswith("x-")}
+
+
+def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The mapping laid over that of its `base`, a packaged family: in each scope transforms, rules and learners follow
+    the base's own (a later rule overrides an earlier one), and everything else replaces it."""
+    if "base" not in data:
+        return data
+    name, texts = data["base"], packaged_texts()
+    if not isinstance(name, str) or name not in texts:
+        raise VisqError(f"recipe {where}: base '{name}' is not a packaged family ({', '.join(sorted(texts))})")
+    base = with_base(read_yaml(texts[name], f"{name}.yaml"), f"{name}.yaml")
+    own = data.get("scopes", {})
+    if not isinstance(own, dict) or not all(isinstance(scope, dict) for scope in own.values()):
+        raise VisqError(f"recipe {where}: scopes must be a mapping of scopes")
+    scopes = {scope: extended(base["scopes"].get(scope, {}), own.get(scope, {})) for scope in base["scopes"] | own}
+    return {key: value for key, value in (base | data).items() if key != "base"} | {"scopes": scopes}
+
+
+def extended(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """One scope's mapping over the base's: lists follow, values replace."""
+    lists = {key: base[key] + own[key] for key in base.keys() & own.keys() if isinstance(own[key], list)}
+    return base | own | lists
