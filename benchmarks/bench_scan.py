@@ -1,17 +1,15 @@
 """Speed of the scans at Vim-Tiny's geometry: the Python loop, torch.compile of it, and the C++ kernels.
 
-One run; contenders take turns, so that a busy machine hurts all alike; medians. Prints a table and writes JSON:
+One run; contenders take turns, so that a busy machine hurts all alike; medians. Prints a table and writes
+benchmarks/results/bench_scan.json:
 
-    python benchmarks/bench_scan.py [--threads 2] [--seconds 3] [--no-compile] [--json bench_scan.json]
+    python benchmarks/bench_scan.py [--threads 2] [--seconds 3] [--no-compile] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,8 @@ from rich.console import Console
 from rich.table import Table as TextTable
 from torch import Tensor
 
-import visq
-from visq.ops import StateQuantizer, backends, quantized_scan, selective_scan
+from common import machine, write_json
+from visq.ops import StateQuantizer, quantized_scan, selective_scan
 from visq.ops.selective_scan import naive
 
 LENGTH, D_INNER, N = 197, 384, 16
@@ -90,32 +88,12 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, list[float]]:
     return times
 
 
-def commit() -> str:
-    """The commit of the source tree, with "-dirty" when it has changes; empty outside git."""
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return result.stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender and batch size")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the loop (minutes)")
-    parser.add_argument("--json", type=Path, default=Path("bench_scan.json"))
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "bench_scan.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -148,12 +126,9 @@ def main() -> None:
         "geometry": {"L": LENGTH, "d_inner": D_INNER, "N": N},
         "rows": rows,
         "notes": notes,
-        "machine": {"processor": processor(), "platform": platform.platform(), "threads": arguments.threads},
-        "kernels": {op: choice.kernel for op, choice in backends.describe().items()},
-        "versions": {"visq": visq.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit(),
+        "machine": machine(),
     }
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
     report(result)
 
 
