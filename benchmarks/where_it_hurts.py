@@ -2,7 +2,7 @@
 
     python benchmarks/where_it_hurts.py [--bits w4a4] [--families minmax omse ...] [--limit 2000] [--plots docs/images]
 
-For every family in scope full, seed 0, 256 calibration images:
+For every family in scope full, seed 0:
 alone: top-1 with the sites of one kind quantized as the method does, everything else in FP32;
 sites: median SQNR, mean share of clipped values and median use of the range over the sites of a kind, when everything
     is quantized, on 64 test images (`visq diagnose`);
@@ -88,13 +88,13 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args.model)
     card = model.card
     test = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-    subject = Subject(model, open_dataset(args.data, card.preprocess, split="calib"), test)
+    subject = Subject(model, open_dataset(args.calib or args.data, card.preprocess, split="calib"), test)
     sites = [name for name, _ in named_sites(model)]
     cache = args.out.with_suffix(".rows.jsonl")
     result: dict[str, Any] = {"limit": args.limit, "bits": args.bits, "families": {}, "machine": machine()}
     for family in args.families:
         recipe = get_recipe(f"{family}-{args.bits}-full")
-        quantized = quantize(copy.deepcopy(model), recipe, subject.calibration.subset(256, 0))
+        quantized = quantize(copy.deepcopy(model), recipe, subject.calibration.subset(args.samples, 0))
         report = diagnose(quantized.model, test, fp32=load_model(args.model), images=64)
         found = {
             "stages": {row["name"]: row["sqnr_db"] for row in report["stages"]},
@@ -105,7 +105,9 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         targeted = recipe.resolve(sites)
         for name in KINDS:
             if any(kind(site) == name for site in targeted):
-                fp32, row = compare([subject], [alone(recipe, name, sites)], limit=args.limit, cache=cache)
+                fp32, row = compare(
+                    [subject], [alone(recipe, name, sites)], samples=args.samples, limit=args.limit, cache=cache
+                )
                 result["fp32"] = fp32["top1"]
                 found["alone"][name] = {key: row[key] for key in ("top1", "drop", "p_value")}
                 print(f"{family}, {name}: drop {row['drop']:.2f}", flush=True)
@@ -159,7 +161,9 @@ def plot(result: dict[str, Any], folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vim_nano_fmnist")
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data", default="fashion-mnist", help="the images measured on")
+    parser.add_argument("--calib", help="the calibration images, where --data has none")
+    parser.add_argument("--samples", type=int, default=256, help="calibration images")
     parser.add_argument("--bits", default="w4a4")
     parser.add_argument("--families", nargs="+", default=FAMILIES)
     parser.add_argument("--limit", type=int, default=2000)
