@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 import visq
 import visq.data
+from tests.runtime.programs import ISAS
 from visq.lowering import LoweringError, lower
 from visq.models import VisionMamba, create_model
 from visq.models.layers import Linear
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe, list_recipes
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.cpu import CpuEngine, present_isas
+from visq.runtime.cpu import CpuEngine
 from visq.runtime.forms import IntegerLinear, form_of, reason
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program, Scan, inputs
@@ -66,7 +67,7 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
         fp32 = model.eval()(images).numpy()
     oracle = Oracle(program, bundle)
     found = oracle(images.numpy())
-    for isa in present_isas():
+    for isa in ISAS:
         engine = CpuEngine(program, bundle, threads=1, isa=isa, keep=True)
         assert np.array_equal(engine(images.numpy()), found), isa
         different = [name for name, data in engine.tensors.items() if not np.array_equal(data, oracle.tensors[name])]
