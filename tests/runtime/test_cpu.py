@@ -164,7 +164,7 @@ def test_integer_linear_with_the_largest_sums() -> None:
 @pytest.mark.parametrize("K", [1, 3, 63, 64, 65, 127, 192])
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 33, 48, 70])
 def test_integer_linear_of_awkward_shapes(rows: int, K: int) -> None:
-    """Around the sizes of registers and tiles, codes and weights at both ends of their range, rows padded with others."""
+    """Around the sizes of registers and tiles, with codes and weights at both ends of their range."""
     maker = Maker(rows + K)
     x = maker.random(rows, K, "token asymmetric", scale=100.0)
     maker.bundle.sites[maker.tensors[x].site].inverse_token[:] *= 5  # many values are clipped
