@@ -78,6 +78,18 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
     assert np.abs(found - expected).mean() < 0.1 * np.abs(expected - fp32).mean() + 1e-5
 
 
+@pytest.mark.parametrize("recipe", ["visq-w4a4", "quarot-w4a4-full"])
+def test_a_network_wide_enough_for_tiles(recipe: str, images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("vim", **{**GEOMETRY, "patch_size": 4, "stride": 4, "embed_dim": 64})
+    model.card = visq.load_model("vim_nano_fmnist").card
+    _, program, bundle = quantized(model, recipe, tmp_path / "a")
+    expected = Oracle(program, bundle)(images.numpy())
+    for isa in ISAS:
+        for threads in (1, 3):
+            assert np.array_equal(CpuEngine(program, bundle, threads=threads, isa=isa)(images.numpy()), expected), isa
+
+
 def test_scope_full_is_integers_everywhere(model: VisionMamba, tmp_path: Path) -> None:
     _, program, bundle = quantized(model, "kscaled-w4a4", tmp_path / "a")
     forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
