@@ -137,7 +137,7 @@ VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const floa
   }
 }
 
-// `count` rows, at most kTile, of which op.body_rows go through an instruction before the next one.
+// `count` rows, of which op.body_rows go through an instruction before the next one.
 template <class V>
 void body(const Operation& op, const Frame& f, View source, int64_t first, int64_t count) {
   View at[kRegisters];

@@ -268,7 +268,7 @@ Operation& Engine::start(Operation::Kind kind, int64_t rows, int64_t width) {
   widths_.assign(kRegisters, -1);
   if (kind != Operation::kRows) widths_[0] = width;
   const bool in_arena = kind == Operation::kFixedScan || kind == Operation::kFloatScan || kind == Operation::kRows;
-  op.tile_floats = in_arena ? 0 : kTile * padded(width);
+  op.tile_floats = in_arena ? 0 : kernels_->rows * padded(width);
   return op;
 }
 
@@ -339,7 +339,8 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> we
   IntLinear& p = op.int_linear;
   p.K = K, p.N = padded(N);
   const int64_t lanes = kernels_->lanes, step = kernels_->step, panel = kernels_->panel;
-  const int64_t steps = (K + step - 1) / step, blocks = p.N / lanes;
+  p.tiled = kernels_->tiles(rows, K);
+  const int64_t steps = padded(K, p.tiled ? 64 : step) / step, blocks = p.N / lanes;
   int8_t* bytes = step == 4 ? keep<int8_t>(p.N * steps * step) : nullptr;
   int16_t* shorts = step == 4 ? nullptr : keep<int16_t>(p.N * steps * step);
   p.packed = bytes ? static_cast<const void*>(bytes) : shorts;
@@ -357,7 +358,7 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> we
   }
   p.row_sums = sums;
   p.scale = keep(scale, p.N), p.bias = keep(bias, p.N), p.token = keep(token, rows), p.zero = keep(zero, rows);
-  if (step == 2) op.extra_floats = kTile * x.stride / 2;
+  if (step == 2) op.extra_floats = kernels_->rows * x.stride / 2;
 }
 
 void Engine::float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias) {
@@ -368,7 +369,7 @@ void Engine::float_linear(int64_t rows, int64_t width, int input, Array<float> w
   op.inputs[0] = input;
   op.float_linear = {x.width, padded(width), pack_floats(weight.data, width, x.width, x.width, 1),
                      keep(bias, padded(width))};
-  if (x.codes) op.extra_floats = kTile * padded(x.width);
+  if (x.codes) op.extra_floats = kernels_->rows * padded(x.width);
 }
 
 void Engine::int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
@@ -403,7 +404,7 @@ void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool 
   for (int64_t c = 0; c < C; ++c)
     for (int64_t k = 0; k < K; ++k) taps[k * stride + c] = weight.at(c * K + k);
   op.conv = {K, reverse, keep(bias, C), taps, nullptr, nullptr, nullptr};
-  if (x.codes) op.extra_floats = (kTile + K) * stride;
+  if (x.codes) op.extra_floats = (kernels_->rows + K) * stride;
 }
 
 void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset) {
@@ -641,7 +642,7 @@ void Engine::rotate(int dst, int src, Array<float> inverse_divisor, Array<float>
   FloatLinear* linear = keep<FloatLinear>(1);
   *linear = {width, padded(width), pack_floats(matrix.data, width, width, 1, width), nullptr};
   s.linear = linear;
-  current().body_rows = kTile;  // the matrix is read once for a tile
+  current().body_rows = kTileRows;  // the matrix is read once for a tile
   widths_[dst] = width;
 }
 
@@ -680,12 +681,15 @@ void Engine::finish(int64_t arena_bytes, int output) {
   }
   for (Phase& phase : phases_) {
     if (phase.scan) continue;
-    const int64_t rows = operations_[phase.first].rows, tiles = (rows + kTile - 1) / kTile;
     double cost = 0;
-    for (int op = phase.first; op < phase.last; ++op) cost += row_nanoseconds(operations_[op]);
-    int64_t each = static_cast<int64_t>(kTaskNanoseconds / (cost * kTile)) + 1;
+    for (int op = phase.first; op < phase.last; ++op) {
+      cost += row_nanoseconds(operations_[op]);
+      if (operations_[op].int_linear.tiled) phase.rows = kernels_->rows;
+    }
+    const int64_t rows = operations_[phase.first].rows, tiles = (rows + phase.rows - 1) / phase.rows;
+    int64_t each = static_cast<int64_t>(kTaskNanoseconds / (cost * static_cast<double>(phase.rows))) + 1;
     if (each < (tiles + kMaxTasks - 1) / kMaxTasks) each = (tiles + kMaxTasks - 1) / kMaxTasks;
-    phase.each = each * kTile, phase.tasks = (rows + phase.each - 1) / phase.each;
+    phase.each = each * phase.rows, phase.tasks = (rows + phase.each - 1) / phase.each;
   }
   finished_ = true;
 }
@@ -715,8 +719,8 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     return;
   }
   const int64_t rows = operations_[phase.first].rows, end = first + phase.each < rows ? first + phase.each : rows;
-  for (int64_t row = first; row < end; row += kTile) {
-    const int64_t count = end - row < kTile ? end - row : kTile;
+  for (int64_t row = first; row < end; row += phase.rows) {
+    const int64_t count = end - row < phase.rows ? end - row : phase.rows;
     for (int i = phase.first; i < phase.last; ++i) {
       const Operation& op = operations_[i];
       const View view = kernels_->source(op, f, row, count);
@@ -837,20 +841,6 @@ void Engine::run_scan(const float* u, const float* delta, const float* B, const 
       std::memcpy(y + (b * op.rows + r) * op.width, arena + op.y_offset + r * padded(op.width) * 4, op.width * 4);
   };
   parallel_for(batch, threads, image);
-}
-
-const Kernels* kernels_named(const char* name) {
-  const auto is = [name](const char* other) { return !std::strcmp(name, other); };
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
-  if (is("avx512vnni")) return avx512 && vnni ? avx512vnni_kernels() : nullptr;
-  if (is("avx512")) return avx512 ? avx512_kernels() : nullptr;
-  if (is("avx2")) return __builtin_cpu_supports("avx2") ? avx2_kernels() : nullptr;
-#endif
-  return is("scalar") ? scalar_kernels() : nullptr;
 }
 
 }  // namespace visq::engine

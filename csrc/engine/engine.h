@@ -108,6 +108,7 @@ class Engine {
     int first, last;  // operations [first, last), tile by tile
     bool scan;        // the blocks of a scan's channels; otherwise rows
     int64_t tasks, each;
+    int64_t rows = kTileRows;  // at a time
   };
 
   template <class T>

@@ -33,6 +33,24 @@ VISQ_INLINE void with_number(int64_t n, F f) {
   f(Number<N>{});
 }
 
+// W outputs from their sums, a row at a time.
+template <class V>
+struct Outputs {
+  using K = Lanes<V>;
+  typename K::I row_sums;
+  typename V::T scale, bias;
+
+  // Inlined: a copy of its own could be shared with code compiled for another machine.
+  __attribute__((always_inline)) Outputs(const IntLinear& p, int64_t n)
+      : row_sums(K::iload(p.row_sums + n)), scale(V::load(p.scale + n)), bias(V::load(p.bias + n)) {}
+
+  __attribute__((always_inline)) void write(typename K::I sum, int32_t zero, float token, float* out) const {
+    const auto exact = K::isub(sum, K::imul(K::iset1(zero), row_sums));
+    const auto value = V::mul(V::mul(K::to_float(exact), scale), V::set1(token));
+    V::store(out, V::add(value, bias));
+  }
+};
+
 // Every loop over accumulators is unrolled: an array that is indexed by a variable anywhere lives in memory everywhere.
 #define VISQ_UNROLL _Pragma("GCC unroll 8")
 
@@ -57,13 +75,9 @@ VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps
     }
   }
   VISQ_UNROLL for (int j = 0; j < B; ++j) {
-    const int64_t at = n + j * V::W;
-    const auto row_sums = K::iload(p.row_sums + at);
-    const auto scale = V::load(p.scale + at), bias = V::load(p.bias + at);
+    const Outputs<V> outputs(p, n + j * V::W);
     VISQ_UNROLL for (int i = 0; i < M; ++i) {
-      const auto exact = K::isub(sum[i][j], K::imul(K::iset1(zero[i]), row_sums));
-      const auto value = V::mul(V::mul(K::to_float(exact), scale), V::set1(token[i]));
-      V::store(out + i * out_stride + j * V::W, V::add(value, bias));
+      outputs.write(sum[i][j], zero[i], token[i], out + i * out_stride + j * V::W);
     }
   }
 }
@@ -129,7 +143,7 @@ void float_linear(const FloatLinear& p, const float* x, int64_t stride, int64_t 
   }
 }
 
-// `count` rows, at most kTile, from `first` on.
+// `count` rows from `first` on.
 template <class V>
 View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
   const Tensor& t = f.tensors[op.inputs[0]];

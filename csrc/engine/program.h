@@ -9,7 +9,9 @@
 
 namespace visq::engine {
 
-constexpr int64_t kTile = 6;      // rows a source computes at a time
+// Rows a source computes at a time: few, so that they stay in the first cache, but two tiles where a linear layer is
+// computed by AMX. Kernels::rows is the most of a level.
+constexpr int64_t kTileRows = 6, kMatrixRows = 32;
 constexpr int64_t kChannels = 16;  // channels of one task of a scan
 constexpr int kRegisters = 256;
 
@@ -53,6 +55,7 @@ struct FloatLinear {
 
 struct IntLinear {
   int64_t K, N;
+  bool tiled;               // by AMX: packed for K padded to 64
   const void* packed;       // int8 or int16
   const int32_t* row_sums;  // [N]
   const float *scale, *bias;
@@ -187,14 +190,21 @@ struct Kernels {
   void (*body)(const Operation&, const Frame&, View, int64_t first, int64_t count);
   void (*prepare_scan)(const Operation&, const Frame&);              // once per thread, before its first block
   void (*scan)(const Operation&, const Frame&, int64_t block);  // kChannels channels
+  int64_t rows = kTileRows;  // at most that a source computes at a time, for which scratch has room
+
+  // Whether an integer linear layer is computed by AMX: if it fills a tile. Below that a tile, which takes as long
+  // whatever it holds and whose sums go through memory, would do little that VNNI does not do as fast.
+  bool tiles(int64_t layer_rows, int64_t K) const { return rows == kMatrixRows && layer_rows >= 16 && K >= 64; }
 };
 
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512vnni_kernels();
+const Kernels* amx_kernels();
+const Kernels* amx_emulated_kernels();
 
-// nullptr when the name is unknown, or this build or machine lacks it.
+// nullptr when the name is unknown, or this build, machine or system lacks it.
 const Kernels* kernels_named(const char* name);
 
 }  // namespace visq::engine

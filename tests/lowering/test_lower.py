@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 import visq
 import visq.data
+from tests.runtime.programs import ISAS
 from visq.lowering import LoweringError, lower
 from visq.models import VisionMamba, create_model
 from visq.models.layers import Linear
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe, list_recipes
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.cpu import CpuEngine, present_isas
+from visq.runtime.cpu import CpuEngine
 from visq.runtime.forms import IntegerLinear, form_of, reason
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program, Scan, inputs
@@ -66,7 +67,7 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
         fp32 = model.eval()(images).numpy()
     oracle = Oracle(program, bundle)
     found = oracle(images.numpy())
-    for isa in present_isas():
+    for isa in ISAS:
         engine = CpuEngine(program, bundle, threads=1, isa=isa, keep=True)
         assert np.array_equal(engine(images.numpy()), found), isa
         different = [name for name, data in engine.tensors.items() if not np.array_equal(data, oracle.tensors[name])]
@@ -75,6 +76,18 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
         assert np.array_equal(CpuEngine(program, bundle, threads=threads)(images.numpy()), found), threads
     # The engine may be off by roundings that fall the other way, a small part of what quantization itself changes.
     assert np.abs(found - expected).mean() < 0.1 * np.abs(expected - fp32).mean() + 1e-5
+
+
+@pytest.mark.parametrize("recipe", ["visq-w4a4", "quarot-w4a4-full"])
+def test_a_network_wide_enough_for_tiles(recipe: str, images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("vim", **{**GEOMETRY, "patch_size": 4, "stride": 4, "embed_dim": 64})
+    model.card = visq.load_model("vim_nano_fmnist").card
+    _, program, bundle = quantized(model, recipe, tmp_path / "a")
+    expected = Oracle(program, bundle)(images.numpy())
+    for isa in ISAS:
+        for threads in (1, 3):
+            assert np.array_equal(CpuEngine(program, bundle, threads=threads, isa=isa)(images.numpy()), expected), isa
 
 
 def test_scope_full_is_integers_everywhere(model: VisionMamba, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from tests.ops.helpers import ISAS, needs_cpp, scan_inputs, torch_threads
 from visq.errors import VisqError
 from visq.ops import _native, backends, selective_scan
+from visq.runtime.cpu import has_isa
 
 OPS = {
     "fake_quantize",
@@ -78,8 +79,11 @@ def test_forced_isa_and_its_error() -> None:
         [sys.executable, "-c", code], env={**os.environ, "VISQ_ISA": isa}, capture_output=True, text=True
     )
     assert run("scalar").stdout.strip() == "cpp-scalar"
-    bad = run("mmx")
-    assert bad.returncode != 0 and "instruction set 'mmx' is not available here" in bad.stderr
+    for isa in ("avx512vnni", "amx", "amx-emulated"):  # the engine's own: AVX-512 here
+        assert not has_isa(isa) or run(isa).stdout.strip() == "cpp-avx512"
+    for isa in ("mmx", *(isa for isa in ("avx512vnni", "amx") if not has_isa(isa))):
+        bad = run(isa)
+        assert bad.returncode != 0 and f"instruction set '{isa}' is not available here" in bad.stderr
 
 
 @needs_cpp

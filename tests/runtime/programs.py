@@ -9,8 +9,12 @@ import numpy as np
 
 from visq.runtime import program as ir
 from visq.runtime.bundle import Bundle, Weight
+from visq.runtime.cpu import EMULATED, has_isa, present_isas
 from visq.runtime.program import Constant, Operation, Program, TensorDecl
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
+
+#: Every instruction set the engine can be tested with here.
+ISAS = (*present_isas(), *filter(has_isa, [EMULATED]))
 
 
 @dataclass

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.programs import QUANTIZERS, Maker, weight
+from tests.runtime.programs import ISAS, QUANTIZERS, Maker, weight
 from visq.errors import VisqError
 from visq.runtime import program as ir
 from visq.runtime.arithmetic import silu, softplus
 from visq.runtime.bundle import Weight
-from visq.runtime.cpu import CpuEngine, available, present_isas
+from visq.runtime.cpu import EMULATED, CpuEngine, available, default_isa, has_isa, present_isas
 from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Constant
@@ -21,7 +21,6 @@ from visq.runtime.quantizers import Factor, StateQuantizer
 from visq.runtime.scan import FixedScan
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
-ISAS = present_isas()
 
 
 def check(maker: Maker, output: str, isas=ISAS, threads=(1, 2), batch: int = 1) -> Oracle:
@@ -160,6 +159,47 @@ def test_integer_linear_with_the_largest_sums() -> None:
     maker.operation(ir.Linear(input=x, weight=maker.site(w)), 3, 33)
     oracle = check(maker, maker.store())
     assert np.abs(oracle.tensors[list(maker.tensors)[-1]]).max() > 1e6
+
+
+@pytest.mark.parametrize("K", [1, 3, 63, 64, 65, 127, 192])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 33, 48, 70])
+def test_integer_linear_of_awkward_shapes(rows: int, K: int) -> None:
+    """Around the sizes of registers and tiles, with codes and weights at both ends of their range."""
+    maker = Maker(rows + K)
+    x = maker.random(rows, K, "token asymmetric", scale=100.0)
+    maker.bundle.sites[maker.tensors[x].site].inverse_token[:] *= 5  # many values are clipped
+    for N in (1, 15, 16, 17, 64, 80):
+        codes = maker.rng.integers(-128, 128, (N, K))
+        extreme = maker.rng.random((N, K)) < 0.5
+        codes[extreme] = maker.rng.choice([-128, 127], (N, K))[extreme]
+        w = Weight(codes, maker.rng.uniform(0.001, 0.01, N).astype(np.float32), np.ones(1, np.float32))
+        maker.operation(ir.Linear(input=x, weight=maker.site(w), bias=maker.parameter(N)), rows, N)
+        output = maker.store()
+    oracle = check(maker, output, threads=(1,))
+    assert isinstance(oracle.forms[-1], IntegerLinear)
+    if rows * K > 1000:
+        assert {0, 255} <= set(np.unique(oracle.tensors[x]))
+
+
+def test_tiles_of_integers_fill_their_sums() -> None:
+    """The largest sums there are: every code 255 and every weight -128, for as long a sum as the engine takes."""
+    K, N = 65536, 17
+    maker = Maker(20, size=1)
+    maker.operation(ir.Patches(patch=1, stride=1), 1, 3)
+    pixel = maker.store()
+    maker.operation(ir.Linear(input=pixel, weight=maker.parameter(K, 3)), 1, K)
+    ones = Constant(name=maker.parameter(1, 1, K))
+    maker.bundle.tensors[ones.name] = np.full((1, 1, K), 1e6, np.float32)
+    register = maker.step(ir.WithConstant(op="mul_constant", dst=1, src=0, constant=ones), K)
+    square = maker.step(ir.Binary(op="mul", dst=2, a=register, b=register), K)
+    row = maker.store(square)
+    maker.operation(ir.Concat(parts=((row, 0, 1),) * 18), 18, K)
+    x = maker.store(kind="unsigned")
+    w = Weight(np.full((N, K), -128), np.ones(1, np.float32), np.ones(1, np.float32))
+    maker.operation(ir.Linear(input=x, weight=maker.site(w)), 18, N)
+    output = maker.store()
+    oracle = check(maker, output, threads=(1,))
+    assert (oracle.tensors[x] == 255).all()
 
 
 @pytest.mark.parametrize("kind", [None, "table", "channel", "tensor"])
@@ -371,6 +411,30 @@ def test_operations_that_run_together_and_those_that_do_not(threads: int, revers
     check(maker, maker.store(), threads=(threads,), batch=4)
 
 
+def test_what_runs_together_with_a_linear_of_tiles() -> None:
+    """AMX takes more rows at a time than the other levels, and so does then everything that follows row by row."""
+    rows, width = 70, 80
+    maker = Maker(21)
+    x, other = maker.random(rows, width, "token asymmetric"), maker.random(rows, width, "table")
+    maker.operation(ir.Linear(input=x, weight=maker.site(weight(width, (width,), maker.rng))), rows, width)
+    site = maker.quantizer("token", rows, width)
+    divisor = maker.rng.uniform(0.5, 2, width).astype(np.float32)
+    maker.bundle.rotations[site] = (maker.rng.normal(0, 0.2, (width, width)).astype(np.float32), divisor)
+    codes, table = maker.store(kind="token"), maker.store(kind="table")
+    rotated = maker.store(maker.step(ir.Rotate(dst=1, src=0, site=site), width))
+    for name, size in [(table, width), (codes, 24), (codes, 100), (rotated, 24)]:
+        maker.operation(ir.Linear(input=name, weight=maker.site(weight(size, (width,), maker.rng))), rows, size)
+        maker.store(kind="tensor")
+        maker.store()
+    for name in (x, other):
+        w = maker.site(weight(width, (1, 4), maker.rng))
+        maker.operation(ir.Conv1d(input=name, weight=w, bias=maker.parameter(width)), rows, width)
+        maker.step(ir.Load(dst=1, tensor=codes), width)
+        maker.step(ir.Binary(op="add", dst=2, a=0, b=1), width)
+        output = maker.store(2)
+    check(maker, output, threads=(1, 2, 3), batch=3)
+
+
 def test_a_row_of_what_is_being_written() -> None:
     maker = Maker(19)
     maker.random(5, 8)
@@ -446,6 +510,22 @@ def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISQ_ISA", "nothing")
     with pytest.raises(VisqError, match="VISQ_ISA=nothing"):
         CpuEngine(program, maker.bundle)
+
+
+@pytest.mark.skipif(not has_isa(EMULATED), reason="the emulation needs AVX-512 VNNI")
+def test_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default where it is there, one clear error where it is not; the emulation runs only when asked for."""
+    monkeypatch.setenv("VISQ_ISA", "amx")
+    if has_isa("amx"):
+        assert default_isa() == "amx"
+    else:
+        with pytest.raises(VisqError, match=r"^VISQ_ISA=amx is not available here; available: avx512vnni, avx512,"):
+            default_isa()
+    assert EMULATED not in present_isas()
+    monkeypatch.setenv("VISQ_ISA", EMULATED)
+    assert default_isa() == EMULATED
+    monkeypatch.delenv("VISQ_ISA")
+    assert default_isa() == ("amx" if has_isa("amx") else "avx512vnni")
 
 
 def test_the_engine_does_not_import_torch() -> None:

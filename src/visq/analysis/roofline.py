@@ -162,13 +162,19 @@ def measure_rates(isa: str, threads: int, size: int) -> Rates:
 
     Arguments:
         isa: the engine's instruction set. 16-bit products are not timed: an instruction of VNNI takes half as many of
-            them as of 8-bit ones, in the same time, and below VNNI 8-bit products are made of 16-bit ones.
+            them as of 8-bit ones, in the same time, and below VNNI 8-bit products are made of 16-bit ones. AMX has
+            8-bit products alone: the 16-bit ones are VNNI's.
         size: bytes in the array whose copying gives the rate of moving bytes: caches count as they do for the engine.
     """
-    products8 = max(_products(isa, "linear", patch, threads) for patch in _PATCHES)
+
+    def products(isa: str) -> float:
+        return max(_products(isa, "linear", patch, threads) for patch in _PATCHES)
+
+    products8 = products(isa)
+    vectors = products("avx512vnni") if isa == "amx" else products8
     return Rates(
         products8=products8,
-        products16=products8 / 2 if isa == "avx512vnni" else products8,
+        products16=vectors / 2 if isa in ("amx", "avx512vnni") else vectors,
         floats=2 * max(_products(isa, "float linear", patch, threads) for patch in _PATCHES),
         bytes=_copying(size, threads),
     )

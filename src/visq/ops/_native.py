@@ -20,6 +20,8 @@ except ImportError as error:  # installed without a compiler
     _missing = f"the C++ extension visq._C is not installed ({error})"
 
 ISAS = ("avx512", "avx2", "scalar")
+#: Variants that only the integer engine tells apart, and what they are here.
+_ENGINE_ISAS = {"amx": "avx512", "amx-emulated": "avx512", "avx512vnni": "avx512"}
 
 Rows = tuple[int, int, int]
 
@@ -82,4 +84,5 @@ def torch_openmp() -> int:
 
 if _C is not None:
     _C.use_openmp(torch_openmp())
-    set_isa(os.environ.get("VISQ_ISA") or present_isas()[0])
+    _wanted = os.environ.get("VISQ_ISA") or present_isas()[0]
+    set_isa(_ENGINE_ISAS[_wanted] if _wanted in _ENGINE_ISAS and _C.has_engine_isa(_wanted) else _wanted)

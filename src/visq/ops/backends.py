@@ -2,7 +2,8 @@
 
 Implementations register themselves by op with a priority, the devices they run on, and a check that returns
 ``(ok, reason)``. The highest priority that passes is used. ``VISQ_OPS=naive|cpp`` forces one family;
-``VISQ_ISA=scalar|avx2|avx512`` forces the instruction set of the C++ kernels.
+``VISQ_ISA=scalar|avx2|avx512`` forces the instruction set of the C++ kernels; ``avx512vnni`` and ``amx`` are ``avx512``
+here, and a variant of their own in the integer engine.
 """
 
 from __future__ import annotations

@@ -49,8 +49,11 @@ except ImportError as error:  # installed without a compiler
     _C = None  # type: ignore[assignment]
     _missing = str(error)
 
-#: Fastest first. VISQ_ISA names a level of the kernels in visq.ops; the engine takes the fastest variant of that level.
-ISAS = ("avx512vnni", "avx512", "avx2", "scalar")
+#: Fastest first. VISQ_ISA names one of them, or a level of the kernels in visq.ops, of which the engine takes the
+#: fastest variant.
+ISAS = ("amx", "avx512vnni", "avx512", "avx2", "scalar")
+#: `amx` with its matrix instructions in C++, for tests on machines without them: only ever taken by name.
+EMULATED = "amx-emulated"
 _LEVELS = {"avx512": ("avx512vnni", "avx512"), "avx2": ("avx2",), "scalar": ("scalar",)}
 
 _LANES = 16
@@ -59,7 +62,12 @@ _LINE = 64
 
 def present_isas() -> tuple[str, ...]:
     """Instruction sets both this build and this machine have, fastest first."""
-    return () if _C is None else tuple(name for name in ISAS if _C.has_engine_isa(name))
+    return tuple(name for name in ISAS if has_isa(name))
+
+
+def has_isa(name: str) -> bool:
+    """Whether both this build and this machine have an instruction set, or can emulate it."""
+    return _C is not None and bool(_C.has_engine_isa(name))
 
 
 def available() -> bool:
@@ -79,7 +87,7 @@ def default_isa() -> str:
     if not wanted:
         return present[0]
     for name in _LEVELS.get(wanted, (wanted,)):
-        if name in present:
+        if has_isa(name):
             return name
     raise VisqError(f"VISQ_ISA={wanted} is not available here; available: {', '.join(present)}")
 
@@ -89,7 +97,7 @@ class CpuEngine:
 
     Args:
         threads: how many threads a run may use; by default as many as this process has processors.
-        isa: one of `present_isas()`; by default VISQ_ISA or the fastest.
+        isa: one of `present_isas()`, or `EMULATED`; by default VISQ_ISA or the fastest.
         keep: every tensor gets memory of its own, so that `tensors` has them after a run.
 
     Raises:
@@ -102,7 +110,7 @@ class CpuEngine:
         self.program, self.keep = program, keep
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
         isa = isa or default_isa()
-        if isa not in present_isas():
+        if not has_isa(isa):
             raise VisqError(f"instruction set {isa!r} is not available here; available: {', '.join(present_isas())}")
         try:
             self._engine = _C.Engine(isa, program.channels, program.size)
