@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ class Value:
 
     Attributes:
         kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`,
-            `round` or `select`.
+            `layer_norm`, `round` or `select`.
         operands: the values it is made of.
         parameters: of the row instruction; a `source`'s operation.
         reverse: the sequence runs against the rows, from the last to the first.
@@ -50,6 +51,20 @@ class Parameter:
 
     constant: Constant
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map [height, width, channels] of one image: the sequence of its positions, row by row."""
+
+    value: Value
+    height: int
+    width: int
+
+
+def each(x: Any, function: Callable[[Value], Value]) -> Any:
+    """The function of a sequence; of a map, where it takes every position by itself, the map again."""
+    return Map(function(x.value), x.height, x.width) if isinstance(x, Map) else function(x)
 
 
 @dataclass(frozen=True)
