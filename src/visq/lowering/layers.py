@@ -73,10 +73,8 @@ def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map
     (kernel, other), (stride, other_stride) = module.kernel_size, module.stride
     padding = module.padding[0]
     assert isinstance(padding, int)
-    side = lowering.size if isinstance(x, Image) else x.height
-    if (other, other_stride, module.padding[1]) != (kernel, stride, padding) or (
-        isinstance(x, Map) and x.width != side
-    ):
+    side, other_side = (lowering.size,) * 2 if isinstance(x, Image) else (x.height, x.width)
+    if (other, other_stride, module.padding[1], other_side) != (kernel, stride, padding, side):
         raise LoweringError(f"{name}: kernel, stride, padding and map must be square")
     side = (side + 2 * padding - kernel) // stride + 1
     if module.groups == 1:
