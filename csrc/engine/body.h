@@ -77,13 +77,14 @@ VISQ_INLINE void rms_norm(const Step& s, const float* x, float* out) {
 template <class V>
 VISQ_INLINE void layer_norm(const Step& s, const float* x, float* out) {
   const float sum = row_sum<V>(s.width, [&](int64_t c, int n) { return V::load_n(x + c, n); });
-  const auto mean = V::set1(sum * s.value);  // value: 1 / width
+  const float width = static_cast<float>(s.width);
+  const auto mean = V::set1(sum / width);
   for (int64_t c = 0; c < s.width; c += V::W) V::store(out + c, V::sub(V::load(x + c), mean));
   const float squares = row_sum<V>(s.width, [&](int64_t c, int n) {
     const auto v = V::load_n(out + c, n);
     return V::mul(v, v);
   });
-  const auto inverse = V::div(V::set1(1.0f), Lanes<V>::sqrt(V::set1(squares * s.value + s.eps)));
+  const auto inverse = V::div(V::set1(1.0f), Lanes<V>::sqrt(V::set1(squares / width + s.eps)));
   for (int64_t c = 0; c < s.width; c += V::W) {
     const auto scaled = V::mul(V::mul(V::load(out + c), inverse), V::load(s.constant + c));
     V::store(out + c, V::add(scaled, V::load(s.bias + c)));

@@ -707,7 +707,6 @@ void Engine::layer_norm(int dst, int src, Array<float> weight, Array<float> bias
   need(weight.size == width && bias.size == width, "a norm's weight does not fit");
   Step& s = step(Step::kLayerNorm, dst, src, slot, padded(width));
   s.constant = keep(weight, width), s.bias = keep(bias, width), s.eps = eps;
-  s.value = static_cast<float>(1.0 / static_cast<double>(width));
   widths_[dst] = width;
 }
 

@@ -58,8 +58,8 @@ View mean_source(const Operation& op, const Frame& f) {
     const float* row = float_row<V>(f, t, r, f.scratch + op.tile_floats);
     for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::add(V::load(out + c), V::load(row + c)));
   }
-  const auto share = V::set1(static_cast<float>(1.0 / static_cast<double>(t.rows)));
-  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::mul(V::load(out + c), share));
+  const auto rows = V::set1(static_cast<float>(t.rows));
+  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::div(V::load(out + c), rows));
   return {out, width};
 }
 

@@ -46,7 +46,7 @@ _EXP2 = 1 + 2 * len(EXP2) + 1
 _UNARY = {
     "neg": 0,
     "silu": 1 + _EXP2 + 2,
-    "gelu": 3 + 2 * len(GELU) + 2 + _EXP2 + 3,
+    "gelu": 3 + 2 * (len(GELU) - 1) + 2 + 2 + _EXP2 + 2,
     "softplus": 1 + _EXP2 + 3 + 2 * (len(LOG1P) - 1) + 2,
 }
 #: Of an update of the float32 scan: delta A, its power, delta B, Abar h + Bbar u, the share of y.

@@ -99,9 +99,9 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
-    share = np.float32(1 / x.shape[-1])
-    x = x - row_sum(x) * share
-    variance = row_sum(x * x) * share
+    width = np.float32(x.shape[-1])
+    x = x - row_sum(x) / width
+    variance = row_sum(x * x) / width
     return x * (np.float32(1) / np.sqrt(variance + np.float32(eps))) * weight + bias
 
 
@@ -110,7 +110,7 @@ def mean(x: Floats) -> Floats:
     total = np.zeros((1, x.shape[1]), np.float32)
     for row in x:
         total = total + row
-    return total * np.float32(1 / len(x))
+    return total / np.float32(len(x))
 
 
 def product(x: Floats, weight: Floats) -> Floats:
