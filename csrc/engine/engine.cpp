@@ -22,9 +22,9 @@ constexpr int64_t kMaxSize = 1 << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;
 constexpr int64_t kMaxTasks = 4096;
 constexpr int kKinds = 13;
-const char* const kKindNames[kKinds] = {"patches",     "concat",    "rows",       "transpose",    "mean",
-                                        "linear",    "float linear", "convolution", "float convolution",
-                                        "convolution 2d", "float convolution 2d", "scan", "float scan"};
+const char* const kKindNames[kKinds] = {
+    "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
+    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "float scan"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);

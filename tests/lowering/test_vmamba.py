@@ -73,13 +73,19 @@ def check_engine(program: Program, bundle: Bundle, images: np.ndarray) -> np.nda
     return found
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("scope", ["linear", "full"])
-@pytest.mark.parametrize("family", ["minmax", "kscaled", "visq", "quarot"])
+RECIPES = [
+    f"{family}-{bits}-{scope}"
+    for family in ("minmax", "kscaled", "visq")
+    for bits in ("w8a8", "w4a4")
+    for scope in ("linear", "full")
+]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "quarot-w8a8-full"])
 def test_a_quantized_program_computes_what_the_simulation_does(
-    family: str, scope: str, bits: str, model: VMamba, calibration: Dataset, images: Tensor, tmp_path: Path
+    recipe: str, model: VMamba, calibration: Dataset, images: Tensor, tmp_path: Path
 ) -> None:
-    simulation, program, bundle = quantized(model, f"{family}-{bits}-{scope}", calibration, tmp_path / "a")
+    simulation, program, bundle = quantized(model, recipe, calibration, tmp_path / "a")
     with torch.no_grad():
         expected, fp32 = simulation(images).numpy(), model(images).numpy()
     found = check_engine(program, bundle, images.numpy())
@@ -87,7 +93,7 @@ def test_a_quantized_program_computes_what_the_simulation_does(
     assert np.abs(found - expected).mean() < 0.1 * np.abs(expected - fp32).mean() + 1e-5
     reasons = set(Oracle(program, bundle).in_float.values())
     left = {"the input is not quantized", "not quantized: delta, C, Abar, Bbar, h"}
-    assert reasons == (set() if scope == "full" else left)
+    assert reasons == (set() if recipe.endswith("full") else left)
 
 
 def test_an_fp32_model_has_a_program_too(model: VMamba, images: Tensor) -> None:
@@ -142,7 +148,37 @@ def test_sites_of_maps(what: str, model: VMamba, calibration: Dataset, images: T
     assert isinstance(dense, FloatLinear) == (what != "a zero point")
 
 
-def test_what_the_engine_cannot_do_is_named() -> None:
-    gated = create_model("vmamba", **{**GEOMETRY, "mlp_ratio": 0, "forward_type": "v0"}).eval()
-    with pytest.raises(LoweringError, match="floordiv"):
-        lower(gated)
+class OddMap(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(self.layers[0].downsample(x.flatten(1, 2).unflatten(1, (2, 8))))
+
+
+class AddedMaps(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(x + x)
+
+
+class FlippedMap(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(x.flatten(1, 2).flip(1).unflatten(1, x.shape[1:3]))
+
+
+class Tokens(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(self.layers[0].downsample(x.flatten(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (VMamba, {"mlp_ratio": 0, "forward_type": "v0"}, "floordiv"),
+        (OddMap, {}, "downsample.conv: .* must be square"),
+        (AddedMaps, {}, "add of a map"),
+        (FlippedMap, {}, "tokens in order"),
+        (Tokens, {}, "reads a map"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_named(network: type[VMamba], options: dict[str, Any], message: str) -> None:
+    config = create_model("vmamba", **{**GEOMETRY, **options}).config
+    with pytest.raises(LoweringError, match=message):
+        lower(network(config).eval())

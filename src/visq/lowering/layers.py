@@ -5,12 +5,13 @@ A weight goes by the name of its site where it is quantized and of its parameter
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from visq.lowering.values import Image, LoweringError, Map, Parameter, Value, each
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Value
 from visq.models.layers import GELU, CausalConv1d, Conv2d, LayerNorm, Linear, RMSNorm, SelectiveScan, SiLU
 from visq.models.vim import PatchConv2d
 from visq.quant.quantizer import Quantizer
@@ -24,14 +25,21 @@ if TYPE_CHECKING:
 LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
-def lowers(layer: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register how modules of a class are lowered: function(lowering, module, its name, *values) -> value."""
+def lowers(layer: type[nn.Module], by_row: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register how modules of a class are lowered: function(lowering, module, its name, *values) -> value. `by_row`:
+    every row is computed by itself, so that a map may take the place of the sequence."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        LAYERS[layer] = function
+        LAYERS[layer] = functools.partial(each_row, function) if by_row else function
         return function
 
     return decorate
+
+
+def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Module, name: str, x: Any) -> Any:
+    if isinstance(x, Map):
+        return Map(function(lowering, module, name, x.value), x.height, x.width)
+    return function(lowering, module, name, x)
 
 
 def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
@@ -49,7 +57,7 @@ def bias(module: Linear | PatchConv2d | CausalConv1d | Conv2d, name: str) -> str
     return f"{name}.bias" if module.bias is not None else None
 
 
-@lowers(Linear)
+@lowers(Linear, by_row=True)
 def linear(lowering: Lowering, module: Linear, name: str, x: Value) -> Value:
     return product(lowering, module, name, x)
 
@@ -70,12 +78,14 @@ def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Imag
 
 @lowers(Conv2d)
 def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map:
+    if not isinstance(x, Map | Image):
+        raise LoweringError(f"{name}: a convolution reads a map or the image")
     (kernel, other), (stride, other_stride) = module.kernel_size, module.stride
     padding = module.padding[0]
     assert isinstance(padding, int)
     side, other_side = (lowering.size,) * 2 if isinstance(x, Image) else (x.height, x.width)
-    if (other, other_stride, module.padding[1], other_side) != (kernel, stride, padding, side):
-        raise LoweringError(f"{name}: kernel, stride, padding and map must be square")
+    if (other, other_stride, module.padding[1], other_side) != (kernel, stride, padding, side) or padding >= kernel:
+        raise LoweringError(f"{name}: kernel, stride, padding and map must be square, and windows meet the map")
     side = (side + 2 * padding - kernel) // stride + 1
     if module.groups == 1:
         out = dense_conv2d(lowering, module, name, x, kernel, stride, padding, side * side)
@@ -141,29 +151,25 @@ def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
-@lowers(SiLU)
+@lowers(SiLU, by_row=True)
 def silu(lowering: Lowering, module: SiLU, name: str, x: Value) -> Value:
     return lowering.site(lowering.unary("silu", x), f"{name}.out", module.site_out)
 
 
-@lowers(GELU)
-def gelu(lowering: Lowering, module: GELU, name: str, x: Value | Map) -> Value | Map:
-    return each(x, lambda x: lowering.site(lowering.unary("gelu", x), f"{name}.out", module.site_out))
+@lowers(GELU, by_row=True)
+def gelu(lowering: Lowering, module: GELU, name: str, x: Value) -> Value:
+    return lowering.site(lowering.unary("gelu", x), f"{name}.out", module.site_out)
 
 
-@lowers(LayerNorm)
-def layer_norm(lowering: Lowering, module: LayerNorm, name: str, x: Value | Map) -> Value | Map:
+@lowers(LayerNorm, by_row=True)
+def layer_norm(lowering: Lowering, module: LayerNorm, name: str, x: Value) -> Value:
     weight, bias = Constant(name=f"{name}.weight"), Constant(name=f"{name}.bias")
     parameters = {"weight": weight, "bias": bias, "eps": module.eps}
-
-    def norm(x: Value) -> Value:
-        out = Value("layer_norm", x.rows, x.width, (x,), parameters, x.reverse)
-        return lowering.site(out, f"{name}.out", module.site_out)
-
-    return each(x, norm)
+    out = Value("layer_norm", x.rows, x.width, (x,), parameters, x.reverse)
+    return lowering.site(out, f"{name}.out", module.site_out)
 
 
-@lowers(RMSNorm)
+@lowers(RMSNorm, by_row=True)
 def rms_norm(lowering: Lowering, module: RMSNorm, name: str, x: Value) -> Value:
     parameters = {"weight": Constant(name=f"{name}.weight"), "eps": module.eps}
     out = Value("rms_norm", x.rows, x.width, (x,), parameters, x.reverse)

@@ -80,6 +80,8 @@ class Lowering:
         name = target if node.op == "call_method" else FUNCTIONS.get(target)
         if name not in RULES:
             raise LoweringError(f"the engine has no form for {node.op} {target} ({node.name})")
+        if name not in OF_MAPS and _has_map(arguments):
+            raise LoweringError(f"the engine has no form for {name} of a map ({node.name})")
         return RULES[name](self, *arguments, **options)
 
     # --- what layers and rules are made of
@@ -123,6 +125,10 @@ class Lowering:
         return Parameter(Constant(name=target), tuple(parameter.shape))
 
 
+def _has_map(arguments: Any) -> bool:
+    return isinstance(arguments, Map) or (isinstance(arguments, tuple | list) and any(map(_has_map, arguments)))
+
+
 # --- functions and methods, by one name
 
 FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -138,6 +144,8 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     getattr: "getattr",
 }
 RULES: dict[str, Callable[..., Any]] = {}
+#: Those that take a map.
+OF_MAPS = ("flatten", "transpose", "getattr")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +59,6 @@ class Map:
     value: Value
     height: int
     width: int
-
-
-def each(x: Any, function: Callable[[Value], Value]) -> Any:
-    """The function of a sequence; of a map, where it takes every position by itself, the map again."""
-    return Map(function(x.value), x.height, x.width) if isinstance(x, Map) else function(x)
 
 
 @dataclass(frozen=True)
