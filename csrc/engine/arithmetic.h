@@ -52,6 +52,22 @@ VISQ_INLINE void softplus(typename V::T* x) {
   VISQ_EACH x[j] = V::add(V::max(x[j], V::zero()), V::mul(s[j], p[j]));
 }
 
+// max(x, 0) - a tail(a), a = min(|x|, 13); NaN stays NaN.
+template <class V, int U>
+VISQ_INLINE void gelu(typename V::T* x) {
+  typename V::T a[U], t[U], e[U], p[U];
+  VISQ_EACH a[j] = V::min(V::set1(13.0f), V::abs(x[j]));
+  VISQ_EACH t[j] = V::div(V::set1(1.0f), V::add(V::set1(1.0f), V::mul(V::set1(0.2316419f), a[j])));
+  VISQ_EACH e[j] = V::mul(V::mul(a[j], a[j]), V::set1(-0.5f * kLog2e));
+  exp2<V, U>(e);
+  VISQ_EACH p[j] = V::add(V::mul(V::set1(0.53070271f), t[j]), V::set1(-0.72657601f));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], t[j]), V::set1(0.71070687f));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], t[j]), V::set1(-0.14224837f));
+  VISQ_EACH p[j] = V::add(V::mul(p[j], t[j]), V::set1(0.12741479f));
+  VISQ_EACH p[j] = V::mul(V::mul(p[j], t[j]), e[j]);
+  VISQ_EACH x[j] = V::sub(V::max(x[j], V::zero()), V::mul(a[j], p[j]));
+}
+
 #undef VISQ_EACH
 
 }  // namespace visq::engine

@@ -53,6 +53,8 @@ void bind(nb::module_& m) {
       .def("concat_part", [](Engine& e, int tensor, int64_t first, int64_t count,
                              In<float> constant) { e.concat_part(tensor, first, count, array(constant)); })
       .def("rows", &Engine::rows)
+      .def("transpose", &Engine::transpose)
+      .def("mean", &Engine::mean)
       .def("int_linear",
            [](Engine& e, int64_t rows, int64_t width, int input, In<int8_t> weight, In<float> scale, In<float> token,
               In<int32_t> zero, In<float> bias) {
@@ -67,6 +69,13 @@ void bind(nb::module_& m) {
            })
       .def("float_conv", [](Engine& e, int input, In<float> weight, In<float> bias,
                             bool reverse) { e.float_conv(input, array(weight), array(bias), reverse); })
+      .def("int_conv2d",
+           [](Engine& e, int input, int64_t kernel, int64_t padding, In<int8_t> weight, In<float> scale,
+              In<int32_t> zero, In<float> bias) {
+             e.int_conv2d(input, kernel, padding, array(weight), array(scale), array(zero), array(bias));
+           })
+      .def("float_conv2d", [](Engine& e, int input, int64_t kernel, int64_t padding, In<float> weight,
+                              In<float> bias) { e.float_conv2d(input, kernel, padding, array(weight), array(bias)); })
       .def("fixed_scan",
            [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, In<int32_t> a,
               In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> drive_channel, In<float> input_channel,
@@ -98,6 +107,8 @@ void bind(nb::module_& m) {
       .def("mul_scalar", &Engine::mul_scalar)
       .def("rms_norm", [](Engine& e, int dst, int src, In<float> weight, float eps,
                           int64_t slot) { e.rms_norm(dst, src, array(weight), eps, slot); })
+      .def("layer_norm", [](Engine& e, int dst, int src, In<float> weight, In<float> bias, float eps,
+                            int64_t slot) { e.layer_norm(dst, src, array(weight), array(bias), eps, slot); })
       .def("round", &Engine::round)
       .def("rotate", [](Engine& e, int dst, int src, In<float> inverse_divisor, In<float> matrix,
                         int64_t slot) { e.rotate(dst, src, array(inverse_divisor), array(matrix), slot); })

@@ -1,23 +1,11 @@
-// Sources that only move rows, and the row instructions.
+// What each source is, and the row instructions.
 #pragma once
 #include "conv.h"
+#include "conv2d.h"
 #include "linear.h"
+#include "maps.h"
 
 namespace visq::engine {
-
-// The pixels of patches, in the order of a convolution's weight.
-template <class V>
-View patches_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t P = op.patch, size = f.size, side = (size - P) / op.patch_stride + 1, stride = padded(op.width);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t y = (first + i) / side * op.patch_stride, x = (first + i) % side * op.patch_stride;
-    float* out = f.scratch + i * stride;
-    for (int64_t c = 0; c < f.channels; ++c)
-      for (int64_t dy = 0; dy < P; ++dy, out += P)
-        __builtin_memcpy(out, f.image + (c * size + y + dy) * size + x, P * sizeof(float));
-  }
-  return {f.scratch, stride};
-}
 
 template <class V>
 View concat_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
@@ -43,6 +31,10 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kFloatLinear: return linear_source<V>(op, f, first, count);
     case Operation::kIntConv:
     case Operation::kFloatConv: return conv_source<V>(op, f, first, count);
+    case Operation::kIntConv2d:
+    case Operation::kFloatConv2d: return conv2d_source<V>(op, f, first, count);
+    case Operation::kTranspose: return transpose_source<V>(op, f, first, count);
+    case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
     case Operation::kFloatScan: {
       const int64_t stride = padded(op.width);
@@ -82,6 +74,23 @@ VISQ_INLINE void rms_norm(const Step& s, const float* x, float* out) {
     V::store(out + c, V::mul(V::mul(V::load(x + c), inverse), V::load(s.constant + c)));
 }
 
+template <class V>
+VISQ_INLINE void layer_norm(const Step& s, const float* x, float* out) {
+  const float sum = row_sum<V>(s.width, [&](int64_t c, int n) { return V::load_n(x + c, n); });
+  const float width = static_cast<float>(s.width);
+  const auto mean = V::set1(sum / width);
+  for (int64_t c = 0; c < s.width; c += V::W) V::store(out + c, V::sub(V::load(x + c), mean));
+  const float squares = row_sum<V>(s.width, [&](int64_t c, int n) {
+    const auto v = V::load_n(out + c, n);
+    return V::mul(v, v);
+  });
+  const auto inverse = V::div(V::set1(1.0f), Lanes<V>::sqrt(V::set1(squares / width + s.eps)));
+  for (int64_t c = 0; c < s.width; c += V::W) {
+    const auto scaled = V::mul(V::mul(V::load(out + c), inverse), V::load(s.constant + c));
+    V::store(out + c, V::add(scaled, V::load(s.bias + c)));
+  }
+}
+
 template <class V, class F>
 VISQ_INLINE void map(const float* x, float* out, int64_t width, F f) {
   for (int64_t c = 0; c < width; c += V::W) V::store(out + c, f(V::load(x + c), c));
@@ -110,6 +119,7 @@ VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const floa
     case Step::kSilu: return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { silu<V, decltype(u)::value>(v); });
     case Step::kSoftplus:
       return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { softplus<V, decltype(u)::value>(v); });
+    case Step::kGelu: return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { gelu<V, decltype(u)::value>(v); });
     case Step::kNeg: return map<V>(x, out, s.width, [](T v, int64_t) { return Lanes<V>::neg(v); });
     case Step::kAdd: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::add(v, V::load(y + c)); });
     case Step::kMul: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::mul(v, V::load(y + c)); });
@@ -126,6 +136,7 @@ VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const floa
       return map<V>(x, out, s.width, [k](T v, int64_t) { return V::mul(v, k); });
     }
     case Step::kRmsNorm: return rms_norm<V>(s, x, out);
+    case Step::kLayerNorm: return layer_norm<V>(s, x, out);
     case Step::kRound: return round_row<V>(*s.codes, row, x, s.width, out);
     case Step::kStore: {
       const Tensor& t = f.tensors[s.tensor];

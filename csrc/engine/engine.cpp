@@ -21,12 +21,26 @@ namespace {
 constexpr int64_t kMaxSize = 1 << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;
 constexpr int64_t kMaxTasks = 4096;
-constexpr int kKinds = 9;
-const char* const kKindNames[kKinds] = {"patches",     "concat",    "rows",       "linear",    "float linear",
-                                        "convolution", "float convolution", "scan", "float scan"};
+constexpr int kKinds = 13;
+const char* const kKindNames[kKinds] = {
+    "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
+    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "float scan"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
+}
+
+// Windows on a side of a map; each meets the map.
+int64_t windows(int64_t side, int64_t kernel, int64_t stride, int64_t padding) {
+  need(padding >= 0 && padding < kernel && kernel <= side + 2 * padding, "windows that lie outside");
+  return (side + 2 * padding - kernel) / stride + 1;
+}
+
+int64_t square_side(int64_t rows) {
+  int64_t side = 1;
+  while (side * side < rows) ++side;
+  need(side * side == rows, "a map is not square");
+  return side;
 }
 
 void need_size(int64_t n) { need(n >= 1 && n <= kMaxSize, "a dimension is out of range"); }
@@ -56,6 +70,8 @@ constexpr double kTaskNanoseconds = 3000;
 double row_nanoseconds(const Operation& op) {
   double width = static_cast<double>(op.width), products = 0;
   if (op.kind == Operation::kIntLinear) products = width * static_cast<double>(op.int_linear.K) / 200;
+  if (op.kind == Operation::kIntConv2d || op.kind == Operation::kFloatConv2d)
+    products = width * static_cast<double>(op.conv2d.K * op.conv2d.K) / 16;
   if (op.kind == Operation::kFloatLinear) products = width * static_cast<double>(op.float_linear.K) / 50;
   return products + (width + 16) * (1 + static_cast<double>(op.step_count)) / 16;
 }
@@ -277,14 +293,31 @@ Operation& Engine::current() {
   return building_.back()->op;
 }
 
-void Engine::patches(int64_t rows, int64_t width, int64_t patch, int64_t stride) {
+void Engine::patches(int64_t rows, int64_t width, int input, int64_t patch, int64_t stride, int64_t padding) {
   need_size(patch);
   need_size(stride);
-  need(patch <= size_, "the patch is larger than the image");
-  const int64_t side = (size_ - patch) / stride + 1;
-  need(rows == side * side && width == channels_ * patch * patch, "patches have another shape");
+  const int64_t side = input < 0 ? size_ : square_side(tensor(input).rows);
+  const int64_t channels = input < 0 ? channels_ : tensor(input).width, on_a_side = windows(side, patch, stride, padding);
+  need(rows == on_a_side * on_a_side && width == channels * patch * patch, "patches have another shape");
   Operation& op = start(Operation::kPatches, rows, width);
-  op.patch = patch, op.patch_stride = stride;
+  op.inputs[0] = input;
+  op.patch = patch, op.patch_stride = stride, op.padding = padding, op.side = side;
+  op.extra_floats = input < 0 ? 0 : padded(channels);
+}
+
+void Engine::transpose(int input, int64_t height, int64_t width) {
+  const Tensor& x = tensor(input);
+  need_size(height);
+  need_size(width);
+  need(height * width == x.rows, "a map has another number of rows");
+  Operation& op = start(Operation::kTranspose, x.rows, x.width);
+  op.inputs[0] = input, op.map_height = height, op.map_width = width;
+}
+
+void Engine::mean(int input) {
+  const int64_t width = tensor(input).width;
+  Operation& op = start(Operation::kMean, 1, width);
+  op.inputs[0] = input, op.extra_floats = padded(width);
 }
 
 void Engine::concat(int64_t rows, int64_t width) { start(Operation::kConcat, rows, width); }
@@ -405,6 +438,50 @@ void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool 
     for (int64_t k = 0; k < K; ++k) taps[k * stride + c] = weight.at(c * K + k);
   op.conv = {K, reverse, keep(bias, C), taps, nullptr, nullptr, nullptr};
   if (x.codes) op.extra_floats = (kernels_->rows + K) * stride;
+}
+
+Conv2d& Engine::conv2d(Operation::Kind kind, int input, int64_t kernel, int64_t padding) {
+  const Tensor& x = tensor(input);
+  need(kernel >= 1 && kernel <= kMaxKernel, "a kernel is out of range");
+  const int64_t side = square_side(x.rows), out_side = windows(side, kernel, 1, padding);
+  Operation& op = start(kind, out_side * out_side, x.width);
+  op.inputs[0] = input;
+  op.conv2d = {kernel, padding, side, out_side, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return op.conv2d;
+}
+
+void Engine::int_conv2d(int input, int64_t kernel, int64_t padding, Array<int8_t> weight, Array<float> scale,
+                        Array<int32_t> zero, Array<float> bias) {
+  const Tensor& x = tensor(input);
+  const int64_t C = x.width, stride = padded(C);
+  Conv2d& p = conv2d(Operation::kIntConv2d, input, kernel, padding);
+  const int64_t taps = kernel * kernel;
+  need(x.codes && weight.size == taps * C, "a convolution does not fit its input");
+  need(scale.size == C && zero.size == C && bias.size == C, "a convolution's scales do not fit");
+  // 15 * 15 * (65,536 + 255) * 128 < 2^31.
+  for (int64_t c = 0; c < C; ++c) need(zero.at(c) >= -65536 && zero.at(c) <= 65536, "a zero point is out of range");
+  // A tap as the low half of a lane, for a 16-bit multiply-add with a byte: the high half meets zero.
+  int32_t *packed = keep<int32_t>(taps * stride), *sums = keep<int32_t>(stride);
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t k = 0; k < taps; ++k) {
+      packed[k * stride + c] = weight.at(c * taps + k);
+      sums[c] += weight.at(c * taps + k);
+    }
+  p.taps = packed, p.tap_sums = sums;
+  p.zero = keep(zero, C), p.scale = keep(scale, C), p.bias = keep(bias, C);
+}
+
+void Engine::float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias) {
+  const Tensor& x = tensor(input);
+  const int64_t C = x.width, stride = padded(C);
+  Conv2d& p = conv2d(Operation::kFloatConv2d, input, kernel, padding);
+  const int64_t taps = kernel * kernel;
+  need(weight.size == taps * C && bias.size == C, "a convolution does not fit its input");
+  float* packed = keep<float>(taps * stride);
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t k = 0; k < taps; ++k) packed[k * stride + c] = weight.at(c * taps + k);
+  p.weight = packed, p.bias = keep(bias, C);
+  current().extra_floats = stride;
 }
 
 void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset) {
@@ -587,9 +664,10 @@ void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
 }
 
 void Engine::unary(const std::string& name, int dst, int src, int64_t slot) {
-  need(name == "silu" || name == "softplus" || name == "neg", "no such instruction");
-  step(name == "silu" ? Step::kSilu : name == "softplus" ? Step::kSoftplus : Step::kNeg, dst, src, slot,
-       padded(width_of(src)));
+  static const std::map<std::string, Step::Op> ops = {
+      {"silu", Step::kSilu}, {"softplus", Step::kSoftplus}, {"gelu", Step::kGelu}, {"neg", Step::kNeg}};
+  need(ops.count(name) == 1, "no such instruction");
+  step(ops.at(name), dst, src, slot, padded(width_of(src)));
   widths_[dst] = width_of(src);
 }
 
@@ -622,6 +700,14 @@ void Engine::rms_norm(int dst, int src, Array<float> weight, float eps, int64_t 
   need(weight.size == width, "a norm's weight does not fit");
   Step& s = step(Step::kRmsNorm, dst, src, slot, padded(width));
   s.constant = keep(weight, width), s.eps = eps, s.value = static_cast<float>(1.0 / static_cast<double>(width));
+  widths_[dst] = width;
+}
+
+void Engine::layer_norm(int dst, int src, Array<float> weight, Array<float> bias, float eps, int64_t slot) {
+  const int64_t width = width_of(src);
+  need(weight.size == width && bias.size == width, "a norm's weight does not fit");
+  Step& s = step(Step::kLayerNorm, dst, src, slot, padded(width));
+  s.constant = keep(weight, width), s.bias = keep(bias, width), s.eps = eps;
   widths_[dst] = width;
 }
 

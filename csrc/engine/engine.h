@@ -46,7 +46,9 @@ class Engine {
   int add_tensor(int64_t rows, int64_t width, int64_t offset, int quantizer);
 
   // Each starts an operation; the row instructions that follow belong to it.
-  void patches(int64_t rows, int64_t width, int64_t patch, int64_t stride);
+  void patches(int64_t rows, int64_t width, int input, int64_t patch, int64_t stride, int64_t padding);
+  void transpose(int input, int64_t height, int64_t width);
+  void mean(int input);
   void concat(int64_t rows, int64_t width);
   void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);
   void rows(int64_t rows);
@@ -56,6 +58,9 @@ class Engine {
   void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
                 bool reverse);
   void float_conv(int input, Array<float> weight, Array<float> bias, bool reverse);
+  void int_conv2d(int input, int64_t kernel, int64_t padding, Array<int8_t> weight, Array<float> scale,
+                  Array<int32_t> zero, Array<float> bias);
+  void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
   void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
                   Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> drive_channel,
                   Array<float> input_channel, Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift,
@@ -76,6 +81,7 @@ class Engine {
   void with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot);
   void mul_scalar(int dst, int src, float value, int64_t slot);
   void rms_norm(int dst, int src, Array<float> weight, float eps, int64_t slot);
+  void layer_norm(int dst, int src, Array<float> weight, Array<float> bias, float eps, int64_t slot);
   void round(int dst, int src, int quantizer, int64_t slot);
   void rotate(int dst, int src, Array<float> inverse_divisor, Array<float> matrix, int64_t slot);
   void store(int src, int tensor);
@@ -124,6 +130,7 @@ class Engine {
   const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
   Factor factor(const FactorArrays& arrays);
   ScanTable scan_table(Array<int16_t> lut, int least);
+  Conv2d& conv2d(Operation::Kind kind, int input, int64_t kernel, int64_t padding);
   void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
 
   void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task, const float* image);

@@ -14,6 +14,7 @@ namespace visq::engine {
 constexpr int64_t kTileRows = 6, kMatrixRows = 32;
 constexpr int64_t kChannels = 16;  // channels of one task of a scan
 constexpr int kRegisters = 256;
+constexpr int64_t kMaxKernel = 15;  // of a convolution over a map
 
 // Inlined everywhere: a copy of its own would be shared between files compiled for different machines.
 #define VISQ_SHARED __attribute__((always_inline))
@@ -73,6 +74,15 @@ struct Conv {
   const float* scale;
 };
 
+struct Conv2d {
+  int64_t K, padding, side, out_side;  // of the square maps
+  const float* bias;
+  const float* weight;             // float32: [K * K][C]
+  const int32_t *taps, *tap_sums;  // integers: [K * K][C], and [C] their sums
+  const int32_t* zero;             // [C]
+  const float* scale;
+};
+
 // A step function of 16 bits. With at most 32 steps also as a search: values[how many thresholds are not above].
 struct ScanTable {
   const int16_t* lut;                   // by the value, from the least one on; nullptr: there is no table
@@ -125,8 +135,8 @@ struct Part {
 };
 
 struct Step {
-  enum Op { kLoad, kSlice, kSilu, kSoftplus, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kRound,
-            kRotate, kStore };
+  enum Op { kLoad, kSlice, kSilu, kSoftplus, kGelu, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar, kRmsNorm,
+            kLayerNorm, kRound, kRotate, kStore };
   Op op;
   int dst, a, b;
   int64_t width;
@@ -137,20 +147,24 @@ struct Step {
   const Quantizer* codes;
   const float* constant;  // [1 or rows][padded width]
   int64_t constant_stride;
+  const float* bias;  // kLayerNorm
   const FloatLinear* linear;
 };
 
 struct Operation {
-  enum Kind { kPatches, kConcat, kRows, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kFixedScan, kFloatScan };
+  enum Kind { kPatches, kConcat, kRows, kTranspose, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
+              kFloatConv2d, kFixedScan, kFloatScan };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
-  int64_t patch, patch_stride;
+  int64_t patch, patch_stride, padding, side;  // windows of the image (inputs[0] < 0) or of a map, side x side
+  int64_t map_height, map_width;               // of a transpose's input
   const Part* parts;
   int64_t part_count;
   IntLinear int_linear;
   FloatLinear float_linear;
   Conv conv;
+  Conv2d conv2d;
   FixedScan fixed_scan;
   FloatScan float_scan;
   int64_t y_offset;  // of a scan's y in the arena, [rows][padded width]

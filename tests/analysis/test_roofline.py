@@ -34,6 +34,31 @@ def test_a_small_program_is_counted() -> None:
     )
 
 
+def test_operations_over_maps_are_counted() -> None:
+    """Windows of 1 x 1, a depthwise convolution of integers with LayerNorm and GELU, the map transposed, its mean."""
+    maker = Maker(channels=3, size=4)
+    maker.operation(ir.Patches(patch=1, stride=1), 16, 3)
+    codes = maker.store(kind="tensor")
+    maker.operation(
+        ir.Conv2d(input=codes, weight=maker.site(weight(3, (1, 3, 3), maker.rng)), kernel=3, padding=1), 16, 3
+    )
+    norm = [Constant(name=maker.parameter(3)) for _ in range(2)]
+    maker.step(ir.LayerNorm(dst=1, src=0, weight=norm[0], bias=norm[1], eps=1e-5), 3)
+    active = maker.store(maker.step(ir.Unary(op="gelu", dst=2, src=1), 3))
+    maker.operation(ir.Transpose(input=active, height=4, width=4), 16, 3)
+    turned = maker.store()
+    maker.operation(ir.Mean(input=turned), 1, 3)
+    found = count_work(maker.program(maker.store()), maker.bundle)
+    scaled, norm_gelu, mean = 16 * 3 * (1 + 2), 16 * 3 * (7 + 17 + 12), 3 * (16 + 1)
+    assert found == Work(
+        products8=16 * 27,
+        products16=0,
+        floats=scaled + norm_gelu + mean,
+        weight_bytes=(27 + 4 * (3 + 3)) + 2 * 4 * 3,
+        image_bytes=4 * 3 * 16,
+    )
+
+
 def test_the_fraction_is_that_of_the_slower_half() -> None:
     work = Work(products8=100, products16=40, floats=10, weight_bytes=1000, image_bytes=500)
     rates = Rates(products8=100, products16=20, floats=10, bytes=100)

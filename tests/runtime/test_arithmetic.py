@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,6 +31,19 @@ def test_silu_and_softplus_are_accurate() -> None:
     assert (np.abs(arithmetic.softplus(x) - softplus) / softplus).max() < 4e-6
 
 
+def test_gelu_is_accurate() -> None:
+    x = np.linspace(-40, 40, 400_001, dtype=np.float32)
+    exact = F.gelu(torch.from_numpy(x).double()).numpy()
+    assert (np.abs(arithmetic.gelu(x) - exact) / np.maximum(np.abs(x), 1)).max() < 1e-6
+    assert np.abs(arithmetic.gelu(x) - exact)[np.abs(x) < 8].max() < 1e-6
+
+
+def test_gelu_of_what_is_no_number() -> None:
+    with np.errstate(invalid="ignore"):
+        nan, infinite, least = arithmetic.gelu(np.array([np.nan, np.inf, -np.inf], np.float32))
+    assert np.isnan(nan) and infinite == np.inf and abs(least) < 1e-30
+
+
 def test_exp2_q15_is_within_its_stated_error_at_every_argument() -> None:
     f = np.arange(32768)
     error = arithmetic.exp2_q15(f) - 32768 * 2.0 ** (-f / 32768)
@@ -49,6 +64,15 @@ def test_row_sum_and_rms_norm_are_sums(x: np.ndarray) -> None:
     np.testing.assert_allclose(
         arithmetic.rms_norm(x, np.ones(x.shape[1], np.float32), 1e-5), norm, rtol=1e-4, atol=1e-5
     )
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 50)), elements=st.floats(-100, 100, width=32)))
+def test_layer_norm_and_mean_are_what_they_are(x: np.ndarray) -> None:
+    weight, bias = np.linspace(-1, 2, x.shape[1], dtype=np.float32), np.linspace(3, 1, x.shape[1], dtype=np.float32)
+    exact = F.layer_norm(torch.from_numpy(x).double(), (x.shape[1],), eps=1e-3).numpy() * weight + bias
+    found = arithmetic.layer_norm(x, weight, bias, 1e-3)
+    np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(arithmetic.mean(x), x.astype(np.float64).mean(0, keepdims=True), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5)])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker, weight
 from visq.errors import VisqError
 from visq.runtime import program as ir
-from visq.runtime.arithmetic import silu, softplus
+from visq.runtime.arithmetic import gelu, silu, softplus
 from visq.runtime.bundle import Weight
 from visq.runtime.cpu import EMULATED, CpuEngine, available, default_isa, has_isa, present_isas
 from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear
@@ -94,6 +94,12 @@ def test_every_instruction() -> None:
     divisor = maker.rng.uniform(0.5, 2, width).astype(np.float32)
     maker.bundle.rotations[site] = (maker.rng.normal(0, 0.2, (width, width)).astype(np.float32), divisor)
     add(ir.Rotate(dst=17, src=14, site=site))
+    add(ir.Unary(op="gelu", dst=18, src=10))
+    norm = [Constant(name=maker.parameter(size)) for size in (width, width, 17, 17)]
+    add(ir.LayerNorm(dst=19, src=18, weight=norm[0], bias=norm[1], eps=1e-5))
+    add(ir.LayerNorm(dst=20, src=13, weight=norm[2], bias=norm[3], eps=1e-5), 17)
+    maker.store(20)
+    maker.store(19, "token")
     for register, kind in [(6, "tensor"), (7, "unsigned"), (13, "channel"), (16, "table"), (17, "token")]:
         maker.store(register, kind)
         maker.store(register)
@@ -106,9 +112,9 @@ def test_every_instruction() -> None:
 def test_functions_of_any_number(values: list[float]) -> None:
     maker = Maker(size=4, channels=1)
     maker.operation(ir.Patches(patch=4, stride=1), 1, 16)
-    for index, op in enumerate(("silu", "softplus", "neg")):
+    for index, op in enumerate(("silu", "softplus", "gelu", "neg")):
         maker.step(ir.Unary(op=op, dst=index + 1, src=0), 16)
-    names = [maker.store(register) for register in (1, 2, 3)]
+    names = [maker.store(register) for register in (1, 2, 3, 4)]
     program = maker.program(names[0])
     image = np.array(values, np.float32).reshape(1, 1, 4, 4)
     for isa in ISAS:
@@ -117,6 +123,7 @@ def test_functions_of_any_number(values: list[float]) -> None:
         x = image.reshape(1, 16)
         assert np.array_equal(engine.tensors[names[0]], silu(x)), isa
         assert np.array_equal(engine.tensors[names[1]], softplus(x)), isa
+        assert np.array_equal(engine.tensors[names[2]], gelu(x)), isa
 
 
 # --- sources

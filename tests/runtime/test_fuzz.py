@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 import visq
 from visq.artifact.schema import self_hash
 from visq.errors import VisqError
-from visq.models import VisionMamba, create_model
+from visq.models import create_model
 from visq.runtime import load_engine
 
-GEOMETRY = dict(image_size=28, patch_size=14, stride=14, channels=1, embed_dim=16, depth=1, d_state=3, num_classes=10)
+GEOMETRY: dict[str, dict[str, Any]] = {
+    "vim": {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 1, "d_state": 3},
+    "vmamba": {"embed_dim": 8, "depths": [1], "mlp_ratio": 1},
+}
 WILD = st.one_of(
     st.none(),
     st.booleans(),
@@ -33,10 +36,10 @@ WILD = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=GEOMETRY)
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model: VisionMamba = create_model("vim", **GEOMETRY)
+    model = create_model(request.param, image_size=28, channels=1, num_classes=10, **GEOMETRY[request.param])
     model.card = visq.load_model("vim_nano_fmnist").card
     folder = tmp_path_factory.mktemp("fuzz") / "a"
     visq.quantize(model, "kscaled-w4a4", "fashion-mnist", samples=4, out=folder)

@@ -12,12 +12,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visq.runtime.arithmetic import EXP2, EXP2_Q15, LOG1P
+from visq.runtime.arithmetic import EXP2, EXP2_Q15, GELU, LOG1P
 from visq.runtime.bundle import Bundle
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of
+from visq.runtime.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    FloatScan,
+    Form,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerLinear,
+    form_of,
+)
 from visq.runtime.program import (
     Instruction,
+    LayerNorm,
     Load,
+    Mean,
     Program,
     RmsNorm,
     Rotate,
@@ -34,6 +46,7 @@ _EXP2 = 1 + 2 * len(EXP2) + 1
 _UNARY = {
     "neg": 0,
     "silu": 1 + _EXP2 + 2,
+    "gelu": 3 + 2 * (len(GELU) - 1) + 2 + 2 + _EXP2 + 2,
     "softplus": 1 + _EXP2 + 3 + 2 * (len(LOG1P) - 1) + 2,
 }
 #: Of an update of the float32 scan: delta A, its power, delta B, Abar h + Bbar u, the share of y.
@@ -82,21 +95,25 @@ def count_work(program: Program, bundle: Bundle) -> Work:
         if isinstance(form, IntegerLinear):
             products8 += operation.rows * form.weight.size
             floats += outputs * (2 if form.token is None else 3)
-        elif isinstance(form, IntegerConv1d):
+        elif isinstance(form, IntegerConv1d | IntegerConv2d):
             products8 += operation.rows * form.weight.size
             floats += outputs * 2
-        elif isinstance(form, FloatLinear | FloatConv1d):
+        elif isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
             floats += operation.rows * (2 * form.weight.size + operation.width)
         elif isinstance(form, FixedScan):
             products16 += operation.rows * form.a.size * _scan_products(form)
             floats += outputs * 6  # two each of delta, u and y
         elif isinstance(form, FloatScan):
             floats += operation.rows * form.A.size * _FLOAT_UPDATE
+        elif isinstance(operation.source, Mean):
+            floats += operation.width * (program.tensors[operation.source.input].rows + 1)
         weight_bytes += _form_bytes(form)
         widths = {0: operation.width}
         for step in operation.body:
             width = _width(program, step, widths)
             floats += operation.rows * width * _float_operations(program, step, width)
+            if isinstance(step, LayerNorm):
+                weight_bytes += bundle.constant(step.weight).nbytes + bundle.constant(step.bias).nbytes
             if isinstance(step, WithConstant | RmsNorm):
                 weight_bytes += bundle.constant(step.constant if isinstance(step, WithConstant) else step.weight).nbytes
             if isinstance(step, Rotate):
@@ -112,9 +129,9 @@ def _scan_products(form: FixedScan) -> int:
 
 def _form_bytes(form: Form) -> int:
     """Parameters as the engine holds them: 8-bit weights, 16-bit A of a fixed-point scan, float32."""
-    if isinstance(form, IntegerLinear | IntegerConv1d):
+    if isinstance(form, IntegerLinear | IntegerConv1d | IntegerConv2d):
         return form.weight.size + 4 * (form.scale.size + form.bias.size)
-    if isinstance(form, FloatLinear | FloatConv1d):
+    if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
         return 4 * (form.weight.size + form.bias.size)
     if isinstance(form, FixedScan):
         return 2 * form.a.size
@@ -143,6 +160,8 @@ def _float_operations(program: Program, step: Instruction, width: int) -> int:
         return _UNARY[step.op]
     if isinstance(step, RmsNorm):
         return 4
+    if isinstance(step, LayerNorm):  # the mean, the difference, the variance, three to scale and shift
+        return 7
     if isinstance(step, Rotate):
         return 1 + 2 * width
     return 0 if isinstance(step, Slice) else 2 if isinstance(step, Round) else 1
@@ -202,7 +221,7 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
     x = engine.add_tensor(rows, width, 0, codes)
     at = -(-rows * width * 4 // 64) * 64
     y = engine.add_tensor(rows, _OUTPUTS, at, -1)
-    engine.patches(rows, width, patch, 1)
+    engine.patches(rows, width, -1, patch, 1, 0)
     engine.store(0, x)
     if kind == "linear":
         weight = rng.integers(-128, 128, _OUTPUTS * width, dtype=np.int8)

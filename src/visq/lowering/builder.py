@@ -30,7 +30,10 @@ class Builder:
 
     def tensor(self, value: Value) -> str:
         """The tensor that holds a value, written now if it is not yet: codes where the value was rounded, in rotated
-        coordinates where its quantizer is."""
+        coordinates where its quantizer is. Tensors are in the order of rows, so a flipped sequence is in the tensor of
+        what it flips."""
+        if _flips(value):
+            return self.tensor(value.operands[0])
         if value not in self._tensor:
             self._write(value)
         return self._tensor[value]
@@ -119,6 +122,11 @@ class Builder:
         self.operations[home]["body"].append(instruction)
 
 
+def _flips(value: Value) -> bool:
+    """A whole sequence the other way, of which nothing was cut off."""
+    return value.kind == "slice" and value.operands[0].kind != "slice" and value.reverse != value.operands[0].reverse
+
+
 def _instruction(value: Value, dst: int, sources: list[int]) -> Instruction:
     p = value.parameters
     if value.kind == "slice":
@@ -133,5 +141,7 @@ def _instruction(value: Value, dst: int, sources: list[int]) -> Instruction:
         return ir.WithScalar(dst=dst, src=sources[0], value=p["value"])
     if value.kind == "rms_norm":
         return ir.RmsNorm(dst=dst, src=sources[0], weight=p["weight"], eps=p["eps"])
+    if value.kind == "layer_norm":
+        return ir.LayerNorm(dst=dst, src=sources[0], weight=p["weight"], bias=p["bias"], eps=p["eps"])
     assert value.kind == "round"
     return ir.Round(dst=dst, src=sources[0], site=p["site"], reverse=value.reverse)

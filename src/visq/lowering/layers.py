@@ -5,14 +5,16 @@ A weight goes by the name of its site where it is quantized and of its parameter
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from visq.lowering.values import Image, LoweringError, Parameter, Value
-from visq.models.layers import CausalConv1d, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Value
+from visq.models.layers import GELU, CausalConv1d, Conv2d, LayerNorm, Linear, RMSNorm, SelectiveScan, SiLU
 from visq.models.vim import PatchConv2d
+from visq.quant.quantizer import Quantizer
 from visq.quant.site import Site
 from visq.runtime import program as ir
 from visq.runtime.program import Constant
@@ -23,29 +25,39 @@ if TYPE_CHECKING:
 LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
-def lowers(layer: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register how modules of a class are lowered: function(lowering, module, its name, *values) -> value."""
+def lowers(layer: type[nn.Module], by_row: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register how modules of a class are lowered: function(lowering, module, its name, *values) -> value. `by_row`:
+    every row is computed by itself, so that a map may take the place of the sequence."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        LAYERS[layer] = function
+        LAYERS[layer] = functools.partial(each_row, function) if by_row else function
         return function
 
     return decorate
 
 
-def product(lowering: Lowering, module: Linear | PatchConv2d, name: str, x: Value) -> Value:
+def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Module, name: str, x: Any) -> Any:
+    if isinstance(x, Map):
+        return Map(function(lowering, module, name, x.value), x.height, x.width)
+    return function(lowering, module, name, x)
+
+
+def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
     """x W^T + bias with the module's sites; a convolution's weight has a row for each output as well."""
-    x = lowering.site(x, f"{name}.in", module.site_in)
+    return matrix_product(lowering, module, name, lowering.site(x, f"{name}.in", module.site_in))
+
+
+def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
     out = lowering.builder.operation(name, source, x.rows, len(module.weight), x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
-def bias(module: Linear | PatchConv2d | CausalConv1d, name: str) -> str | None:
+def bias(module: Linear | PatchConv2d | CausalConv1d | Conv2d, name: str) -> str | None:
     return f"{name}.bias" if module.bias is not None else None
 
 
-@lowers(Linear)
+@lowers(Linear, by_row=True)
 def linear(lowering: Lowering, module: Linear, name: str, x: Value) -> Value:
     return product(lowering, module, name, x)
 
@@ -64,21 +76,100 @@ def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Imag
     return product(lowering, module, name, pixels)
 
 
+@lowers(Conv2d)
+def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map:
+    if not isinstance(x, Map | Image):
+        raise LoweringError(f"{name}: a convolution reads a map or the image")
+    (kernel, other), (stride, other_stride) = module.kernel_size, module.stride
+    padding = module.padding[0]
+    assert isinstance(padding, int)
+    side, other_side = (lowering.size,) * 2 if isinstance(x, Image) else (x.height, x.width)
+    if (other, other_stride, module.padding[1], other_side) != (kernel, stride, padding, side) or padding >= kernel:
+        raise LoweringError(f"{name}: kernel, stride, padding and map must be square, and windows meet the map")
+    side = (side + 2 * padding - kernel) // stride + 1
+    if module.groups == 1:
+        out = dense_conv2d(lowering, module, name, x, kernel, stride, padding, side * side)
+    elif module.groups == module.in_channels == module.out_channels and stride == 1 and kernel <= ir.MAX_KERNEL:
+        tensor = lowering.builder.tensor(conv_input(lowering, module, name, rows_of(lowering, name, x)))
+        source = ir.Conv2d(
+            input=tensor, weight=f"{name}.weight", bias=bias(module, name), kernel=kernel, padding=padding
+        )
+        out = lowering.builder.operation(name, source, side * side, module.out_channels)
+        out = lowering.site(out, f"{name}.out", module.site_out)
+    else:
+        raise LoweringError(f"{name}: convolutions in groups are depthwise, with stride 1, no larger than 15")
+    return Map(out, side, side)
+
+
+def dense_conv2d(
+    lowering: Lowering, module: Conv2d, name: str, x: Map | Image, kernel: int, stride: int, padding: int, rows: int
+) -> Value:
+    """Windows, then a matrix product. A site with one scale rounds a window's values as it rounds the map's, and 0
+    outside stays 0; other sites round the map, and the product is in float32."""
+    after = one_scale(module.site_in)
+    tensor = None
+    if not after:
+        tensor = lowering.builder.tensor(conv_input(lowering, module, name, rows_of(lowering, name, x)))
+    elif isinstance(x, Map):
+        tensor = lowering.builder.tensor(x.value)
+    source = ir.Patches(patch=kernel, stride=stride, padding=padding, input=tensor)
+    windows = lowering.builder.operation(f"{name}.patches", source, rows, module.in_channels * kernel * kernel)
+    return (product if after else matrix_product)(lowering, module, name, windows)
+
+
+def one_scale(site: Site) -> bool:
+    """Whether a site rounds every value alike, and 0 to 0."""
+    quantizer = site.quantizer
+    if type(quantizer) is not Quantizer:
+        return quantizer is None
+    if quantizer.axis is not None or quantizer.smooth is not None or quantizer.table is not None:
+        return False
+    zero = 0.0 if quantizer.zero_point is None else float(quantizer.zero_point)
+    return quantizer.spec.qmin <= zero <= quantizer.spec.qmax
+
+
+def rows_of(lowering: Lowering, name: str, x: Map | Image) -> Value:
+    """The positions of a map; the pixels of the image."""
+    if isinstance(x, Map):
+        return x.value
+    source, pixels = ir.Patches(patch=1, stride=1), lowering.size**2
+    return lowering.builder.operation(f"{name}.pixels", source, pixels, lowering.channels)
+
+
+def conv_input(lowering: Lowering, module: CausalConv1d | Conv2d, name: str, x: Value) -> Value:
+    x = lowering.site(x, f"{name}.in", module.site_in)
+    if x.rotated:
+        raise LoweringError(f"{name}.in: a convolution over a rotated tensor")
+    return x
+
+
 @lowers(CausalConv1d)
 def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value) -> Value:
-    x = lowering.site(x, f"{name}.in", module.site_in)
-    tensor = lowering.builder.tensor(x)
+    tensor = lowering.builder.tensor(conv_input(lowering, module, name, x))
     source = ir.Conv1d(input=tensor, weight=f"{name}.weight", bias=bias(module, name), reverse=x.reverse)
     out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
-@lowers(SiLU)
+@lowers(SiLU, by_row=True)
 def silu(lowering: Lowering, module: SiLU, name: str, x: Value) -> Value:
     return lowering.site(lowering.unary("silu", x), f"{name}.out", module.site_out)
 
 
-@lowers(RMSNorm)
+@lowers(GELU, by_row=True)
+def gelu(lowering: Lowering, module: GELU, name: str, x: Value) -> Value:
+    return lowering.site(lowering.unary("gelu", x), f"{name}.out", module.site_out)
+
+
+@lowers(LayerNorm, by_row=True)
+def layer_norm(lowering: Lowering, module: LayerNorm, name: str, x: Value) -> Value:
+    weight, bias = Constant(name=f"{name}.weight"), Constant(name=f"{name}.bias")
+    parameters = {"weight": weight, "bias": bias, "eps": module.eps}
+    out = Value("layer_norm", x.rows, x.width, (x,), parameters, x.reverse)
+    return lowering.site(out, f"{name}.out", module.site_out)
+
+
+@lowers(RMSNorm, by_row=True)
 def rms_norm(lowering: Lowering, module: RMSNorm, name: str, x: Value) -> Value:
     parameters = {"weight": Constant(name=f"{name}.weight"), "eps": module.eps}
     out = Value("rms_norm", x.rows, x.width, (x,), parameters, x.reverse)

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from visq.lowering.builder import Builder
 from visq.lowering.layers import LAYERS
-from visq.lowering.values import Image, LoweringError, Parameter, Tokens, Value, Zeros
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Tokens, Value, Zeros
 from visq.models.family import image_size
 from visq.models.layers import CheckImages, DropPath
 from visq.quant.rotated import RotatedQuantizer
@@ -80,6 +80,8 @@ class Lowering:
         name = target if node.op == "call_method" else FUNCTIONS.get(target)
         if name not in RULES:
             raise LoweringError(f"the engine has no form for {node.op} {target} ({node.name})")
+        if name not in OF_MAPS and _has_map(arguments):
+            raise LoweringError(f"the engine has no form for {name} of a map ({node.name})")
         return RULES[name](self, *arguments, **options)
 
     # --- what layers and rules are made of
@@ -123,6 +125,10 @@ class Lowering:
         return Parameter(Constant(name=target), tuple(parameter.shape))
 
 
+def _has_map(arguments: Any) -> bool:
+    return isinstance(arguments, Map) or (isinstance(arguments, tuple | list) and any(map(_has_map, arguments)))
+
+
 # --- functions and methods, by one name
 
 FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -138,6 +144,8 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     getattr: "getattr",
 }
 RULES: dict[str, Callable[..., Any]] = {}
+#: Those that take a map.
+OF_MAPS = ("flatten", "transpose", "getattr")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,8 +240,49 @@ def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
     raise LoweringError(f"indexing by {index}")
 
 
-def shape(lowering: Lowering, x: Value, attribute: str) -> tuple[int | None, int, int]:
-    """[images, rows, width]; how many images there are, a program does not know."""
+@rule
+def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
+    """The image with its channels last."""
+    if not isinstance(x, Image) or dims != (0, 2, 3, 1):
+        raise LoweringError(f"permute to {dims} of something else than the image")
+    return x
+
+
+@rule
+def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) -> Map:
+    if not isinstance(x, Value) or x.reverse or dim != 1 or len(sizes) != 2 or sizes[0] * sizes[1] != x.rows:
+        raise LoweringError(f"unflatten of dimension {dim} to {sizes}: tokens in order make a map")
+    return Map(x, *sizes)
+
+
+@rule
+def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -> Value:
+    if not isinstance(x, Map) or (start_dim, end_dim) != (1, 2):
+        raise LoweringError("flatten of something else than a map")
+    return x.value
+
+
+@rule
+def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
+    if not isinstance(x, Map) or {dim0, dim1} != {1, 2}:
+        raise LoweringError("transpose of something else than a map")
+    source = ir.Transpose(input=lowering.builder.tensor(x.value), height=x.height, width=x.width)
+    rows = lowering.builder.operation("transpose", source, x.value.rows, x.value.width)
+    return Map(rows, x.width, x.height)
+
+
+@rule
+def mean(lowering: Lowering, x: Value, dim: int) -> Value:
+    if not isinstance(x, Value) or dim != 1:
+        raise LoweringError(f"mean over dimension {dim}")
+    return lowering.builder.operation("mean", ir.Mean(input=lowering.builder.tensor(x)), 1, x.width)
+
+
+def shape(lowering: Lowering, x: Value | Map, attribute: str) -> tuple[int | None, ...]:
+    """[images, rows, width], of a map [images, height, width, channels]; how many images there are, a program does not
+    know."""
+    if isinstance(x, Map) and attribute == "shape":
+        return None, x.height, x.width, x.value.width
     if not isinstance(x, Value) or attribute != "shape":
         raise LoweringError(f"attribute {attribute}")
     return None, x.rows, x.width

@@ -19,7 +19,7 @@ class Value:
 
     Attributes:
         kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`,
-            `round` or `select`.
+            `layer_norm`, `round` or `select`.
         operands: the values it is made of.
         parameters: of the row instruction; a `source`'s operation.
         reverse: the sequence runs against the rows, from the last to the first.
@@ -50,6 +50,15 @@ class Parameter:
 
     constant: Constant
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map [height, width, channels] of one image: the sequence of its positions, row by row."""
+
+    value: Value
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)

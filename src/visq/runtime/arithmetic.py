@@ -24,6 +24,12 @@ EXP2 = tuple(
 )
 #: log1p(t) = s (c0 + s^2 (c1 + ...)) with s = t / (2 + t), 0 <= t <= 1; the series of 2 artanh(s).
 LOG1P = tuple(np.float32(2.0 / k) for k in (1, 3, 5, 7, 9, 11, 13))
+#: The normal distribution's tail, Phi(-a) = t (c0 + t (c1 + ...)) e^(-a^2 / 2) with t = 1 / (1 + GELU_T a), a >= 0
+#: (Abramowitz and Stegun 26.2.17, |error| < 7.5e-8).
+GELU_T = np.float32(0.2316419)
+GELU = tuple(map(np.float32, (0.12741479, -0.14224837, 0.71070687, -0.72657601, 0.53070271)))
+#: Beyond it the tail is nothing; a^2 and e^(-a^2 / 2) stay in range.
+GELU_END = np.float32(13)
 #: Lanes of a sum over a row.
 LANES = 16
 
@@ -59,6 +65,17 @@ def softplus(x: Floats) -> Floats:
     return np.maximum(x, np.float32(0)) + s * p
 
 
+def gelu(x: Floats) -> Floats:
+    """x Phi(x) = max(x, 0) - |x| Phi(-|x|)."""
+    a = np.minimum(np.abs(x), GELU_END)
+    t = np.float32(1) / (np.float32(1) + GELU_T * a)
+    p = np.full_like(t, GELU[-1])
+    for c in GELU[-2::-1]:
+        p = p * t + c
+    tail = (p * t) * exp2((a * a) * (LOG2E * np.float32(-0.5)))
+    return np.maximum(x, np.float32(0)) - a * tail
+
+
 def row_sum(x: Floats) -> Floats:
     """Sum over the last axis: lane j adds x[j], x[j + 16], ... in order, then lanes are folded in halves."""
     width = x.shape[-1]
@@ -78,6 +95,22 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = row_sum(x * x) * np.float32(1 / x.shape[-1])
     return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    width = np.float32(x.shape[-1])
+    x = x - row_sum(x) / width
+    variance = row_sum(x * x) / width
+    return x * (np.float32(1) / np.sqrt(variance + np.float32(eps))) * weight + bias
+
+
+def mean(x: Floats) -> Floats:
+    """Of the rows of x [L, C], added up in their order -> [1, C]."""
+    total = np.zeros((1, x.shape[1]), np.float32)
+    for row in x:
+        total = total + row
+    return total / np.float32(len(x))
 
 
 def product(x: Floats, weight: Floats) -> Floats:

@@ -15,16 +15,30 @@ from numpy.typing import NDArray
 from visq.errors import VisqError
 from visq.runtime.arithmetic import LOG2E, Floats, midpoints
 from visq.runtime.bundle import Bundle
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
+from visq.runtime.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    FloatScan,
+    Form,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerLinear,
+    form_of,
+    reason,
+)
 from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
     Concat,
     Constant,
     Conv1d,
+    Conv2d,
     Instruction,
+    LayerNorm,
     Linear,
     Load,
+    Mean,
     Operation,
     Patches,
     Program,
@@ -35,6 +49,7 @@ from visq.runtime.program import (
     Scan,
     Slice,
     Store,
+    Transpose,
     Unary,
     WithConstant,
     WithScalar,
@@ -313,7 +328,8 @@ class _Writer:
         source, engine = operation.source, self.engine
         rows, width = operation.rows, operation.width
         if isinstance(source, Patches):
-            engine.patches(rows, width, source.patch, source.stride)
+            x = -1 if source.input is None else self.tensors[source.input]
+            engine.patches(rows, width, x, source.patch, source.stride, source.padding)
         elif isinstance(source, Rows):
             engine.rows(rows)
         elif isinstance(source, Concat):
@@ -327,6 +343,12 @@ class _Writer:
             self._linear(operation, self.tensors[source.input], form)
         elif isinstance(source, Conv1d):
             self._conv1d(source, form)
+        elif isinstance(source, Conv2d):
+            self._conv2d(source, form)
+        elif isinstance(source, Transpose):
+            engine.transpose(self.tensors[source.input], source.height, source.width)
+        elif isinstance(source, Mean):
+            engine.mean(self.tensors[source.input])
         elif isinstance(source, Scan):
             assert y is not None
             self._scan(operation, source, form, y)
@@ -358,6 +380,15 @@ class _Writer:
         assert isinstance(form, IntegerConv1d)
         weight, zero = _flat(form.weight, np.int8), _flat(form.zero, np.int32)
         self.engine.int_conv(x, weight, _flat(form.scale), zero, _flat(form.bias), source.reverse)
+
+    def _conv2d(self, source: Conv2d, form: Form) -> None:
+        x = self.tensors[source.input]
+        if isinstance(form, FloatConv2d):
+            self.engine.float_conv2d(x, source.kernel, source.padding, _flat(form.weight), _flat(form.bias))
+            return
+        assert isinstance(form, IntegerConv2d)
+        weight, zero = _flat(form.weight, np.int8), _flat(form.zero, np.int32)
+        self.engine.int_conv2d(x, source.kernel, source.padding, weight, _flat(form.scale), zero, _flat(form.bias))
 
     def _scan(self, operation: Operation, source: Scan, form: Form, y: int) -> None:
         tensors = [self.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
@@ -418,6 +449,9 @@ class _Writer:
                 engine.mul_scalar(step.dst, step.src, step.value, slot)
             elif isinstance(step, RmsNorm):
                 engine.rms_norm(step.dst, step.src, _flat(self.bundle.constant(step.weight)), step.eps, slot)
+            elif isinstance(step, LayerNorm):
+                weight, bias = _flat(self.bundle.constant(step.weight)), _flat(self.bundle.constant(step.bias))
+                engine.layer_norm(step.dst, step.src, weight, bias, step.eps, slot)
             elif isinstance(step, Round):
                 codes = self._quantizer(step.site, operation.rows, width, step.reverse)
                 engine.round(step.dst, step.src, codes, slot)

@@ -11,7 +11,7 @@ import numpy as np
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Codes, Floats, Ints
 from visq.runtime.bundle import Bundle, Weight
-from visq.runtime.program import Conv1d, Linear, Operation, Program, Scan
+from visq.runtime.program import Conv1d, Conv2d, Linear, Operation, Program, Scan
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 from visq.runtime.scan import FixedScan, plan
 
@@ -60,6 +60,24 @@ class FloatConv1d:
 
 
 @dataclass(frozen=True)
+class IntegerConv2d:
+    """x[c] = float(sum_k (byte[k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c] over the window's positions k; those
+    outside the map add nothing. weight [C, K, K]."""
+
+    weight: Codes
+    scale: Floats
+    zero: Ints
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class FloatConv2d:
+    weight: Floats
+    bias: Floats
+    reason: str
+
+
+@dataclass(frozen=True)
 class FloatScan:
     A: Floats
     abar: Factor | None
@@ -68,7 +86,17 @@ class FloatScan:
     reason: str
 
 
-Form = IntegerLinear | FloatLinear | IntegerConv1d | FloatConv1d | FixedScan | FloatScan | None
+Form = (
+    IntegerLinear
+    | FloatLinear
+    | IntegerConv1d
+    | FloatConv1d
+    | IntegerConv2d
+    | FloatConv2d
+    | FixedScan
+    | FloatScan
+    | None
+)
 
 
 def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
@@ -83,6 +111,8 @@ def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
             return _linear(program, operation, source, bundle)
         if isinstance(source, Conv1d):
             return _conv1d(program, operation, source, bundle)
+        if isinstance(source, Conv2d):
+            return _conv2d(program, operation, source, bundle)
         if isinstance(source, Scan):
             return _scan(program, operation, source, bundle)
     except VisqError as error:
@@ -92,7 +122,7 @@ def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
 
 def reason(form: Form) -> str | None:
     """Why a form is in float32; None for integers and for what only moves rows."""
-    return form.reason if isinstance(form, FloatLinear | FloatConv1d | FloatScan) else None
+    return form.reason if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d | FloatScan) else None
 
 
 def _input(program: Program, name: str, bundle: Bundle) -> Quantizer | None:
@@ -109,7 +139,7 @@ def _bias(name: str | None, size: int, bundle: Bundle) -> Floats:
 def _linear(program: Program, operation: Operation, source: Linear, bundle: Bundle) -> Form:
     decl = program.tensors[source.input]
     weight = bundle.weight(source.weight)
-    matrix = weight.codes if isinstance(weight, Weight) else weight
+    matrix = _stored(weight)
     matrix = matrix.reshape(matrix.shape[0], -1)
     expected = (operation.width, decl.width)
     _need(matrix.shape == expected, f"{source.weight} is {list(matrix.shape)}, expected {list(expected)}")
@@ -141,32 +171,56 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
         )
     if isinstance(weight, Weight) and weight.rotation is not None:
         raise VisqError(f"a rotated weight needs an integer product, but {why}")
-    values = weight.decoded() if isinstance(weight, Weight) else weight
-    return FloatLinear(np.ascontiguousarray(values.reshape(expected), np.float32), bias, why)
+    return FloatLinear(np.ascontiguousarray(_decoded(weight).reshape(expected), np.float32), bias, why)
 
 
 def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bundle) -> Form:
     weight = bundle.weight(source.weight)
-    taps = weight.codes if isinstance(weight, Weight) else weight
+    taps = _stored(weight)
     _need(
         taps.ndim == 3 and taps.shape[:2] == (operation.width, 1) and 1 <= taps.shape[2] <= 64,
         f"{source.weight} is {list(taps.shape)}, expected [{operation.width}, 1, kernel]",
     )
     bias = _bias(source.bias, operation.width, bundle)
-    x = _input(program, source.input, bundle)
+    found = _depthwise(weight, _input(program, source.input, bundle), operation.width)
+    if isinstance(found, str):
+        return FloatConv1d(_decoded(weight)[:, 0].astype(np.float32), bias, found)
+    scale, zero = found
+    return IntegerConv1d(taps[:, 0].copy(), scale, zero, bias)
+
+
+def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bundle) -> Form:
+    weight = bundle.weight(source.weight)
+    taps = _stored(weight)
+    expected = (operation.width, 1, source.kernel, source.kernel)
+    _need(taps.shape == expected, f"{source.weight} is {list(taps.shape)}, expected {list(expected)}")
+    bias = _bias(source.bias, operation.width, bundle)
+    found = _depthwise(weight, _input(program, source.input, bundle), operation.width)
+    if isinstance(found, str):
+        return FloatConv2d(_decoded(weight)[:, 0].astype(np.float32), bias, found)
+    scale, zero = found
+    return IntegerConv2d(taps[:, 0].copy(), scale, zero, bias)
+
+
+def _depthwise(weight: Weight | Floats, x: Quantizer | None, width: int) -> tuple[Floats, Ints] | str:
+    """(scale, zero) [width] of a depthwise convolution in integers, or why it has none."""
     if x is None or not isinstance(weight, Weight):
-        why = f"the {'input' if x is None else 'weight'} is not quantized"
-    elif x.table is not None or x.step_token is not None:
-        why = "the input has a scale per token or a table"
-    elif taps.min() < -128 or taps.max() > 127 or (weight.smooth != 1).any():
-        why = "the weight's codes do not fit into 8 bits, or are smoothed"
-    else:
-        width = operation.width
-        zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
-        scale = (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32)
-        return IntegerConv1d(weight.codes[:, 0].copy(), scale, zero, bias)
-    values = weight.decoded() if isinstance(weight, Weight) else weight
-    return FloatConv1d(np.ascontiguousarray(values[:, 0], np.float32), bias, why)
+        return f"the {'input' if x is None else 'weight'} is not quantized"
+    if x.table is not None or x.step_token is not None:
+        return "the input has a scale per token or a table"
+    if weight.codes.min() < -128 or weight.codes.max() > 127 or (weight.smooth != 1).any():
+        return "the weight's codes do not fit into 8 bits, or are smoothed"
+    zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
+    return (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32), zero
+
+
+def _stored(weight: Weight | Floats) -> np.ndarray:
+    """Codes, or the parameter where it is not quantized."""
+    return weight.codes if isinstance(weight, Weight) else weight
+
+
+def _decoded(weight: Weight | Floats) -> Floats:
+    return weight.decoded() if isinstance(weight, Weight) else weight
 
 
 def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,15 +10,29 @@ import numpy as np
 from visq.runtime import arithmetic
 from visq.runtime.arithmetic import Floats, product
 from visq.runtime.bundle import Bundle
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, Form, IntegerConv1d, IntegerLinear, form_of, reason
+from visq.runtime.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    FloatScan,
+    Form,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerLinear,
+    form_of,
+    reason,
+)
 from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
     Concat,
     Constant,
     Conv1d,
+    Conv2d,
+    LayerNorm,
     Linear,
     Load,
+    Mean,
     Operation,
     Patches,
     Program,
@@ -27,6 +42,7 @@ from visq.runtime.program import (
     Scan,
     Slice,
     Store,
+    Transpose,
     Unary,
     WithConstant,
     WithScalar,
@@ -37,6 +53,7 @@ from visq.runtime.scan import FixedScan, fixed_scan, float_scan
 UNARY: dict[str, Callable[[Floats], Floats]] = {
     "silu": arithmetic.silu,
     "softplus": arithmetic.softplus,
+    "gelu": arithmetic.gelu,
     "neg": np.negative,
 }
 
@@ -95,13 +112,21 @@ class Oracle:
     def _source(self, operation: Operation, form: Form, image: Floats) -> Floats | None:
         source = operation.source
         if isinstance(source, Patches):
-            return patches(image, source.patch, source.stride)
+            pixels = image if source.input is None else self._map(self._decoded(source.input)).transpose(2, 0, 1)
+            return patches(pixels, source.patch, source.stride, source.padding)
         if isinstance(source, Concat):
             return np.concatenate([self._part(part) for part in source.parts])
         if isinstance(source, Linear):
             return self._linear(source, form)
         if isinstance(source, Conv1d):
             return self._conv1d(source, form)
+        if isinstance(source, Conv2d):
+            return self._conv2d(source, form)
+        if isinstance(source, Transpose):
+            x = self._decoded(source.input)
+            return x.reshape(source.height, source.width, -1).transpose(1, 0, 2).reshape(x.shape)
+        if isinstance(source, Mean):
+            return arithmetic.mean(self._decoded(source.input))
         if isinstance(source, Scan):
             return self._scan(source, form)
         return None
@@ -130,6 +155,19 @@ class Oracle:
         assert isinstance(form, IntegerConv1d)
         codes = (self.tensors[source.input].astype(np.int64) - form.zero)[flip]
         return (_taps(codes, form.weight).astype(np.float32) * form.scale + form.bias)[flip]
+
+    def _conv2d(self, source: Conv2d, form: Form) -> Floats:
+        if isinstance(form, FloatConv2d):
+            x = self._map(self._decoded(source.input))
+            return _windows(x, form.weight, source.padding) + form.bias
+        assert isinstance(form, IntegerConv2d)
+        codes = self._map(self.tensors[source.input].astype(np.int64) - form.zero)
+        return _windows(codes, form.weight, source.padding).astype(np.float32) * form.scale + form.bias
+
+    def _map(self, x: np.ndarray) -> np.ndarray:
+        """Rows of a square map as [side, side, width]."""
+        side = math.isqrt(len(x))
+        return x.reshape(side, side, -1)
 
     def _scan(self, source: Scan, form: Form) -> Floats:
         flip = slice(None, None, -1 if source.reverse else 1)
@@ -162,6 +200,9 @@ class Oracle:
             registers[step.dst] = registers[step.src] * np.float32(step.value)
         elif isinstance(step, RmsNorm):
             registers[step.dst] = arithmetic.rms_norm(registers[step.src], self.bundle.constant(step.weight), step.eps)
+        elif isinstance(step, LayerNorm):
+            weight, bias = self.bundle.constant(step.weight), self.bundle.constant(step.bias)
+            registers[step.dst] = arithmetic.layer_norm(registers[step.src], weight, bias, step.eps)
         elif isinstance(step, Round):
             quantizer, x = self.bundle.quantizer(step.site), registers[step.src]
             order = _order(len(x), step.reverse)
@@ -178,8 +219,9 @@ class Oracle:
         return quantizer.encode(x, self._order(step.tensor, decl.rows))
 
 
-def patches(image: Floats, patch: int, stride: int) -> Floats:
+def patches(image: Floats, patch: int, stride: int, padding: int = 0) -> Floats:
     """image [channels, H, W] -> rows of patches [M, channels * patch * patch]."""
+    image = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(image, (patch, patch), (1, 2))[:, ::stride, ::stride]
     return np.ascontiguousarray(windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1] * windows.shape[2], -1))
 
@@ -197,3 +239,15 @@ def _taps(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     for k in range(taps):
         total = total + padded[k : k + len(x)] * weight[:, k]
     return total
+
+
+def _windows(x: np.ndarray, weight: np.ndarray, padding: int) -> np.ndarray:
+    """The sum over a window of x [H, W, C] times weight [C, K, K], row by row of the window -> [positions, C]."""
+    kernel = weight.shape[1]
+    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+    height, width = x.shape[0] - kernel + 1, x.shape[1] - kernel + 1
+    total = np.zeros((height, width, x.shape[2]), x.dtype)
+    for i in range(kernel):
+        for j in range(kernel):
+            total = total + x[i : i + height, j : j + width] * weight[:, i, j]
+    return total.reshape(height * width, -1)

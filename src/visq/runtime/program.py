@@ -2,17 +2,23 @@
 
 A program is a list of operations over tensors of one image. Each operation has a source, which fills register 0 with
 one row (one token) at a time, and a body of row instructions that ends in stores. Rows of most operations are
-independent of each other; a scan's and a convolution's source look at earlier rows of their input.
+independent of each other; a scan's and a convolution's source look at other rows of their input.
+
+A map is a tensor of one row for each of its positions, row by row of the map.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: No dimension of a program may pass this; products of two stay inside 64 bits, and a tensor inside memory.
 MAX_SIZE = 1 << 20
+
+#: Largest kernel of a convolution over a map: sums of 8-bit products then stay inside 32 bits.
+MAX_KERNEL = 15
 
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Index = Annotated[int, Field(ge=0, le=MAX_SIZE)]
@@ -64,7 +70,7 @@ class Slice(Strict):
 
 
 class Unary(Strict):
-    op: Literal["silu", "softplus", "neg"]
+    op: Literal["silu", "softplus", "gelu", "neg"]
     dst: Register
     src: Register
 
@@ -100,6 +106,15 @@ class RmsNorm(Strict):
     eps: float = Field(gt=0)
 
 
+class LayerNorm(Strict):
+    op: Literal["layer_norm"] = "layer_norm"
+    dst: Register
+    src: Register
+    weight: Constant
+    bias: Constant
+    eps: float = Field(gt=0)
+
+
 class Round(Strict):
     """dst = decode(encode(src)) with a site's quantizer; `reverse`: its token scales count from the last row."""
 
@@ -128,7 +143,7 @@ class Store(Strict):
 
 
 Instruction = Annotated[
-    Load | Slice | Unary | Binary | WithConstant | WithScalar | RmsNorm | Round | Rotate | Store,
+    Load | Slice | Unary | Binary | WithConstant | WithScalar | RmsNorm | LayerNorm | Round | Rotate | Store,
     Field(discriminator="op"),
 ]
 
@@ -137,11 +152,14 @@ Instruction = Annotated[
 
 
 class Patches(Strict):
-    """Register 0 = the pixels of a patch, [channels * patch * patch], in the order of a convolution's weight."""
+    """Register 0 = a window of the image, or of the square map `input`: [channels * patch * patch] in the order of a
+    convolution's weight, zeros outside."""
 
     kind: Literal["patches"] = "patches"
     patch: Size
     stride: Size
+    padding: Index = 0
+    input: str | None = None
 
 
 class Linear(Strict):
@@ -161,6 +179,33 @@ class Conv1d(Strict):
     weight: str
     bias: str | None = None
     reverse: bool = False
+
+
+class Conv2d(Strict):
+    """Register 0 = the depthwise convolution over a square map, kernel x kernel with stride 1; zeros outside."""
+
+    kind: Literal["conv2d"] = "conv2d"
+    input: str
+    weight: str
+    bias: str | None = None
+    kernel: Annotated[int, Field(ge=1, le=MAX_KERNEL)]
+    padding: Index = 0
+
+
+class Transpose(Strict):
+    """Register 0 of row w * height + h = row h * width + w of `input`, a map [height, width]."""
+
+    kind: Literal["transpose"] = "transpose"
+    input: str
+    height: Size
+    width: Size
+
+
+class Mean(Strict):
+    """Register 0 of the only row = the mean of all rows of `input`."""
+
+    kind: Literal["mean"] = "mean"
+    input: str
 
 
 class Scan(Strict):
@@ -191,7 +236,9 @@ class Rows(Strict):
     kind: Literal["rows"] = "rows"
 
 
-Source = Annotated[Patches | Linear | Conv1d | Scan | Concat | Rows, Field(discriminator="kind")]
+Source = Annotated[
+    Patches | Linear | Conv1d | Conv2d | Transpose | Mean | Scan | Concat | Rows, Field(discriminator="kind")
+]
 
 
 class Operation(Strict):
@@ -214,7 +261,7 @@ class Program(Strict):
     operations: tuple[Operation, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values without what is None, false or empty; `Program.model_validate` reads them."""
+        """Plain JSON values without what is None, false, empty or no padding; `Program.model_validate` reads them."""
         values: dict[str, Any] = _pruned(self.model_dump(mode="json"))
         return values
 
@@ -235,15 +282,17 @@ def _pruned(value: Any) -> Any:
         return {
             key: item
             for key, item in kept.items()
-            if item is not None and item is not False and not (key == "functions" and not item)
+            if item is not None and item is not False and not (key in ("functions", "padding") and not item)
         }
     return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def inputs(source: Source) -> tuple[str, ...]:
     """Names of the tensors a source reads."""
-    if isinstance(source, Linear | Conv1d):
+    if isinstance(source, Linear | Conv1d | Conv2d | Transpose | Mean):
         return (source.input,)
+    if isinstance(source, Patches):
+        return () if source.input is None else (source.input,)
     if isinstance(source, Scan):
         return source.u, source.delta, source.B, source.C
     if isinstance(source, Concat):
@@ -260,20 +309,43 @@ def _check_operation(program: Program, operation: Operation, written: set[str]) 
         need(name in program.tensors, f"tensor {name} is not declared")
         return program.tensors[name]
 
+    def square(name: str) -> int:
+        """The side of a map."""
+        side = math.isqrt(declared(name).rows)
+        need(side * side == declared(name).rows, f"{name} is no square map")
+        return side
+
+    def windows(side: int, kernel: int, stride: int, padding: int) -> None:
+        """Rows are the windows of a map with so many on a side; each meets the map."""
+        need(padding < kernel, "windows that lie outside")
+        need(kernel <= side + 2 * padding, "the patch is larger than the image")
+        count = (side + 2 * padding - kernel) // stride + 1
+        need(operation.rows == count * count, "rows are not the number of patches")
+
     source = operation.source
     for name in inputs(source):
         declared(name)
         need(name in written, f"tensor {name} is read before it is written")
     if isinstance(source, Patches):
-        need(source.patch <= program.size, "the patch is larger than the image")
-        side = (program.size - source.patch) // source.stride + 1
-        need(operation.rows == side * side, "rows are not the number of patches")
-        need(operation.width == program.channels * source.patch**2, "width is not that of a patch")
+        side, channels = program.size, program.channels
+        if source.input is not None:
+            side, channels = square(source.input), declared(source.input).width
+        windows(side, source.patch, source.stride, source.padding)
+        need(operation.width == channels * source.patch**2, "width is not that of a patch")
     elif isinstance(source, Linear):
         need(declared(source.input).rows == operation.rows, "rows are not those of the input")
     elif isinstance(source, Conv1d):
         shape = declared(source.input)
         need((shape.rows, shape.width) == (operation.rows, operation.width), "shape is not that of the input")
+    elif isinstance(source, Conv2d):
+        windows(square(source.input), source.kernel, 1, source.padding)
+        need(declared(source.input).width == operation.width, "width is not that of the input")
+    elif isinstance(source, Transpose):
+        shape = declared(source.input)
+        need((shape.rows, shape.width) == (operation.rows, operation.width), "shape is not that of the input")
+        need(source.height * source.width == shape.rows, "the map has another number of rows")
+    elif isinstance(source, Mean):
+        need((operation.rows, operation.width) == (1, declared(source.input).width), "a mean is one row of the input")
     elif isinstance(source, Scan):
         for name in (source.u, source.delta):
             shape = declared(name)

@@ -1,0 +1,184 @@
+"""A VMamba's program: maps, four directions, the same function."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+import visq
+from visq.analysis import quantize
+from visq.data import Dataset, open_dataset
+from visq.lowering import LoweringError, lower
+from visq.models import VMamba, create_model
+from visq.recipes import get_recipe
+from visq.runtime.bundle import Bundle, read_bundle
+from visq.runtime.cpu import CpuEngine, present_isas
+from visq.runtime.forms import FloatLinear, form_of
+from visq.runtime.oracle import Oracle
+from visq.runtime.program import Program, Scan, Transpose
+
+GEOMETRY = {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "mlp_ratio": 2, "num_classes": 10, "d_state": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> VMamba:
+    torch.manual_seed(0)
+    model: VMamba = create_model("vmamba", **GEOMETRY).eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory, model: VMamba) -> Dataset:
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        low = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(low).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return open_dataset(str(folder), model.card.preprocess, split="calib")
+
+
+@pytest.fixture(scope="module")
+def images(calibration: Dataset) -> Tensor:
+    return torch.cat([batch for batch, _ in calibration.batches(3)])[:3]
+
+
+def quantized(model: VMamba, recipe: Any, calibration: Dataset, folder: Path) -> tuple[Any, Program, Bundle]:
+    quantize(copy.deepcopy(model), get_recipe(recipe), calibration, out=folder)
+    bundle = read_bundle(folder)
+    assert bundle.config.program is not None, bundle.config.no_program
+    return visq.load(folder), bundle.config.program, bundle
+
+
+def check_engine(program: Program, bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """The oracle's logits, after the engine gave its bytes everywhere."""
+    oracle = Oracle(program, bundle)
+    found = oracle(images)
+    for isa in present_isas():
+        engine = CpuEngine(program, bundle, threads=1, isa=isa, keep=True)
+        assert np.array_equal(engine(images), found), isa
+        different = [name for name, data in engine.tensors.items() if not np.array_equal(data, oracle.tensors[name])]
+        assert different == [], isa
+    for threads in (1, 2, 3):
+        engine = CpuEngine(program, bundle, threads=threads)
+        for batch in (1, 2, 3):
+            assert np.array_equal(engine(images[:batch]), found[:batch]), (threads, batch)
+    return found
+
+
+RECIPES = [
+    f"{family}-{bits}-{scope}"
+    for family in ("minmax", "kscaled", "visq")
+    for bits in ("w8a8", "w4a4")
+    for scope in ("linear", "full")
+]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "quarot-w8a8-full"])
+def test_a_quantized_program_computes_what_the_simulation_does(
+    recipe: str, model: VMamba, calibration: Dataset, images: Tensor, tmp_path: Path
+) -> None:
+    simulation, program, bundle = quantized(model, recipe, calibration, tmp_path / "a")
+    with torch.no_grad():
+        expected, fp32 = simulation(images).numpy(), model(images).numpy()
+    found = check_engine(program, bundle, images.numpy())
+    # Roundings that fall the other way are a small part of what quantization itself changes.
+    assert np.abs(found - expected).mean() < 0.1 * np.abs(expected - fp32).mean() + 1e-5
+    reasons = set(Oracle(program, bundle).in_float.values())
+    left = {"the input is not quantized", "not quantized: delta, C, Abar, Bbar, h"}
+    assert reasons == (set() if recipe.endswith("full") else left)
+
+
+def test_an_fp32_model_has_a_program_too(model: VMamba, images: Tensor) -> None:
+    """Without quantizers the program is the network in float32, exact but for the order of sums."""
+    parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+    class Parameters(Bundle):
+        def __init__(self) -> None:
+            self.tensors, self._made = parameters, {}
+
+        def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
+            return self.parameter(name)
+
+    program = lower(model)
+    with torch.no_grad():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(Oracle(program, Parameters())(images.numpy()), expected, rtol=2e-4, atol=2e-5)
+    assert Program.model_validate(program.to_json()) == program
+
+
+def test_each_map_is_transposed_once_and_back(model: VMamba) -> None:
+    operations = lower(model).operations
+    assert sum(isinstance(operation.source, Transpose) for operation in operations) == 2 * len(GEOMETRY["depths"])
+    scans = [operation.source for operation in operations if isinstance(operation.source, Scan)]
+    assert [scan.reverse for scan in scans] == [False, True, False, True] * 2
+    # Rows and columns, each stored once and read by the scans both ways.
+    assert len({scan.u for scan in scans}) == 4
+
+
+SITES = {
+    "a scale per channel": {"match": "*.conv.in", "granularity": "channel"},
+    "a scale per token": {"match": "*.conv.in", "granularity": "token"},
+    "a zero point": {"match": "*.conv.in", "symmetric": False},
+    "a zero point per channel": {"match": "*.conv2d.in", "granularity": "channel", "symmetric": False},
+    "a scale per token of the depthwise convolution": {"match": "*.conv2d.in", "granularity": "token"},
+    "a scale per token in four orders": {"match": "*.x_proj.in", "granularity": "token"},
+}
+
+
+@pytest.mark.parametrize("what", SITES)
+def test_sites_of_maps(what: str, model: VMamba, calibration: Dataset, images: Tensor, tmp_path: Path) -> None:
+    rules = [SITES[what], {"match": ["*.conv.weight", "*.conv2d.weight", "*.x_proj.weight"], "granularity": "channel"}]
+    values = {"name": "own", "title": "t", "default_scope": "s", "scopes": {"s": {"sites": rules}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    simulation, program, bundle = quantized(model, tmp_path / "own.yaml", calibration, tmp_path / "a")
+    with torch.no_grad():
+        expected = simulation(images).numpy()
+    found = check_engine(program, bundle, images.numpy())
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
+    dense = forms["layers.0.downsample.conv"]
+    assert isinstance(dense, FloatLinear) == (what != "a zero point")
+
+
+class OddMap(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(self.layers[0].downsample(x.flatten(1, 2).unflatten(1, (2, 8))))
+
+
+class AddedMaps(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(x + x)
+
+
+class FlippedMap(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(x.flatten(1, 2).flip(1).unflatten(1, x.shape[1:3]))
+
+
+class Tokens(VMamba):
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        return super().classify(self.layers[0].downsample(x.flatten(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (VMamba, {"mlp_ratio": 0, "forward_type": "v0"}, "floordiv"),
+        (OddMap, {}, "downsample.conv: .* must be square"),
+        (AddedMaps, {}, "add of a map"),
+        (FlippedMap, {}, "tokens in order"),
+        (Tokens, {}, "reads a map"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_named(network: type[VMamba], options: dict[str, Any], message: str) -> None:
+    config = create_model("vmamba", **{**GEOMETRY, **options}).config
+    with pytest.raises(LoweringError, match=message):
+        lower(network(config).eval())
