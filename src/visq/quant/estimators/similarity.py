@@ -18,6 +18,9 @@ SCORES = ("cosine", "l1", "l2", "hessian")
 #: Share of the minmax scale tried: the paper's 100 steps plus the full range, which its public code leaves out.
 CANDIDATES = torch.cat([torch.linspace(0.01, 1.19, 100), torch.ones(1)]).sort().values
 
+#: Rows scored together: their sums, by group and candidate, stay in the cache.
+_ROWS = 512
+
 
 class ScaleSearch:
     """Scores of candidate scales, accumulated over batches.
@@ -45,19 +48,31 @@ class ScaleSearch:
         gradient of `hessian`."""
         reference = x if reference is None else reference
         labels = labels.int()
+        own = torch.zeros_like(self.total)
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, start + _ROWS)
+            score = self._scores(
+                x[rows],
+                reference[rows],
+                labels if self.axis == "channel" else labels[rows],
+                None if weight is None else weight[rows],
+            )
+            if self.axis == "channel":
+                own += score.sum(0)
+            else:
+                own.index_add_(0, labels[rows].long(), score.double())
+        for total in parallel.each(own):
+            self.total += total
+
+    def _scores(self, x: Tensor, reference: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """[rows, K], with groups of channels [rows, G, K]."""
         # One channel (C of a scan with one state): every scale that rounds nothing to zero has cosine 1.
         squared = self.score == "hessian" or (self.score == "cosine" and x.shape[-1] == 1)
         metric: Metric = "l2" if squared else self.score  # type: ignore[assignment]
         sums = ops.similarity_sums(
             x, reference, labels, self.candidates, self.qmin, self.qmax, axis=self.axis, metric=metric, weight=weight
         )
-        per_row = self._cosine(reference, sums["dot"], sums["sq"]) if metric == "cosine" else -sums[metric]
-        if self.axis == "channel":
-            own = per_row.sum(0, dtype=torch.double)
-        else:
-            own = torch.zeros_like(self.total).index_add_(0, labels.long(), per_row.double())
-        for total in parallel.each(own):
-            self.total += total
+        return self._cosine(reference, sums["dot"], sums["sq"]) if metric == "cosine" else -sums[metric]
 
     def _cosine(self, reference: Tensor, dot: Tensor, square: Tensor) -> Tensor:
         if self.axis == "channel":
