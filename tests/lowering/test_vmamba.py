@@ -21,7 +21,7 @@ from visq.models import VMamba, create_model
 from visq.recipes import get_recipe
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.cpu import CpuEngine, present_isas
-from visq.runtime.forms import FloatLinear, form_of
+from visq.runtime.forms import FloatLinear, form_of, reason
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program, Scan, Transpose
 
@@ -146,6 +146,9 @@ def test_sites_of_maps(what: str, model: VMamba, calibration: Dataset, images: T
     forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
     dense = forms["layers.0.downsample.conv"]
     assert isinstance(dense, FloatLinear) == (what != "a zero point")
+    if rules[0]["match"] == "*.conv.in":
+        before = "the input's map was rounded before its windows were taken"
+        assert reason(dense) == (None if what == "a zero point" else before)
 
 
 class OddMap(VMamba):

@@ -11,7 +11,7 @@ import numpy as np
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Codes, Floats, Ints
 from visq.runtime.bundle import Bundle, Weight
-from visq.runtime.program import Conv1d, Conv2d, Linear, Operation, Program, Scan
+from visq.runtime.program import Conv1d, Conv2d, Linear, Operation, Patches, Program, Scan, Store
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 from visq.runtime.scan import FixedScan, plan
 
@@ -146,7 +146,9 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     bias = _bias(source.bias, operation.width, bundle)
     x = _input(program, source.input, bundle)
     why = ""
-    if x is None:
+    if x is None and _rounded_before(program, source.input):
+        why = "the input's map was rounded before its windows were taken"
+    elif x is None:
         why = "the input is not quantized"
     elif not isinstance(weight, Weight):
         why = "the weight is not quantized"
@@ -172,6 +174,15 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     if isinstance(weight, Weight) and weight.rotation is not None:
         raise VisqError(f"a rotated weight needs an integer product, but {why}")
     return FloatLinear(np.ascontiguousarray(_decoded(weight).reshape(expected), np.float32), bias, why)
+
+
+def _rounded_before(program: Program, windows: str) -> bool:
+    """Whether a tensor holds windows of a map that was rounded as a map: numbers of several scales side by side."""
+    for operation in program.operations:
+        stored = {step.tensor for step in operation.body if isinstance(step, Store)}
+        if isinstance(operation.source, Patches) and operation.source.input is not None and windows in stored:
+            return program.tensors[operation.source.input].site is not None
+    return False
 
 
 def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bundle) -> Form:
