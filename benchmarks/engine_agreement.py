@@ -1,9 +1,11 @@
 """The integer engine against the simulation: top-1 of both on all test images and how many predictions agree.
 
-    python benchmarks/engine_agreement.py [--model NAME] [--data fashion-mnist] [--recipes a,b,...] [--samples 256]
+    python benchmarks/engine_agreement.py [--recipes a,b,...] [--samples 256] [--threads 2]
+    python benchmarks/engine_agreement.py --model vmamba_nano_imagenette --data val.tar --calib train-0.tar
+        --samples 128 --out benchmarks/results/engine_agreement_vmamba_nano_imagenette.json
 
 Each recipe is calibrated once (seed 0), saved, loaded again by both, and run on the whole test set. Finished recipes
-are kept in benchmarks/results/engine_agreement.json, so that an interrupted run goes on where it stopped.
+are kept in the results, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import visq
 from common import machine, write_json
@@ -24,15 +27,15 @@ from visq.data import open_dataset
 from visq.models import load_model
 
 RECIPES = (
-    "minmax-w8a8,kscaled-w8a8,kscaled-w8a8-linear,ptq4vm-grid-w8a8,qmamba-w8a8,quarot-w8a8-full,ptq4vit-w8a8-full,"
+    "visq-w8a8,visq-w6a6,visq-w4a8,visq-w4a4,minmax-w8a8,kscaled-w8a8,kscaled-w8a8-linear,ptq4vm-grid-w8a8,qmamba-w8a8,quarot-w8a8-full,ptq4vit-w8a8-full,"
     "minmax-w4a4,kscaled-w4a4,kscaled-w4a4-linear,ptq4vm-grid-w4a4,qmamba-w4a4,quarot-w4a4-full,kscaled-w4a8,kscaled-w6a6"
 )
 
 
-def measure(model: str, recipe: str, data: str, samples: int) -> dict[str, Any]:
+def measure(model: str, recipe: str, data: str, calib: str, samples: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "a"
-        visq.quantize(load_model(model), recipe, data, samples=samples, out=out)
+        visq.quantize(load_model(model), recipe, calib, samples=samples, out=out)
         simulation, engine = load(out), EngineModel(out)
         card = simulation.card
         dataset = open_dataset(data, card.preprocess, split="test", classes=card.classes)
@@ -54,11 +57,15 @@ def measure(model: str, recipe: str, data: str, samples: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vim_nano_fmnist")
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data", default="fashion-mnist", help="the test images")
+    parser.add_argument("--calib", help="the calibration images, where --data has none")
+    parser.add_argument("--threads", type=int, help="of the simulation")
     parser.add_argument("--recipes", default=RECIPES)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine_agreement.json")
     args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
     sha = load_model(args.model).card.checkpoint_sha256
     if args.out.exists() and (found := json.loads(args.out.read_text()))["checkpoint_sha256"] == sha:
@@ -66,7 +73,7 @@ def main() -> None:
     for recipe in args.recipes.split(","):
         if recipe in {row["recipe"] for row in rows}:
             continue
-        row = measure(args.model, recipe, args.data, args.samples)
+        row = measure(args.model, recipe, args.data, args.calib or args.data, args.samples)
         rows.append(row)
         print(f"{recipe}: sim {row['top1_sim']:.2f}, int {row['top1_int']:.2f}, agree {row['agree']:.2f} %", flush=True)
         write_json(args.out, {"rows": rows, "checkpoint_sha256": sha, "machine": machine()})
