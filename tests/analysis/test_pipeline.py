@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import visq
-from visq.analysis import Subject, compare, coverage, quantize
+from visq.analysis import EngineModel, Subject, compare, coverage, quantize
 from visq.analysis.report import to_json, to_markdown
 from visq.artifact import load
 from visq.calibrate import calibrate
@@ -104,6 +104,20 @@ def test_compare_resumes_and_pairs(model: VisionMamba, images: Dataset, tmp_path
     assert set(document) == {"rows", "machine", "versions"}
     markdown = to_markdown(rows)
     assert markdown.count("\n| ") == 4 and "±" in markdown
+
+
+def test_compare_on_the_engine(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:
+    subject, recipes = Subject(model, images, images), [get_recipe(MINMAX)]
+    cache = tmp_path / "rows.jsonl"
+    simulated = compare([subject], recipes, samples=8, cache=cache)[1]
+    fp32, deployed = compare([subject], recipes, samples=8, backend="int", cache=cache)
+    assert (fp32["backend"], simulated["backend"], deployed["backend"]) == ("fp32", "sim", "int")
+    assert deployed["bytes"] == simulated["bytes"] and deployed["sites_quantized"] == simulated["sites_quantized"]
+    quantize(copy.deepcopy(model), recipes[0], images.subset(8, 0), out=tmp_path / "a")
+    assert deployed["top1"] == visq.evaluate(EngineModel(tmp_path / "a"), images).top1
+    assert "integer engine" in to_markdown([fp32, deployed]) and "integer engine" not in to_markdown([fp32, simulated])
+    with pytest.raises(VisqError, match="backend 'fp32' is unknown"):
+        compare([subject], recipes, samples=8, backend="fp32")
 
 
 def test_compare_finds_bad_input_first(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:

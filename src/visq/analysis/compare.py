@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 
 import visq
 from visq.analysis.coverage import totals
+from visq.analysis.engine import EngineModel
 from visq.analysis.evaluate import Evaluation, check_labels, evaluate, limited
 from visq.analysis.machine import peak_rss, reset_peak_rss
-from visq.analysis.pipeline import quantize
+from visq.analysis.pipeline import Quantized, quantize
 from visq.analysis.results import evaluation_row, fp32_bytes
 from visq.analysis.significance import mcnemar
-from visq.artifact import serialize
+from visq.artifact import artifact_bytes, save
 from visq.artifact.schema import canonical
 from visq.data import Dataset
 from visq.errors import VisqError
@@ -51,6 +53,7 @@ def compare(
     limit: int | None = None,
     batch_size: int = 32,
     calibration_batch_size: int = 16,
+    backend: str = "sim",
     cache: Path | None = None,
     on_row: Callable[[Row], None] | None = None,
     progress: Progress | None = None,
@@ -60,6 +63,7 @@ def compare(
     Arguments:
         samples: calibration images, drawn by the seed.
         limit: at most so many images are evaluated.
+        backend: what quantized rows are measured on, `sim` or the integer engine, `int`.
         cache: a JSON-lines file of finished rows, which are not computed again while model, recipe, images, seed and
             version stay the same.
         on_row: called with each row as it is there.
@@ -69,6 +73,8 @@ def compare(
     Raises:
         VisqError: bad input of any kind; finished rows are in the cache.
     """
+    if backend not in ("sim", "int"):
+        raise VisqError(f"backend '{backend}' is unknown; quantized models run on sim and int")
     for subject in subjects:  # all that can be wrong is found before hours are spent
         check_labels(subject.model, subject.data)
         subject.calibration.subset(samples, seed=0)
@@ -88,11 +94,16 @@ def compare(
         for recipe, seed in ((recipe, seed) for recipe in recipes if recipe.name != "fp32" for seed in seeds):
             calibration = subject.calibration.subset(samples, seed)
             key = {**base, "recipe": recipe.digest(), "calibration": calibration.fingerprint(), "seed": seed}
+            if backend != "sim":
+                key["backend"] = backend
             cell = finished.get(key)
             if cell is None:
-                cell = _cell(
-                    subject.model, recipe, calibration, seed, data, batch_size, calibration_batch_size, progress
+                progress.say(f"{card.name} {recipe.name} seed {seed}")
+                network = copy.deepcopy(subject.model)
+                result = quantize(
+                    network, recipe, calibration, seed=seed, batch_size=calibration_batch_size, progress=progress
                 )
+                cell = _measured(result, data, backend, batch_size, progress)
                 finished.put(key, cell)
             row = _against(cell, reference)
             rows.append(row)
@@ -122,23 +133,13 @@ def _fp32(
     return cell, _against(cell, cell)
 
 
-def _cell(
-    model: Any,
-    recipe: Recipe,
-    calibration: Dataset,
-    seed: int,
-    data: Dataset,
-    batch_size: int,
-    calibration_batch_size: int,
-    progress: Progress,
-) -> Cell:
-    progress.say(f"{model.card.name} {recipe.name} seed {seed}")
-    result = quantize(
-        copy.deepcopy(model), recipe, calibration, seed=seed, batch_size=calibration_batch_size, progress=progress
-    )
-    config, files = serialize(result.model, result.model.recipe, result.model.provenance)
-    evaluation = evaluate(result.model, data, batch_size=batch_size, progress=progress, name=recipe.name)
-    row = evaluation_row(result.model, evaluation, backend="sim", size=sum(len(data) for data in files.values()))
+def _measured(result: Quantized, data: Dataset, backend: str, batch_size: int, progress: Progress) -> Cell:
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / "artifact"
+        config = save(result.model, folder)
+        model = EngineModel(folder) if backend == "int" else result.model
+        evaluation = evaluate(model, data, batch_size=batch_size, progress=progress, name=model.recipe.name)
+        row = evaluation_row(model, evaluation, backend=backend, size=artifact_bytes(folder))
     quantized, targeted = totals(config.coverage)
     seconds = result.calibration.seconds
     return _finished(row, evaluation, calibration_seconds=seconds, quantized=quantized, targeted=targeted)

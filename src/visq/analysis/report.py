@@ -34,6 +34,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
         f"Top-1 in percent on {', '.join(map(str, counts))} images; drop against FP32 on the same images; p: McNemar's "
         "exact test, the largest over seeds; 32 bits: not quantized."
     )
+    if any(row["backend"] == "int" for row in rows):
+        note += " Quantized rows are measured on the integer engine."
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}\n"
 
 

@@ -22,6 +22,9 @@ def compare(
     samples: options.Samples = 256,
     seeds: Annotated[str, typer.Option("--seeds", help="Calibration seeds with commas between them.")] = "0",
     limit: options.Limit = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="What quantized rows are measured on: sim, or int, the integer engine.")
+    ] = "sim",
     json_to: options.JsonTo = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table there.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute rows again that an earlier run finished.")] = False,
@@ -72,6 +75,7 @@ def compare(
         seeds=options.integers("--seeds", seeds),
         limit=limit,
         batch_size=batch,
+        backend=backend,
         cache=cache,
         on_row=lambda row: output.say(
             f"{row['model']} {row['recipe']}: top-1 {row['top1']:.2f}, drop {row['drop']:.2f}"
