@@ -195,7 +195,7 @@ def overview(summary: Cell, scope: str) -> list[str]:
     columns = {bits: summary[f"{bits} {scope}"] for bits in BITS if f"{bits} {scope}" in summary}
     best = {bits: max(row["top1"] for row in table.values()) for bits, table in columns.items()}
     lines = ["| recipe | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for family in dict.fromkeys(family for table in columns.values() for family in table):
+    for family in (family for family in FAMILIES if any(family in table for table in columns.values())):
         cells = []
         for bits, table in columns.items():
             row = table.get(family)
