@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 import visq
+from visq.analysis import Subject
+from visq.data import open_dataset
 from visq.ops import backends
 
 
@@ -44,6 +46,14 @@ def commit() -> str:
         ).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def subject_of(model: Any, data: str, calib: str | None = None) -> Subject:
+    """A model measured on the test images of `data`, calibrated on the calibration images of `calib` or, without it,
+    of `data` too."""
+    card = model.card
+    test = open_dataset(data, card.preprocess, split="test", classes=card.classes)
+    return Subject(model, open_dataset(calib or data, card.preprocess, split="calib"), test)
 
 
 def write_json(path: Path, value: Any) -> None:

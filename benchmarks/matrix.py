@@ -28,9 +28,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import machine, write_json
-from visq.analysis import Subject, compare, mcnemar
-from visq.data import open_dataset
+from common import machine, subject_of, write_json
+from visq.analysis import compare, mcnemar
 from visq.models import load_model
 from visq.recipes import get_recipe
 
@@ -77,8 +76,7 @@ def claim(folder: Path, name: str) -> IO[str] | None:
 def work(args: argparse.Namespace) -> None:
     model = load_model(args.model)
     card = model.card
-    test = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-    subject = Subject(model, open_dataset(args.calib or args.data, card.preprocess, split="calib"), test)
+    subject = subject_of(model, args.data, args.calib)
     cache = args.out.with_suffix(".rows.jsonl")
     claims = Path(tempfile.gettempdir()) / f"visq-matrix-{(card.checkpoint_sha256 or '')[:12]}"
     for name, seed in plan(args):

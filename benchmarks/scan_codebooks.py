@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import machine, write_json
+from common import machine, subject_of, write_json
 from visq import ops
-from visq.analysis import Subject, compare
+from visq.analysis import compare
 from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
 from visq.data import open_dataset
 from visq.models import load_model
@@ -139,11 +139,7 @@ def variants(bits: int, length: int) -> dict[str, Recipe]:
 
 def top1(args: argparse.Namespace, model: Any, length: int) -> dict[str, Any]:
     """{variant: {bits: row}} and the FP32 row, on the test images."""
-    subject = Subject(
-        model,
-        open_dataset(args.data, model.card.preprocess, split="calib"),
-        open_dataset(args.data, model.card.preprocess, split="test", classes=model.card.classes),
-    )
+    subject = subject_of(model, args.data)
     table: dict[str, Any] = {}
     for b in args.bits:
         for name, recipe in variants(b, length).items():

@@ -13,9 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_json
-from visq.analysis import Subject, compare
-from visq.data import open_dataset
+from common import machine, subject_of, write_json
+from visq.analysis import compare
 from visq.models import load_model
 from visq.quant.spec import Named
 from visq.recipes import Recipe, get_recipe
@@ -70,10 +69,7 @@ def variant(name: str, bits: str) -> Recipe:
 
 
 def study(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    model = load_model(args.model)
-    card = model.card
-    data = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-    subject = Subject(model, open_dataset(args.calib, card.preprocess, split="calib"), data)
+    subject = subject_of(load_model(args.model), args.data, args.calib)
     result: dict[str, Any] = {"model": args.model, "n": args.limit, "samples": args.samples, "seed": 0, "top1": {}}
     for name in VARIANTS:
         found = result["top1"][name] = {}

@@ -19,10 +19,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_json
-from visq.analysis import Subject, compare, diagnose, quantize
+from common import machine, subject_of, write_json
+from visq.analysis import compare, diagnose, quantize
 from visq.artifact import kind_of
-from visq.data import open_dataset
 from visq.models import load_model
 from visq.quant.site import named_sites
 from visq.recipes import Recipe, get_recipe
@@ -86,16 +85,14 @@ def along_the_scan(report: dict[str, Any]) -> list[float]:
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args.model)
-    card = model.card
-    test = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-    subject = Subject(model, open_dataset(args.calib or args.data, card.preprocess, split="calib"), test)
+    subject = subject_of(model, args.data, args.calib)
     sites = [name for name, _ in named_sites(model)]
     cache = args.out.with_suffix(".rows.jsonl")
     result: dict[str, Any] = {"limit": args.limit, "bits": args.bits, "families": {}, "machine": machine()}
     for family in args.families:
         recipe = get_recipe(f"{family}-{args.bits}-full")
         quantized = quantize(copy.deepcopy(model), recipe, subject.calibration.subset(args.samples, 0))
-        report = diagnose(quantized.model, test, fp32=load_model(args.model), images=64)
+        report = diagnose(quantized.model, subject.data, fp32=load_model(args.model), images=64)
         found = {
             "stages": {row["name"]: row["sqnr_db"] for row in report["stages"]},
             "sites": sites_by_kind(report),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import visq
 import visq.data
+from tests.lowering.bundles import ParameterBundle
 from tests.runtime.programs import ISAS
 from visq.lowering import LoweringError, lower
 from visq.models import VisionMamba, create_model
@@ -115,16 +116,7 @@ def test_the_branches_share_the_rows_of_the_image(model: VisionMamba) -> None:
 def test_an_fp32_model_has_a_program_too(model: VisionMamba, images: Tensor) -> None:
     """Without quantizers the program is the network in float32, exact but for the order of sums."""
     program = lower(model.eval())
-    parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
-
-    class Parameters(Bundle):
-        def __init__(self) -> None:
-            self.tensors, self._made = parameters, {}
-
-        def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
-            return self.parameter(name)
-
-    found = Oracle(program, Parameters())(images.numpy())
+    found = Oracle(program, ParameterBundle(model))(images.numpy())
     with torch.no_grad():
         expected = model(images).numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import visq
+from tests.lowering.bundles import ParameterBundle
 from visq.analysis import quantize
 from visq.data import Dataset, open_dataset
 from visq.lowering import LoweringError, lower
@@ -98,19 +99,10 @@ def test_a_quantized_program_computes_what_the_simulation_does(
 
 def test_an_fp32_model_has_a_program_too(model: VMamba, images: Tensor) -> None:
     """Without quantizers the program is the network in float32, exact but for the order of sums."""
-    parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
-
-    class Parameters(Bundle):
-        def __init__(self) -> None:
-            self.tensors, self._made = parameters, {}
-
-        def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
-            return self.parameter(name)
-
     program = lower(model)
     with torch.no_grad():
         expected = model(images).numpy()
-    np.testing.assert_allclose(Oracle(program, Parameters())(images.numpy()), expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(Oracle(program, ParameterBundle(model))(images.numpy()), expected, rtol=2e-4, atol=2e-5)
     assert Program.model_validate(program.to_json()) == program
 
 

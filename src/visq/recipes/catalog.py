@@ -82,6 +82,7 @@ def packaged_families() -> dict[str, Family]:
     return {family.name: family for family in families}
 
 
+@cache
 def packaged_texts() -> dict[str, str]:
     """The packaged recipe files by family name, which is the file's."""
     found = (file for file in files("visq.recipes").iterdir() if file.name.endswith(".yaml"))

@@ -192,12 +192,7 @@ def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bund
         taps.ndim == 3 and taps.shape[:2] == (operation.width, 1) and 1 <= taps.shape[2] <= 64,
         f"{source.weight} is {list(taps.shape)}, expected [{operation.width}, 1, kernel]",
     )
-    bias = _bias(source.bias, operation.width, bundle)
-    found = _depthwise(weight, _input(program, source.input, bundle), operation.width)
-    if isinstance(found, str):
-        return FloatConv1d(_decoded(weight)[:, 0].astype(np.float32), bias, found)
-    scale, zero = found
-    return IntegerConv1d(taps[:, 0].copy(), scale, zero, bias)
+    return _depthwise(program, operation, source, weight, bundle, IntegerConv1d, FloatConv1d)
 
 
 def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bundle) -> Form:
@@ -205,24 +200,32 @@ def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bund
     taps = _stored(weight)
     expected = (operation.width, 1, source.kernel, source.kernel)
     _need(taps.shape == expected, f"{source.weight} is {list(taps.shape)}, expected {list(expected)}")
-    bias = _bias(source.bias, operation.width, bundle)
-    found = _depthwise(weight, _input(program, source.input, bundle), operation.width)
-    if isinstance(found, str):
-        return FloatConv2d(_decoded(weight)[:, 0].astype(np.float32), bias, found)
-    scale, zero = found
-    return IntegerConv2d(taps[:, 0].copy(), scale, zero, bias)
+    return _depthwise(program, operation, source, weight, bundle, IntegerConv2d, FloatConv2d)
 
 
-def _depthwise(weight: Weight | Floats, x: Quantizer | None, width: int) -> tuple[Floats, Ints] | str:
-    """(scale, zero) [width] of a depthwise convolution in integers, or why it has none."""
+def _depthwise(
+    program: Program,
+    operation: Operation,
+    source: Conv1d | Conv2d,
+    weight: Weight | Floats,
+    bundle: Bundle,
+    integer: type[IntegerConv1d | IntegerConv2d],
+    floating: type[FloatConv1d | FloatConv2d],
+) -> Form:
+    """A depthwise convolution in integers, or in float32 and why."""
+    width, x = operation.width, _input(program, source.input, bundle)
+    bias = _bias(source.bias, width, bundle)
     if x is None or not isinstance(weight, Weight):
-        return f"the {'input' if x is None else 'weight'} is not quantized"
-    if x.table is not None or x.step_token is not None:
-        return "the input has a scale per token or a table"
-    if weight.codes.min() < -128 or weight.codes.max() > 127 or (weight.smooth != 1).any():
-        return "the weight's codes do not fit into 8 bits, or are smoothed"
-    zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
-    return (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32), zero
+        why = f"the {'input' if x is None else 'weight'} is not quantized"
+    elif x.table is not None or x.step_token is not None:
+        why = "the input has a scale per token or a table"
+    elif weight.codes.min() < -128 or weight.codes.max() > 127 or (weight.smooth != 1).any():
+        why = "the weight's codes do not fit into 8 bits, or are smoothed"
+    else:
+        zero = np.broadcast_to(x.zero.astype(np.int64) + x.offset, width).copy()
+        scale = (np.broadcast_to(weight.scale, width) * x.step_channel).astype(np.float32)
+        return integer(weight.codes[:, 0].copy(), scale, zero, bias)
+    return floating(_decoded(weight)[:, 0].astype(np.float32), bias, why)
 
 
 def _stored(weight: Weight | Floats) -> np.ndarray:

@@ -1,0 +1,18 @@
+"""A bundle that holds a network's own parameters, nothing quantized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from visq.runtime.bundle import Bundle
+
+
+class ParameterBundle(Bundle):
+    def __init__(self, model: Any) -> None:
+        self.tensors = {name: value.detach().numpy() for name, value in model.named_parameters()}
+        self._made = {}
+
+    def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
+        return self.parameter(name)
