@@ -86,7 +86,8 @@ def work(args: argparse.Namespace) -> None:
             if held.name == "/dev/null" or (name, seed) in finished(cache, card.checkpoint_sha256):
                 continue
             start = time.perf_counter()
-            row = compare([subject], [get_recipe(name)], samples=args.samples, seeds=(seed,), cache=cache)[1]
+            options = {"samples": args.samples, "seeds": (seed,), "backend": args.backend, "cache": cache}
+            row = compare([subject], [get_recipe(name)], **options)[1]
             seconds = time.perf_counter() - start
             print(f"{name} seed {seed}: {row['top1']:.2f}, drop {row['drop']:.2f} ({seconds:.0f} s)", flush=True)
 
@@ -124,12 +125,13 @@ def report(args: argparse.Namespace) -> None:
         if table:
             compare_with_best(table, {f: found.get((recipe_name(f, bits, scope), 0)) for f in table})
             summary[f"{bits} {scope}"] = table
-    keep = ("recipe", "scope", "seed", "top1", "bytes", "calibration_seconds", "peak_rss_bytes", "sites_quantized")
+    keep = ("recipe", "scope", "seed", "backend", "top1", "bytes", "calibration_seconds", "peak_rss_bytes", "sites_quantized")
     result = {
         "fp32_top1": fp32["top1"],
         "n": fp32["n"],
         "samples": args.samples,
         "threads": fp32["threads"],
+        "backends": sorted({cell["backend"] for cell in cells} - {"fp32"}),
         "checkpoint_sha256": card.checkpoint_sha256,
         "machine": machine(),
         "summary": summary,
@@ -173,7 +175,7 @@ def compare_with_best(table: Cell, first_seed: dict[str, Cell | None]) -> None:
 
 
 def markdown(result: Cell) -> str:
-    lines = [f"FP32 {result['fp32_top1']:.2f} on {result['n']} images"]
+    lines = [f"FP32 {result['fp32_top1']:.2f} on {result['n']} images; quantized: {', '.join(result['backends'])}"]
     for scope in ("linear", "full"):
         lines += ["", f"## Scope {scope}", "", *overview(result["summary"], scope)]
     for title, table in result["summary"].items():
@@ -223,6 +225,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--scopes", nargs="+", default=["linear", "full"])
+    parser.add_argument("--backend", default="int", help="what is measured: int, the engine, or sim")
     parser.add_argument("--until", default="24:00", help="no new cell after this time of the day (HH:MM)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix")
     arguments = parser.parse_args()
