@@ -125,7 +125,17 @@ def report(args: argparse.Namespace) -> None:
         if table:
             compare_with_best(table, {f: found.get((recipe_name(f, bits, scope), 0)) for f in table})
             summary[f"{bits} {scope}"] = table
-    keep = ("recipe", "scope", "seed", "backend", "top1", "bytes", "calibration_seconds", "peak_rss_bytes", "sites_quantized")
+    keep = (
+        "recipe",
+        "scope",
+        "seed",
+        "backend",
+        "top1",
+        "bytes",
+        "calibration_seconds",
+        "peak_rss_bytes",
+        "sites_quantized",
+    )
     result = {
         "fp32_top1": fp32["top1"],
         "n": fp32["n"],

@@ -15,21 +15,25 @@ void fake_quantize(const FakeQuantizeArgs& a, float* y) {
   auto body = [&](int64_t task) {
     const int64_t b = task / chunks, t0 = task % chunks * kQuantizeRows;
     const int64_t t1 = t0 + kQuantizeRows < a.L ? t0 + kQuantizeRows : a.L;
-    for (int64_t t = t0; t < t1; ++t) {
-      const float* x = a.x.at(b, t);
-      float* row = y + (b * a.L + t) * a.C;
-      const int64_t at = a.axis == FakeQuantizeArgs::kRow ? t : 0;
-      auto scale = V::set1(a.scale[at]), zero = a.zero ? V::set1(a.zero[at]) : V::zero();
-      for (int64_t c = 0; c < a.C; c += V::W) {
-        const int lanes = static_cast<int>(a.C - c < V::W ? a.C - c : V::W);
-        if (a.axis == FakeQuantizeArgs::kColumn) {
-          scale = V::load_n(a.scale + c, lanes);
-          if (a.zero) zero = V::load_n(a.zero + c, lanes);
+    const bool by_token = a.axis == FakeQuantizeArgs::kRow, by_channel = a.axis == FakeQuantizeArgs::kColumn;
+    const auto one = V::set1(1.0f);
+    for (int64_t c = 0; c < a.C; c += V::W) {
+      const int lanes = static_cast<int>(a.C - c < V::W ? a.C - c : V::W);
+      // The factor of a channel, and its reciprocal.
+      auto step = a.smooth ? V::load_n(a.smooth + c, lanes) : one, zero = V::zero();
+      if (!by_token) step = V::mul(by_channel ? V::load_n(a.scale + c, lanes) : V::set1(a.scale[0]), step);
+      if (a.zero && !by_token) zero = by_channel ? V::load_n(a.zero + c, lanes) : V::set1(a.zero[0]);
+      const auto inverse = V::div(one, step);
+      for (int64_t t = t0; t < t1; ++t) {
+        auto v = V::mul(V::load_n(a.x.at(b, t) + c, lanes), inverse), token = one;
+        if (by_token) {
+          token = V::set1(a.scale[t]);
+          v = V::mul(v, V::div(one, token));
+          if (a.zero) zero = V::set1(a.zero[t]);
         }
-        const auto smooth = a.smooth ? V::load_n(a.smooth + c, lanes) : V::set1(1.0f);
-        auto v = V::div(V::div(V::load_n(x + c, lanes), smooth), scale);
         v = V::max(qmin, V::min(qmax, V::add(V::rint(v), zero)));
-        V::store_n(row + c, V::mul(V::mul(V::sub(v, zero), scale), smooth), lanes);
+        v = V::mul(V::sub(v, zero), step);
+        V::store_n(y + (b * a.L + t) * a.C + c, by_token ? V::mul(v, token) : v, lanes);
       }
     }
   };

@@ -3,7 +3,9 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "engine.h"
 
@@ -123,13 +125,14 @@ void bind(nb::module_& m) {
              nb::gil_scoped_release release;
              e.run(images.data(), batch, out.data(), threads);
            })
-      .def("run_scan",
-           [](Engine& e, uintptr_t u, uintptr_t delta, uintptr_t B, uintptr_t C, int64_t batch, uintptr_t y,
+      .def("run_alone",
+           [](Engine& e, const std::vector<std::pair<int, uintptr_t>>& arrays, int64_t batch, uintptr_t out,
               int threads) {
+             std::vector<Engine::Input> inputs;
+             for (const auto& [tensor, data] : arrays)
+               inputs.push_back({tensor, reinterpret_cast<const void*>(data)});
              nb::gil_scoped_release release;
-             e.run_scan(reinterpret_cast<const float*>(u), reinterpret_cast<const float*>(delta),
-                        reinterpret_cast<const float*>(B), reinterpret_cast<const uint8_t*>(C), batch,
-                        reinterpret_cast<float*>(y), threads);
+             e.run_alone(inputs, batch, reinterpret_cast<float*>(out), threads);
            })
       .def("read_tensor",
            [](Engine& e, int tensor, Out<uint8_t> out) {

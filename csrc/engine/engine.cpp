@@ -901,30 +901,37 @@ std::map<std::string, double> Engine::profile() const {
   return seconds;
 }
 
-void Engine::run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y,
-                      int threads) {
+void Engine::run_alone(const std::vector<Input>& inputs, int64_t batch, float* out, int threads) {
   std::lock_guard<std::mutex> lock(mutex_);
-  need(finished_ && operations_.size() == 1 && operations_[0].kind == Operation::kFixedScan, "no program of one scan");
+  need(finished_ && operations_.size() == 1, "no program of one operation");
   need(threads >= 1 && threads <= 1024, "a thread count out of range");
+  for (const Input& input : inputs) tensor(input.tensor);
   const Operation& op = operations_[0];
-  const void* sources[4] = {u, delta, B, C};
+  const Tensor& result = tensors_[output_];
+  need(!result.codes && result.rows == op.rows, "the result is not a float for each row");
   auto image = [&](int64_t b) {
     const FloatMode mode;
     std::vector<std::max_align_t> room((arena_bytes_ + scratch_floats_ * 4 + 256) / sizeof(std::max_align_t) + 1);
     char* arena = reinterpret_cast<char*>(padded(reinterpret_cast<int64_t>(room.data()), 64));
     Frame f = {tensors_.data(), arena, nullptr, channels_, size_,
                reinterpret_cast<float*>(arena + padded(arena_bytes_, 64))};
-    for (int i = 0; i < 4; ++i) {
-      const Tensor& t = tensors_[op.inputs[i]];
-      const int64_t element = t.codes ? 1 : 4;
-      const char* from = static_cast<const char*>(sources[i]) + b * t.rows * t.width * element;
+    for (const Input& input : inputs) {
+      const Tensor& t = tensors_[input.tensor];
+      const int64_t element = t.codes ? 1 : 4, row = t.width * element;
+      const char* from = static_cast<const char*>(input.data) + b * t.rows * row;
       for (int64_t r = 0; r < t.rows; ++r)
-        std::memcpy(arena + t.offset + r * t.stride * element, from + r * t.width * element, t.width * element);
+        std::memcpy(arena + t.offset + r * t.stride * element, from + r * row, row);
     }
-    kernels_->prepare_scan(op, f);
-    for (int64_t block = 0; block < padded(op.width) / kChannels; ++block) kernels_->scan(op, f, block);
+    if (is_scan(op)) {
+      kernels_->prepare_scan(op, f);
+      for (int64_t block = 0; block < padded(op.width) / kChannels; ++block) kernels_->scan(op, f, block);
+    }
+    for (int64_t row = 0; row < op.rows; row += kTileRows) {
+      const int64_t count = op.rows - row < kTileRows ? op.rows - row : kTileRows;
+      kernels_->body(op, f, kernels_->source(op, f, row, count), row, count);
+    }
     for (int64_t r = 0; r < op.rows; ++r)
-      std::memcpy(y + (b * op.rows + r) * op.width, arena + op.y_offset + r * padded(op.width) * 4, op.width * 4);
+      std::memcpy(out + (b * op.rows + r) * result.width, f.row<float>(result, r), result.width * sizeof(float));
   };
   parallel_for(batch, threads, image);
 }

@@ -92,9 +92,13 @@ class Engine {
   // images [batch, channels, size, size] -> out [batch, width of the output]. Calls from several threads take turns.
   void run(const float* images, int64_t batch, float* out, int threads);
 
-  // A program of one fixed-point scan alone: u, delta [batch, L, C], B [batch, L, N] float32 and C as bytes -> y.
-  void run_scan(const float* u, const float* delta, const float* B, const uint8_t* C, int64_t batch, float* y,
-                int threads);
+  // A program of one operation alone, on arrays of the caller: [batch, rows, width] of each tensor it reads, float32 or
+  // bytes, to those of its output.
+  struct Input {
+    int tensor;
+    const void* data;
+  };
+  void run_alone(const std::vector<Input>& inputs, int64_t batch, float* out, int threads);
 
   // The rows of a tensor after a run, of the last image; only where nothing else took its memory.
   void read_tensor(int tensor, void* out, int64_t bytes);

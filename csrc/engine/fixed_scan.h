@@ -207,7 +207,7 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
   const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
     const int64_t t = scan_row(L, p.reverse, s);
-    // float32 where the simulation runs this scan alone (Engine::run_scan, tests/ops/test_fixed_scan.py).
+    // float32 where the simulation runs this scan alone (Engine::run_alone, tests/ops/test_fixed_scan.py).
     const auto delta_t = delta.codes ? decode<V>(*delta.codes, t, c, f.row<uint8_t>(delta, t) + c)
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);

@@ -15,6 +15,7 @@ from visq.models import VisionMamba
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, named_sites
 from visq.quant.spec import Spec
+from visq.simulation import deploy
 
 Build = Callable[..., VisionMamba]
 needs_scan = pytest.mark.skipif(not hasattr(ops, "quantized_scan"), reason="the quantized scan is not there yet")
@@ -22,7 +23,7 @@ needs_scan = pytest.mark.skipif(not hasattr(ops, "quantized_scan"), reason="the 
 
 @pytest.mark.parametrize("inner", [False, pytest.param(True, marks=needs_scan)])
 def test_loaded_model_gives_the_same_bits(quantized: Build, images: Tensor, tmp_path: Path, inner: bool) -> None:
-    model = quantized(inner=inner)
+    model = deploy(quantized(inner=inner))
     expected = model(images)
     artifact.save(model, tmp_path / "a")
     rng = torch.get_rng_state()
@@ -56,7 +57,7 @@ def test_weights_that_were_not_baked_are_saved_as_their_codes(quantized: Build, 
     model = quantized(inner=False)
     for _, site in named_sites(model):
         site.baked = False
-    expected = model(images)
+    expected = deploy(model)(images)
     artifact.save(model, tmp_path / "a")
     assert torch.equal(artifact.load(tmp_path / "a")(images), expected)
 

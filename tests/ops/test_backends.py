@@ -16,6 +16,7 @@ from visq.ops import _native, backends, selective_scan
 from visq.runtime.cpu import has_isa
 
 OPS = {
+    "deployed",
     "fake_quantize",
     "fixed_scan",
     "causal_conv1d",

@@ -541,7 +541,7 @@ def test_the_engine_does_not_import_torch() -> None:
 
 
 def test_a_scan_alone_takes_delta_in_float32() -> None:
-    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_scan): delta and u are float32 tensors there."""
+    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_alone): delta and u are float32 tensors there."""
     from tests.ops.test_fixed_scan import Case
 
     case = Case()

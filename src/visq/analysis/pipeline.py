@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from visq import parallel
 from visq.analysis.evaluate import check_finite
 from visq.analysis.machine import peak_rss, reset_peak_rss
-from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, kind_of, save
+from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, kind_of, lowered, save
 from visq.calibrate import Calibration, calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
@@ -21,6 +21,7 @@ from visq.models.family import family_of, num_classes
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
+from visq.simulation import deploy
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Quantized:
     """A quantized model and how it came about.
 
     Attributes:
-        model: the simulation, with `model.recipe` and `model.provenance`.
+        model: the simulation, with `model.recipe` and `model.provenance`; deployed where the engine can run it.
         config: of the artifact, when one was written.
         peak_rss: the most memory the process held meanwhile, in bytes.
     """
@@ -149,6 +150,8 @@ def _quantize(
             resume=resume,
             report=lambda done, _, name: task.reach(done, note=name),
         )
+    if lowered(model)[0] is not None:
+        deploy(model)
     model.recipe = recipe
     model.provenance = Provenance(
         model=model.card.name,

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from visq.artifact.coverage import coverage_rows, kind_of
     from visq.artifact.reading import artifact_bytes, check_program, is_artifact, load, verify
     from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
-    from visq.artifact.writing import check_destination, save, serialize
+    from visq.artifact.writing import check_destination, lowered, save, serialize
 
 __all__ = [
     "save",
@@ -18,6 +18,7 @@ __all__ = [
     "read_config",
     "serialize",
     "check_destination",
+    "lowered",
     "is_artifact",
     "artifact_bytes",
     "coverage_rows",
@@ -33,7 +34,7 @@ __getattr__ = lazy(
     {
         **dict.fromkeys(("coverage_rows", "kind_of"), "coverage"),
         **dict.fromkeys(("artifact_bytes", "check_program", "is_artifact", "load", "verify"), "reading"),
-        **dict.fromkeys(("check_destination", "save", "serialize"), "writing"),
+        **dict.fromkeys(("check_destination", "lowered", "save", "serialize"), "writing"),
         **dict.fromkeys(("ArtifactConfig", "CalibrationData", "CoverageRow", "Provenance", "read_config"), "schema"),
     },
 )

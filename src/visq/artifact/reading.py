@@ -18,6 +18,7 @@ from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import ModelCard
 from visq.models.family import image_size, num_classes
+from visq.simulation import deploy
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
@@ -25,8 +26,9 @@ _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 def load(path: Path | str) -> Any:
     """The simulation of a quantized model, in eval mode: quantizers attached, weights decoded from their codes.
 
-    `model.card`, `model.recipe` and `model.provenance` say what it is; `model.artifact` is its whole config. Logits are
-    bit for bit those of the model that was saved.
+    `model.card`, `model.recipe` and `model.provenance` say what it is; `model.artifact` is its whole config. Where
+    the artifact has a program, the model is deployed: its logits are bit for bit those of the integer engine, and of
+    the model that was saved if that was. No parameter asks for a gradient.
 
     Raises:
         VisqError: anything missing, damaged or edited, naming the file and the key.
@@ -58,7 +60,8 @@ def load(path: Path | str) -> Any:
     card = ModelCard(name=config.provenance.model, config=geometry, preprocess=preprocess, classes=config.classes)
     model.card = replace(card, checkpoint_sha256=config.provenance.checkpoint_sha256)
     model.recipe, model.provenance, model.artifact = config.recipe, config.provenance, config
-    return model
+    model.requires_grad_(False)
+    return model if config.program is None else deploy(model)
 
 
 def verify(path: Path | str) -> ArtifactConfig:

@@ -12,9 +12,21 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from visq.lowering.values import Image, LoweringError, Map, Parameter, Value
-from visq.models.layers import GELU, CausalConv1d, Conv2d, LayerNorm, Linear, RMSNorm, SelectiveScan, SiLU
+from visq.models.layers import (
+    GELU,
+    CausalConv1d,
+    Conv2d,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    SelectiveScan,
+    SiLU,
+    Softplus,
+    TokenMean,
+)
 from visq.models.vim import PatchConv2d
 from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
 from visq.runtime import program as ir
 from visq.runtime.program import Constant
@@ -48,6 +60,8 @@ def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str
 
 
 def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
+    if x.rotated != isinstance(module.site_weight.quantizer, RotatedQuantizer):
+        raise LoweringError(f"{name}: of its input and weight one is rotated and the other is not")
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
     out = lowering.builder.operation(name, source, x.rows, len(module.weight), x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
@@ -159,6 +173,16 @@ def silu(lowering: Lowering, module: SiLU, name: str, x: Value) -> Value:
 @lowers(GELU, by_row=True)
 def gelu(lowering: Lowering, module: GELU, name: str, x: Value) -> Value:
     return lowering.site(lowering.unary("gelu", x), f"{name}.out", module.site_out)
+
+
+@lowers(Softplus, by_row=True)
+def softplus(lowering: Lowering, module: Softplus, name: str, x: Value) -> Value:
+    return lowering.unary("softplus", x)
+
+
+@lowers(TokenMean)
+def token_mean(lowering: Lowering, module: TokenMean, name: str, x: Value) -> Value:
+    return lowering.builder.operation("mean", ir.Mean(input=lowering.builder.tensor(x)), 1, x.width)
 
 
 @lowers(LayerNorm, by_row=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from visq.lowering.builder import Builder
@@ -140,7 +139,6 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.exp: "exp",
     torch.cat: "cat",
     torch.zeros_like: "zeros_like",
-    F.softplus: "softplus",
     getattr: "getattr",
 }
 RULES: dict[str, Callable[..., Any]] = {}
@@ -190,8 +188,18 @@ def _function(name: str, lowering: Lowering, x: Any) -> Any:
 
 
 @rule
-def softplus(lowering: Lowering, x: Value) -> Value:
-    return lowering.unary("softplus", x)
+def double(lowering: Lowering, x: Parameter) -> Parameter:
+    """Functions of parameters are computed in float64 (`Bundle.constant`)."""
+    if not isinstance(x, Parameter):
+        raise LoweringError("float64 of an activation")
+    return x
+
+
+@rule
+def to(lowering: Lowering, x: Parameter, like: Parameter) -> Parameter:
+    if not isinstance(x, Parameter) or not isinstance(like, Parameter):
+        raise LoweringError("a conversion of an activation")
+    return x
 
 
 @rule
@@ -269,13 +277,6 @@ def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
     source = ir.Transpose(input=lowering.builder.tensor(x.value), height=x.height, width=x.width)
     rows = lowering.builder.operation("transpose", source, x.value.rows, x.value.width)
     return Map(rows, x.width, x.height)
-
-
-@rule
-def mean(lowering: Lowering, x: Value, dim: int) -> Value:
-    if not isinstance(x, Value) or dim != 1:
-        raise LoweringError(f"mean over dimension {dim}")
-    return lowering.builder.operation("mean", ir.Mean(input=lowering.builder.tensor(x)), 1, x.width)
 
 
 def shape(lowering: Lowering, x: Value | Map, attribute: str) -> tuple[int | None, ...]:

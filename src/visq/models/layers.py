@@ -88,6 +88,20 @@ class GELU(nn.Module):
         return self.site_out(F.gelu(x))
 
 
+class Softplus(nn.Module):
+    """log(1 + e^x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x)
+
+
+class TokenMean(nn.Module):
+    """The mean of all tokens. [B, L, C] -> [B, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / deviation * weight + bias over the last axis, in float32, with a site `out`."""
 
@@ -118,12 +132,14 @@ class SelectiveScan(nn.Module):
     """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's
     discretization).
 
-    Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h` live inside the recurrence and are quantized
-        by the scan kernel. Where all of them are quantized, the scan runs in the engine's fixed point.
+    `softplus` makes delta of its projection. Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h`
+        live inside the recurrence and are quantized by the scan kernel. Where all of them are quantized, the scan runs
+        in the engine's fixed point.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.softplus = Softplus()
         self.site_delta, self.site_c, self.site_y = Site(), Site(), Site()
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
         self._plan = ScanPlan()
@@ -132,14 +148,14 @@ class SelectiveScan(nn.Module):
         """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
         u)."""
         delta, C = self.site_delta(delta), self.site_c(C)
-        if (y := self._deployed(u, delta, A, B, C)) is not None:
+        if (y := self.in_fixed_point(u, delta, A, B, C)) is not None:
             return self.site_y(y)
         inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
         quantized = {name: site.quantizer.scan_argument() for name, site in inner.items() if site.quantizer is not None}
         scan = ops.quantized_scan if quantized else ops.selective_scan
         return self.site_y(scan(u, delta, A, B, C, **quantized))
 
-    def _deployed(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor | None:
+    def in_fixed_point(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor | None:
         """y as the integer engine computes it, where all of the scan is quantized and no gradient is wanted."""
         if torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C)):
             return None

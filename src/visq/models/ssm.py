@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq.models.layers import CausalConv1d, Linear, SelectiveScan, SiLU
@@ -72,8 +71,10 @@ def selective(
     rank = dt_proj.in_features
     states = (x_proj.out_features - rank) // 2
     dt, B, C = x_proj(u).split([rank, states, states], dim=-1)
-    delta = F.softplus(dt_proj(dt))
-    return scan(u, delta, -torch.exp(A_log), B, C) + D * u
+    delta = scan.softplus(dt_proj(dt))
+    # In float64, so that A is the same float32 whoever computes it.
+    A = -torch.exp(A_log.double()).to(A_log)
+    return scan(u, delta, A, B, C) + D * u
 
 
 def projection(x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, slice, slice]:

@@ -22,6 +22,7 @@ from visq.models.layers import (
     LayerNorm,
     Linear,
     SiLU,
+    TokenMean,
 )
 from visq.models.ssm import SSM
 from visq.models.stage import Stage, StagedNetwork
@@ -197,6 +198,7 @@ class VMamba(StagedNetwork):
             own, rates = rates[:depth], rates[depth:]
             self.layers.append(Level(config.embed_dim * 2**i, config, own, last=i == len(config.depths) - 1))
         self.norm = LayerNorm(config.embed_dim * 2 ** (len(config.depths) - 1))
+        self.pool = TokenMean()
         self.head = Linear(config.embed_dim * 2 ** (len(config.depths) - 1), config.num_classes)
         self.reset_parameters()
 
@@ -215,7 +217,7 @@ class VMamba(StagedNetwork):
 
     def classify(self, x: Tensor) -> tuple[Tensor]:
         """The mean of all normalized tokens through the head."""
-        return (self.head(self.norm(x.flatten(1, 2)).mean(1)),)
+        return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_to_parts
@@ -37,28 +37,23 @@ class ScanPlan:
         parts = (delta, C, abar, bbar, h)
         if any(type(part) not in (Quantizer, StateQuantizer) for part in parts):
             return None
-        key = (length, *(_state(part) for part in parts if part is not None))
+        key = (length, *(state_of(part) for part in parts if part is not None))
         if key != self._key or self._A is None or not A.equal(self._A):
             self._key, self._parts, self._A = key, parts, A.clone()
-            found = plan(
-                length,
-                A.detach().cpu().numpy(),
-                _converted(delta, engine.make_quantizer),
-                _converted(C, engine.make_quantizer),
-                _converted(abar, engine.make_factor),
-                _converted(bbar, engine.make_factor),
-                _converted(h, engine.make_state),
-            )
+            makers = (*(engine.make_quantizer,) * 2, *(engine.make_factor,) * 2, engine.make_state)
+            forms = (converted(part, make) for part, make in zip(parts, makers, strict=True) if part is not None)
+            found = plan(length, A.detach().cpu().numpy(), *forms)
             self._found = None if isinstance(found, str) else found
         return self._found
 
 
-def _state(quantizer: SiteQuantizer) -> tuple[Any, ...]:
-    """Changes whenever a parameter of the quantizer does."""
-    return (id(quantizer), *((buffer.data_ptr(), buffer._version) for buffer in quantizer.buffers()))
+def state_of(module: nn.Module) -> tuple[Any, ...]:
+    """Changes whenever a parameter or buffer of the module itself does."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return (id(module), *((tensor.data_ptr(), tensor._version) for tensor in own))
 
 
-def _converted(quantizer: SiteQuantizer | None, make: Any) -> Any:
-    assert quantizer is not None
+def converted(quantizer: SiteQuantizer, make: Any) -> Any:
+    """`quantizer` as the engine's: make(name, record, parts) is one of `visq.runtime.quantizers`."""
     meta, tensors = quantizer_to_parts(quantizer)
-    return make("scan", meta, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+    return make("simulation", meta, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})

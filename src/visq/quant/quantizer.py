@@ -17,8 +17,10 @@ from visq.quant.spec import Spec
 class Quantizer(SiteQuantizer):
     """x -> q = clamp(round(x / (smooth * scale)) + zero_point) -> x^ = (q - zero_point) * scale * smooth.
 
-    Rounding is half to even. With a table, q is the index of the nearest entry (ties to the lower one) of x / (smooth
-    * scale), and x^ = table[q] * scale * smooth.
+    Rounding is half to even. Division is a product with the reciprocal, as the integer engine computes it. To the bit:
+    scale * smooth is one factor where the scale belongs to channels or the tensor; where it belongs to tokens, x is
+    divided by smooth, then by scale (docs/integer-semantics.md). With a table, q is the index of the nearest entry
+    (ties to the lower one) of x / (smooth * scale), and x^ = table[q] * scale * smooth.
 
     Integer form: the codes q with one (scale, zero_point) per group. A scale per tensor, per weight row or per token
     factors out of a matrix product; per-channel activation scales do so only as power-of-two shifts of the codes.
@@ -73,32 +75,43 @@ class Quantizer(SiteQuantizer):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of x, int16, same shape."""
-        scale, zero_point = self._along_axis(x)
-        x = x / scale if self.smooth is None else x / self.smooth / scale
+        steps, zero_point = self._steps(x)
+        for step in steps:
+            x = x * (1 / step)
         if self.table is not None:
             return torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2).to(torch.int16)
         return (x.round() + zero_point).clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
 
     def integers(self, x: Tensor) -> Tensor:
         """Codes of x less their zero point, int16: what integer products are made of."""
-        _, zero_point = self._along_axis(x)
+        _, zero_point = self._steps(x)
         return (self.encode(x) - zero_point).to(torch.int16)
+
+    def largest_integer(self) -> int:
+        """The largest magnitude of `integers`."""
+        zero = torch.zeros(1) if self.zero_point is None else self.zero_point
+        return int(torch.maximum((zero - self.spec.qmin).abs(), (self.spec.qmax - zero).abs()).max())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values of codes, float32, same shape."""
-        scale, zero_point = self._along_axis(codes)
-        x = (codes.float() - zero_point) * scale if self.table is None else self.table[codes.long()] * scale
-        return x if self.smooth is None else x * self.smooth
+        steps, zero_point = self._steps(codes)
+        x = codes.float() - zero_point if self.table is None else self.table[codes.long()]
+        for step in steps:
+            x = x * step
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
         estimator."""
-        scale, zero_point = self._along_axis(x)
+        steps, zero_point = self._steps(x)
         if self._fits_kernel(x):
             axis: Axis = "tensor" if self.axis is None else "channel" if self.axis == -1 else "token"
+            scale = self.scale if self.group is None else self.scale[self.group]
             zeros = zero_point.flatten() if isinstance(zero_point, Tensor) else None
-            return ops.fake_quantize(x, scale.flatten(), zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
-        v = x / scale if self.smooth is None else x / self.smooth / scale
+            return ops.fake_quantize(x, scale, zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
+        v = x
+        for step in steps:
+            v = v * (1 / step)
         if self.table is not None:
             nearest = self.table[torch.bucketize(v.detach(), (self.table[1:] + self.table[:-1]) / 2)]
             inside = v.clamp(self.table[0].item(), self.table[-1].item())
@@ -107,8 +120,9 @@ class Quantizer(SiteQuantizer):
             v = (v + (v.round() - v).detach() + zero_point).clamp(self.spec.qmin, self.spec.qmax) - zero_point
         else:
             v = v.round_().add_(zero_point).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero_point)
-        v = v * scale
-        return v if self.smooth is None else v * self.smooth
+        for step in steps:
+            v = v * step
+        return v
 
     def scan_argument(self) -> Any:
         """The form the scan kernel takes for Abar or Bbar."""
@@ -126,6 +140,16 @@ class Quantizer(SiteQuantizer):
             t is not None and t.requires_grad for t in (x, self.scale, self.smooth)
         )
         return x.ndim == 3 and self.table is None and self.axis in (None, -1, -2) and not with_gradient
+
+    def _steps(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """The factors of a code's value in the order they are multiplied, and zero_point, shaped to broadcast against
+        x."""
+        scale, zero_point = self._along_axis(x)
+        if self.smooth is None:
+            return (scale,), zero_point
+        if self.axis in (None, -1):
+            return (scale * self.smooth,), zero_point
+        return ((self.smooth, scale) if self.axis == -2 else (scale, self.smooth)), zero_point
 
     def _along_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """scale and zero_point, shaped to broadcast against x."""

@@ -90,15 +90,8 @@ class Bundle:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
         quantizer: Quantizer = made(make_quantizer, name, record.quantizer, parts)
-        rows = (-1,) + (1,) * (codes.ndim - 1)
-        if quantizer.table is not None:
-            values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
-            return values
-        codes = codes - quantizer.zero.astype(np.int16).reshape(rows)
-        if codes.size and codes.min() >= -128 and codes.max() <= 127:
-            codes = codes.astype(np.int8)
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
-        return Weight(codes, quantizer.scale, quantizer.smooth, rotation, divisor)
+        return coded_weight(codes, quantizer, rotation, divisor)
 
     def _parts(self, site: str) -> dict[str, np.ndarray]:
         if not self._by_site:
@@ -115,6 +108,20 @@ class Bundle:
                 raise VisqError(f"the program names site {site}, which the artifact does not quantize")
             self._made[key] = made(make, site, record.quantizer, self._parts(site))
         return self._made[key]
+
+
+def coded_weight(
+    codes: Codes, quantizer: Quantizer, rotation: Floats | None = None, divisor: Floats | None = None
+) -> Weight | Floats:
+    """A weight of the codes [N, ...] its quantizer gave it; with a table, the values they stand for."""
+    rows = (-1,) + (1,) * (codes.ndim - 1)
+    if quantizer.table is not None:
+        values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
+        return values
+    codes = codes - quantizer.zero.astype(np.int16).reshape(rows)
+    if codes.size and codes.min() >= -128 and codes.max() <= 127:
+        codes = codes.astype(np.int8)
+    return Weight(codes, quantizer.scale, quantizer.smooth, rotation, divisor)
 
 
 def made(make: Any, site: str, record: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:

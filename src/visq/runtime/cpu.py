@@ -69,10 +69,10 @@ except ImportError as error:  # installed without a compiler
 ISAS = ("amx", "avx512vnni", "avx512", "avx2", "scalar")
 #: `amx` with its matrix instructions in C++, for tests on machines without them: only ever taken by name.
 EMULATED = "amx-emulated"
-_LEVELS = {"avx512": ("avx512vnni", "avx512"), "avx2": ("avx2",), "scalar": ("scalar",)}
+LEVELS = {"avx512": ("avx512vnni", "avx512"), "avx2": ("avx2",), "scalar": ("scalar",)}
 
-_LANES = 16
-_LINE = 64
+LANES = 16
+LINE = 64
 
 
 def present_isas() -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def default_isa() -> str:
     present, wanted = present_isas(), os.environ.get("VISQ_ISA")
     if not wanted:
         return present[0]
-    for name in _LEVELS.get(wanted, (wanted,)):
+    for name in LEVELS.get(wanted, (wanted,)):
         if has_isa(name):
             return name
     raise VisqError(f"VISQ_ISA={wanted} is not available here; available: {', '.join(present)}")
@@ -176,7 +176,7 @@ class CpuEngine:
 
 
 @dataclass
-class _Lives:
+class Lives:
     """First fit for pieces of memory: `take` returns an offset, `free` gives it back. `size`: the most ever needed."""
 
     align: int
@@ -208,7 +208,7 @@ class _Writer:
         self.in_float: dict[str, str] = {}
         self.quantizers: dict[tuple[str, int, int, bool], int] = {}
         self.tensors: dict[str, int] = {}
-        self.arena = _Lives(_LINE)
+        self.arena = Lives(LINE)
         self.offsets: dict[str, int] = {}
         # What the operations that run together write, and memory to free after them.
         self.together: set[str] = set()
@@ -220,7 +220,7 @@ class _Writer:
         for index, operation in enumerate(self.program.operations):
             self._operation(index, operation)
         # Read by whole vectors, the last row may be read beyond its end.
-        self.engine.finish(self.arena.size + 4 * _LINE, self.tensors[self.program.output])
+        self.engine.finish(self.arena.size + 4 * LINE, self.tensors[self.program.output])
         return self.tensors
 
     # --- memory
@@ -239,7 +239,7 @@ class _Writer:
 
     def _place(self, name: str) -> None:
         decl = self.program.tensors[name]
-        stride = _pad(decl.width, _LANES) * 4 if decl.site is None else _pad(decl.width, _LINE)
+        stride = pad(decl.width, LANES) * 4 if decl.site is None else pad(decl.width, LINE)
         self.offsets[name] = self.arena.take(decl.rows * stride)
         codes = -1 if decl.site is None else self._quantizer(decl.site, decl.rows, decl.width, decl.reverse)
         self.tensors[name] = self.engine.add_tensor(decl.rows, decl.width, self.offsets[name], codes)
@@ -297,7 +297,7 @@ class _Writer:
         self.together.update(written)
         for name in written:
             self._place(name)
-        y = self.arena.take(operation.rows * _pad(operation.width, _LANES) * 4) if _is_scan(operation) else None
+        y = self.arena.take(operation.rows * pad(operation.width, LANES) * 4) if _is_scan(operation) else None
         form = form_of(self.program, operation, self.bundle)  # dropped at once: the engine has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
@@ -336,7 +336,7 @@ class _Writer:
             engine.concat(rows, width)
             for part in source.parts:
                 if isinstance(part, Constant):
-                    engine.concat_part(-1, 0, 1, _flat(self.bundle.constant(part)))
+                    engine.concat_part(-1, 0, 1, flat(self.bundle.constant(part)))
                 else:
                     engine.concat_part(self.tensors[part[0]], part[1], part[2], np.zeros(0, np.float32))
         elif isinstance(source, Linear):
@@ -356,7 +356,7 @@ class _Writer:
     def _linear(self, operation: Operation, x: int, form: Form) -> None:
         rows, width = operation.rows, operation.width
         if isinstance(form, FloatLinear):
-            self.engine.float_linear(rows, width, x, _flat(form.weight), _flat(form.bias))
+            self.engine.float_linear(rows, width, x, flat(form.weight), flat(form.bias))
             return
         assert isinstance(form, IntegerLinear)
         token = np.ones(rows, np.float32) if form.token is None else form.token
@@ -365,52 +365,35 @@ class _Writer:
             rows,
             width,
             x,
-            _flat(form.weight, np.int8),
-            _flat(form.scale),
-            _flat(token),
-            _flat(zero, np.int32),
-            _flat(form.bias),
+            flat(form.weight, np.int8),
+            flat(form.scale),
+            flat(token),
+            flat(zero, np.int32),
+            flat(form.bias),
         )
 
     def _conv1d(self, source: Conv1d, form: Form) -> None:
         x = self.tensors[source.input]
         if isinstance(form, FloatConv1d):
-            self.engine.float_conv(x, _flat(form.weight), _flat(form.bias), source.reverse)
+            self.engine.float_conv(x, flat(form.weight), flat(form.bias), source.reverse)
             return
         assert isinstance(form, IntegerConv1d)
-        weight, zero = _flat(form.weight, np.int8), _flat(form.zero, np.int32)
-        self.engine.int_conv(x, weight, _flat(form.scale), zero, _flat(form.bias), source.reverse)
+        weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
+        self.engine.int_conv(x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
 
     def _conv2d(self, source: Conv2d, form: Form) -> None:
         x = self.tensors[source.input]
         if isinstance(form, FloatConv2d):
-            self.engine.float_conv2d(x, source.kernel, source.padding, _flat(form.weight), _flat(form.bias))
+            self.engine.float_conv2d(x, source.kernel, source.padding, flat(form.weight), flat(form.bias))
             return
         assert isinstance(form, IntegerConv2d)
-        weight, zero = _flat(form.weight, np.int8), _flat(form.zero, np.int32)
-        self.engine.int_conv2d(x, source.kernel, source.padding, weight, _flat(form.scale), zero, _flat(form.bias))
+        weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
+        self.engine.int_conv2d(x, source.kernel, source.padding, weight, flat(form.scale), zero, flat(form.bias))
 
     def _scan(self, operation: Operation, source: Scan, form: Form, y: int) -> None:
         tensors = [self.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
-        rows = operation.rows
         if isinstance(form, FloatScan):
-            h, none = form.h, np.zeros(0, np.float32)
-            channel = np.ones(1, np.float32) if form.bbar is None else form.bbar.channel
-            self.engine.float_scan(
-                *tensors,
-                y,
-                source.reverse,
-                _flat(form.A * LOG2E),
-                _factor(form.abar),
-                _factor(form.bbar),
-                _flat(np.broadcast_to(channel, operation.width)),
-                _flat(np.broadcast_to(np.float32(1) / channel, operation.width)),
-                none if h is None else _flat(np.broadcast_to(h.step, rows)),
-                none if h is None else _flat(h.channel[:, None] * h.state),
-                0 if h is None else h.low,
-                0 if h is None else h.high,
-                h is None or h.read_quantized,
-            )
+            add_float_scan(self.engine, tensors, y, source.reverse, operation.rows, form)
             return
         assert isinstance(form, FixedScan)
         add_fixed_scan(self.engine, tensors, y, source.reverse, form)
@@ -444,13 +427,13 @@ class _Writer:
             if isinstance(step, Unary):
                 engine.unary(step.op, step.dst, step.src, slot)
             elif isinstance(step, WithConstant):
-                engine.with_constant(step.op, step.dst, step.src, _flat(self.bundle.constant(step.constant)), slot)
+                engine.with_constant(step.op, step.dst, step.src, flat(self.bundle.constant(step.constant)), slot)
             elif isinstance(step, WithScalar):
                 engine.mul_scalar(step.dst, step.src, step.value, slot)
             elif isinstance(step, RmsNorm):
-                engine.rms_norm(step.dst, step.src, _flat(self.bundle.constant(step.weight)), step.eps, slot)
+                engine.rms_norm(step.dst, step.src, flat(self.bundle.constant(step.weight)), step.eps, slot)
             elif isinstance(step, LayerNorm):
-                weight, bias = _flat(self.bundle.constant(step.weight)), _flat(self.bundle.constant(step.bias))
+                weight, bias = flat(self.bundle.constant(step.weight)), flat(self.bundle.constant(step.bias))
                 engine.layer_norm(step.dst, step.src, weight, bias, step.eps, slot)
             elif isinstance(step, Round):
                 codes = self._quantizer(step.site, operation.rows, width, step.reverse)
@@ -458,14 +441,14 @@ class _Writer:
             elif isinstance(step, Rotate):
                 matrix, divisor = self.bundle.rotation(step.site)
                 inverse = np.float32(1) / divisor
-                engine.rotate(step.dst, step.src, _flat(inverse), _flat(matrix), slot)
+                engine.rotate(step.dst, step.src, flat(inverse), flat(matrix), slot)
 
 
 class _Slots:
     """Where registers of a body lie, in floats of a row: memory is used again after the last reader."""
 
     def __init__(self, operation: Operation) -> None:
-        self.room = _Lives(_LANES)
+        self.room = Lives(LANES)
         self.width = {0: operation.width}
         self.offset: dict[int, int] = {}
         self.root: dict[int, int] = {0: 0}
@@ -480,7 +463,7 @@ class _Slots:
 
     def take(self, register: int, width: int, copies: int = 1) -> int:
         self.width[register], self.root[register] = width, register
-        self.offset[register] = self.room.take(_pad(width, _LANES) * copies)
+        self.offset[register] = self.room.take(pad(width, LANES) * copies)
         return self.offset[register]
 
     def alias(self, register: int, source: int, width: int) -> None:
@@ -533,16 +516,37 @@ def add_fixed_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form:
         y,
         reverse,
         numbers,
-        _flat(form.a, np.int32),
-        lut if form.abar_lut is None else _flat(form.abar_lut, np.int16),
-        lut if form.bbar_lut is None else _flat(form.bbar_lut, np.int16),
-        _flat(form.drive_channel),
-        _flat(form.input_channel),
-        _flat(form.input_step),
-        _flat(form.decay, np.int16),
-        _flat(form.lift, np.int16),
-        _flat(form.y_channel),
-        _flat(form.y_step),
+        flat(form.a, np.int32),
+        lut if form.abar_lut is None else flat(form.abar_lut, np.int16),
+        lut if form.bbar_lut is None else flat(form.bbar_lut, np.int16),
+        flat(form.drive_channel),
+        flat(form.input_channel),
+        flat(form.input_step),
+        flat(form.decay, np.int16),
+        flat(form.lift, np.int16),
+        flat(form.y_channel),
+        flat(form.y_step),
+    )
+
+
+def add_float_scan(engine: Any, tensors: list[int], y: int, reverse: bool, rows: int, form: FloatScan) -> None:
+    """Start the operation of a scan in float32; `tensors` are u, delta, B, C."""
+    h, none, width = form.h, np.zeros(0, np.float32), len(form.A)
+    channel = np.ones(1, np.float32) if form.bbar is None else form.bbar.channel
+    engine.float_scan(
+        *tensors,
+        y,
+        reverse,
+        flat(form.A * LOG2E),
+        _factor(form.abar),
+        _factor(form.bbar),
+        flat(np.broadcast_to(channel, width)),
+        flat(np.broadcast_to(np.float32(1) / channel, width)),
+        none if h is None else flat(np.broadcast_to(h.step, rows)),
+        none if h is None else flat(h.channel[:, None] * h.state),
+        0 if h is None else h.low,
+        0 if h is None else h.high,
+        h is None or h.read_quantized,
     )
 
 
@@ -558,57 +562,22 @@ def _factor(factor: Factor | None) -> dict[str, Any]:
         "inverse": float(np.float32(1) / factor.step),
         "low": float(factor.low),
         "high": float(factor.high),
-        "table": _flat(table),
-        "thresholds": none if factor.table is None else _flat(midpoints(table)),
+        "table": flat(table),
+        "thresholds": none if factor.table is None else flat(midpoints(table)),
     }
 
 
-def _flat(x: np.ndarray, dtype: type = np.float32) -> NDArray[Any]:
+def flat(x: np.ndarray, dtype: type = np.float32) -> NDArray[Any]:
     """Contiguous, as another type that holds the same values."""
     flat: NDArray[Any] = np.ascontiguousarray(x.reshape(-1), dtype)
     _need(np.dtype(dtype).kind == "f" or np.array_equal(flat, x.reshape(-1)), f"values do not fit {np.dtype(dtype)}")
     return flat
 
 
-def _pad(n: int, to: int) -> int:
+def pad(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
 def _need(condition: bool | np.bool_, what: str) -> None:
     if not condition:
         raise VisqError(what)
-
-
-class ScanKernel:
-    """One fixed-point scan alone, on arrays of the caller; what the simulation runs.
-
-    Args:
-        isa: a level of VISQ_ISA; the fastest kernel of that level is taken.
-    """
-
-    def __init__(self, scan: FixedScan, isa: str) -> None:
-        (channels, states), length = scan.a.shape, len(scan.input_step)
-        present = present_isas()
-        name = next(kernel for kernel in _LEVELS.get(isa, (isa,)) if kernel in present)
-        engine = _C.Engine(name, 1, 1)
-        arena = _Lives(_LINE)
-        ones = np.ones(length, np.float32)
-        none = np.zeros(0, np.float32)
-        codes = engine.add_quantizer(
-            states, length, np.ones(states, np.float32), np.ones(states, np.float32), ones, ones, none,
-            scan.C_zero.astype(np.float32), 0.0, 255.0, none, none,
-        )  # fmt: skip
-        floats = [
-            engine.add_tensor(length, width, arena.take(length * _pad(width, _LANES) * 4), -1)
-            for width in (channels, channels, states)
-        ]
-        C = engine.add_tensor(length, states, arena.take(length * _pad(states, _LINE)), codes)
-        y = arena.take(length * _pad(channels, _LANES) * 4)
-        add_fixed_scan(engine, [*floats, C], y, False, scan)
-        engine.store(0, floats[0])
-        engine.finish(arena.size + 4 * _LINE, floats[0])
-        self._engine = engine
-
-    def run(self, u: int, delta: int, B: int, C: int, batch: int, y: int, threads: int) -> None:
-        """Addresses of u, delta, y [batch, L, C], B [batch, L, N] float32 and C [batch, L, N] bytes, contiguous."""
-        self._engine.run_scan(u, delta, B, C, batch, y, threads)

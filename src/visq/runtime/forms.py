@@ -4,7 +4,8 @@ reason. Oracle and kernels run the same forms.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -86,6 +87,8 @@ class FloatScan:
     reason: str
 
 
+Integer = TypeVar("Integer", IntegerConv1d, IntegerConv2d)
+Floating = TypeVar("Floating", FloatConv1d, FloatConv2d)
 Form = (
     IntegerLinear
     | FloatLinear
@@ -140,13 +143,32 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     decl = program.tensors[source.input]
     weight = bundle.weight(source.weight)
     matrix = _stored(weight)
-    matrix = matrix.reshape(matrix.shape[0], -1)
-    expected = (operation.width, decl.width)
-    _need(matrix.shape == expected, f"{source.weight} is {list(matrix.shape)}, expected {list(expected)}")
-    bias = _bias(source.bias, operation.width, bundle)
+    shape, expected = (matrix.shape[0], matrix[0].size), (operation.width, decl.width)
+    _need(shape == expected, f"{source.weight} is {list(shape)}, expected {list(expected)}")
     x = _input(program, source.input, bundle)
+    rounded = x is None and _rounded_before(program, source.input)
+    form = linear(x, weight, _bias(source.bias, operation.width, bundle), rounded_before=rounded)
+    if isinstance(form, IntegerLinear):
+        token = form.token
+        _need(token is None or token.size == operation.rows, f"{decl.site} has scales for another number of tokens")
+        if decl.reverse:
+            zero = form.zero[::-1].copy()
+            form = replace(form, token=None if token is None else token[::-1].copy(), zero=zero)
+    return form
+
+
+def linear(
+    x: Quantizer | None, weight: Weight | Floats, bias: Floats, rounded_before: bool = False
+) -> IntegerLinear | FloatLinear:
+    """The form of a product of an input and a weight's rows; token scales and zero points in the order of the site's.
+
+    Raises:
+        VisqError: the weight is rotated, and there is no integer product.
+    """
+    matrix = _stored(weight)
+    matrix = matrix.reshape(matrix.shape[0], -1)
     why = ""
-    if x is None and _rounded_before(program, source.input):
+    if x is None and rounded_before:
         why = "the input's map was rounded before its windows were taken"
     elif x is None:
         why = "the input is not quantized"
@@ -159,21 +181,17 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     elif not np.allclose(x.smooth * weight.smooth, 1, rtol=1e-4):
         why = "the input's smoothing is not undone by the weight's"
     if x is not None and isinstance(weight, Weight) and not why:
-        token = x.step_token
-        _need(token is None or token.size == operation.rows, f"{decl.site} has scales for another number of tokens")
-        order = slice(None, None, -1) if decl.reverse else slice(None)
-        zero = x.zero.astype(np.int64) + x.offset
-        scale = np.broadcast_to(weight.scale, operation.width)
+        scale = np.broadcast_to(weight.scale, len(matrix))
         return IntegerLinear(
-            weight=weight.codes.reshape(expected),
-            scale=scale.copy() if token is not None else scale * x.scale,
-            token=None if token is None else token[order].copy(),
-            zero=zero[order].copy() if x.zero_by_token else zero,
+            weight=matrix,
+            scale=scale.copy() if x.step_token is not None else scale * x.scale,
+            token=x.step_token,
+            zero=x.zero.astype(np.int64) + x.offset,
             bias=bias,
         )
     if isinstance(weight, Weight) and weight.rotation is not None:
         raise VisqError(f"a rotated weight needs an integer product, but {why}")
-    return FloatLinear(np.ascontiguousarray(_decoded(weight).reshape(expected), np.float32), bias, why)
+    return FloatLinear(np.ascontiguousarray(_decoded(weight).reshape(matrix.shape), np.float32), bias, why)
 
 
 def _rounded_before(program: Program, windows: str) -> bool:
@@ -192,7 +210,8 @@ def _conv1d(program: Program, operation: Operation, source: Conv1d, bundle: Bund
         taps.ndim == 3 and taps.shape[:2] == (operation.width, 1) and 1 <= taps.shape[2] <= 64,
         f"{source.weight} is {list(taps.shape)}, expected [{operation.width}, 1, kernel]",
     )
-    return _depthwise(program, operation, source, weight, bundle, IntegerConv1d, FloatConv1d)
+    x, bias = _input(program, source.input, bundle), _bias(source.bias, operation.width, bundle)
+    return depthwise(x, weight, bias, IntegerConv1d, FloatConv1d)
 
 
 def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bundle) -> Form:
@@ -200,21 +219,19 @@ def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bund
     taps = _stored(weight)
     expected = (operation.width, 1, source.kernel, source.kernel)
     _need(taps.shape == expected, f"{source.weight} is {list(taps.shape)}, expected {list(expected)}")
-    return _depthwise(program, operation, source, weight, bundle, IntegerConv2d, FloatConv2d)
+    x, bias = _input(program, source.input, bundle), _bias(source.bias, operation.width, bundle)
+    return depthwise(x, weight, bias, IntegerConv2d, FloatConv2d)
 
 
-def _depthwise(
-    program: Program,
-    operation: Operation,
-    source: Conv1d | Conv2d,
+def depthwise(
+    x: Quantizer | None,
     weight: Weight | Floats,
-    bundle: Bundle,
-    integer: type[IntegerConv1d | IntegerConv2d],
-    floating: type[FloatConv1d | FloatConv2d],
-) -> Form:
+    bias: Floats,
+    integer: type[Integer],
+    floating: type[Floating],
+) -> Integer | Floating:
     """A depthwise convolution in integers, or in float32 and why."""
-    width, x = operation.width, _input(program, source.input, bundle)
-    bias = _bias(source.bias, width, bundle)
+    width = len(bias)
     if x is None or not isinstance(weight, Weight):
         why = f"the {'input' if x is None else 'weight'} is not quantized"
     elif x.table is not None or x.step_token is not None:

@@ -19,9 +19,12 @@ _OP = "fake_quantize"
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, smooth: Tensor | None, qmin: int, qmax: int, axis: Axis
 ) -> Tensor:
-    """decode(encode(x)) with q = clamp(rint(x / smooth / scale) + zero_point, qmin, qmax), to the bit.
+    """decode(encode(x)) with q = clamp(rint(x / (smooth scale)) + zero_point, qmin, qmax), to the bit.
 
-        y = (q - zero_point) * scale * smooth
+        y = (q - zero_point) * (scale * smooth)             axis "tensor" and "channel"
+        y = ((q - zero_point) * smooth) * scale             axis "token"
+
+    and x is multiplied by the reciprocals of these factors in the same order.
 
     Arguments:
         x: float32 [B, L, C]; batches and rows may have any stride.

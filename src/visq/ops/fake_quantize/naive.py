@@ -13,8 +13,13 @@ def forward(
 ) -> Tensor:
     """y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
     shape = (-1, 1) if axis == "token" else (-1,)
-    scale = scale.view(shape)
+    steps = [scale.view(shape)]
+    if smooth is not None:
+        steps = [smooth, *steps] if axis == "token" else [steps[0] * smooth]
     zero = 0.0 if zero_point is None else zero_point.view(shape)
-    v = x / scale if smooth is None else x / smooth / scale
-    y = ((v.round() + zero).clamp(qmin, qmax) - zero) * scale
-    return (y if smooth is None else y * smooth).contiguous()
+    for step in steps:
+        x = x * (1 / step)
+    y = (x.round() + zero).clamp(qmin, qmax) - zero
+    for step in steps:
+        y = y * step
+    return y.contiguous()

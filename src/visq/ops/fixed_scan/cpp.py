@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from visq.ops import _native, backends
-from visq.runtime.cpu import ScanKernel
+from visq.runtime import alone
+from visq.runtime.alone import Alone
 from visq.runtime.scan import FixedScan
 
 #: Packed kernels by the identity of their parameters, dropped with them.
-_KERNELS: dict[tuple[int, str], ScanKernel] = {}
+_KERNELS: dict[tuple[int, str], Alone] = {}
 
 
-def kernel_of(scan: FixedScan) -> ScanKernel:
+def kernel_of(scan: FixedScan) -> Alone:
     key = (id(scan), _native.isa())
     if key not in _KERNELS:
-        _KERNELS[key] = ScanKernel(scan, _native.isa())
+        _KERNELS[key] = alone.fixed_scan(_native.isa(), scan)
         weakref.finalize(scan, _KERNELS.pop, key, None)
     return _KERNELS[key]
 
@@ -32,6 +33,6 @@ def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: FixedScan) -> 
     codes = codes.to(torch.uint8).contiguous()
     u, delta, B = u.contiguous(), delta.contiguous(), B.contiguous()
     y = torch.empty_like(u)
-    kernel = kernel_of(scan)
-    kernel.run(u.data_ptr(), delta.data_ptr(), B.data_ptr(), codes.data_ptr(), len(u), y.data_ptr(), _native.threads())
+    addresses = [x.data_ptr() for x in (u, delta, B, codes)]
+    kernel_of(scan).run(addresses, len(u), y.data_ptr(), _native.threads())
     return y

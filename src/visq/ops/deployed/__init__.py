@@ -1,0 +1,66 @@
+"""What the integer engine computes in float32, on tensors and to the last bit: the simulation of a deployed network.
+
+docs/integer-semantics.md defines each. None has a gradient. Sequences are [B, L, C] float32; one token of each image,
+[B, C], is a sequence of one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visq.ops import backends
+from visq.ops._checks import require_shape
+from visq.ops.deployed import cpp, naive  # noqa: F401  (they register themselves)
+from visq.runtime.forms import FloatScan
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x), any shape."""
+    return _call("silu", x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), any shape."""
+    return _call("softplus", x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), any shape."""
+    return _call("gelu", x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [C]."""
+    return _call("rms_norm", x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight, bias [C]."""
+    return _call("layer_norm", x, weight, bias, eps)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Of the tokens, added up in their order. [B, L, C] -> [B, C]."""
+    return _call("mean", x)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., K] by weight [N, K], added up in the order of K without fused multiply-adds -> [..., N]."""
+    require_shape("product", "weight", weight, (len(weight), x.shape[-1]), "[N, K]")
+    return _call("product", x, weight)
+
+
+def float_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, form: FloatScan) -> Tensor:
+    """The selective scan with what of Abar, Bbar and h `form` rounds. u, delta [B, L, d_inner]; B, C [B, L, N], all in
+    scan order -> y [B, L, d_inner]."""
+    channels, states = form.A.shape
+    for name, tensor, width in (("u", u, channels), ("delta", delta, channels), ("B", B, states), ("C", C, states)):
+        require_shape("float_scan", name, tensor, (*u.shape[:2], width), "[B, L, width]")
+    return _call("float_scan", u, delta, B, C, form)
+
+
+@torch.no_grad()
+def _call(function: str, x: Tensor, *args: object) -> Tensor:
+    y: Tensor = backends.call("deployed", x.device.type, function, x, *args)
+    return y

@@ -1,0 +1,79 @@
+"""The engine's own kernels, an operation at a time (visq.runtime.alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visq.ops import _native, backends
+from visq.runtime import alone
+from visq.runtime.alone import Alone
+from visq.runtime.forms import FloatScan
+
+#: Rows of one task where rows do not depend on each other.
+ROWS = 64
+
+
+def _run(kernel: Alone, inputs: list[Tensor], out: Tensor) -> Tensor:
+    inputs = [x.contiguous() for x in inputs]
+    kernel.run([x.data_ptr() for x in inputs], len(out), out.data_ptr(), _native.threads())
+    return out
+
+
+def _by_rows(x: Tensor, width: int, make: Callable[[int], Alone]) -> Tensor:
+    """An operation that takes every row of x [..., K] by itself, to [..., width]; `make(rows)` prepares it."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.empty(len(rows), width)
+    whole = len(rows) // ROWS * ROWS
+    for first, last, size in ((0, whole, ROWS), (whole, len(rows), len(rows) - whole)):
+        if first < last:
+            _run(make(size), [rows[first:last]], out[first:last].view(-1, size, width))
+    return out.view(*x.shape[:-1], width)
+
+
+def _unary(function: str, x: Tensor) -> Tensor:
+    width = x.shape[-1]
+    return _by_rows(x, width, lambda rows: alone.unary(_native.isa(), function, rows, width))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    scale = weight.detach().numpy()
+    return _by_rows(x, x.shape[-1], lambda rows: alone.rms_norm(_native.isa(), rows, scale, eps))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    arrays = (weight.detach().numpy(), bias.detach().numpy())
+    return _by_rows(x, x.shape[-1], lambda rows: alone.layer_norm(_native.isa(), rows, *arrays, eps))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    matrix = weight.detach().contiguous().numpy()
+    return _by_rows(x, len(weight), lambda rows: alone.product(_native.isa(), rows, matrix))
+
+
+def mean(x: Tensor) -> Tensor:
+    return _run(alone.mean(_native.isa(), *x.shape[1:]), [x], torch.empty(len(x), x.shape[2]))
+
+
+def float_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, form: FloatScan) -> Tensor:
+    return _run(alone.float_scan(_native.isa(), u.shape[1], form), [u, delta, B, C], torch.empty(u.shape))
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **{function: partial(_unary, function) for function in ("silu", "softplus", "gelu")},
+    "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
+    "product": product,
+    "mean": mean,
+    "float_scan": float_scan,
+}
+
+
+@backends.register("deployed", "cpp")
+def forward(function: str, x: Tensor, *args: Any) -> Tensor:
+    """A function by name; arguments as in `visq.ops.deployed`."""
+    return FUNCTIONS[function](x, *args)

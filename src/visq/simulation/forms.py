@@ -1,0 +1,143 @@
+"""The arithmetic form of a module, as `visq.runtime.forms` gives it for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.lowering.layers import one_scale
+from visq.models.layers import CausalConv1d, Conv2d, Linear, SelectiveScan
+from visq.models.vim import PatchConv2d
+from visq.ops import deployed as engine
+from visq.quant.deployed import converted, state_of
+from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer
+from visq.quant.site import Site
+from visq.runtime import forms
+from visq.runtime.arithmetic import Floats
+from visq.runtime.bundle import Weight, coded_weight
+from visq.runtime.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    FloatScan,
+    IntegerConv1d,
+    IntegerConv2d,
+)
+from visq.runtime.quantizers import Quantizer as EngineQuantizer
+from visq.runtime.quantizers import make_factor, make_quantizer, make_state
+
+Dense = Linear | PatchConv2d | Conv2d
+Depthwise = CausalConv1d | Conv2d
+Form = TypeVar("Form")
+#: Whole numbers up to this are float32, and so is every sum of them, in any order.
+EXACT = 2**24
+
+
+@dataclass(frozen=True)
+class Product:
+    """`IntegerLinear` as PyTorch computes it: y = (float(codes weight^T) * scale) * token + bias.
+
+    Attributes:
+        weight: [N, K] codes in float32 where every sum stays below 2^24, in float64 elsewhere.
+        scale: [N]; token: [L, 1], or None for ones; bias: [N].
+    """
+
+    weight: Tensor
+    scale: Tensor
+    token: Tensor | None
+    bias: Tensor
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """codes [..., K], whole numbers in float32 -> [..., N]."""
+        sums = F.linear(codes.to(self.weight.dtype), self.weight)
+        value = sums.float() * self.scale
+        return (value if self.token is None else value * self.token) + self.bias
+
+
+@dataclass(frozen=True)
+class OrderedProduct:
+    """`FloatLinear`: y = x weight^T + bias, added up in the order of K."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return engine.product(x, self.weight) + self.bias
+
+
+def remembered(module: Dense | Depthwise, make: Callable[[], Form]) -> Form:
+    """`make()`, again only when a parameter or quantizer of the module changed."""
+    quantizers = [site.quantizer for site in (module.site_in, module.site_weight)]
+    key = (state_of(module), *(None if q is None else state_of(q) for q in quantizers))
+    found: tuple[Any, Any, Form] | None = module.__dict__.get("_form")
+    if found is None or found[0] != key:
+        # The quantizers are kept alive, so that no new one can take the identity of an old one.
+        found = module.__dict__["_form"] = (key, quantizers, make())
+    return found[2]
+
+
+def product(module: Dense) -> Product | OrderedProduct:
+    """Of a linear, or of a convolution over channels: a product of its windows, where its site rounds every value
+    alike (see `visq.lowering.layers.dense_conv2d`)."""
+    rounded_before = not isinstance(module, Linear) and not one_scale(module.site_in)
+    x = None if rounded_before else _activation(module.site_in)
+    form = forms.linear(x, _weight(module), _bias(module), rounded_before)
+    bias = torch.from_numpy(form.bias)
+    if isinstance(form, FloatLinear):
+        return OrderedProduct(torch.from_numpy(form.weight), bias)
+    weight, quantizer = torch.from_numpy(form.weight), module.site_in.quantizer
+    assert isinstance(quantizer, Quantizer)
+    bound = quantizer.largest_integer() * float(weight.double().abs().max()) * weight.shape[1]
+    token = None if form.token is None else torch.from_numpy(form.token)[:, None]
+    return Product(weight.float() if bound < EXACT else weight.double(), torch.from_numpy(form.scale), token, bias)
+
+
+def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
+    return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv1d, FloatConv1d)
+
+
+def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
+    return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv2d, FloatConv2d)
+
+
+def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:
+    """Of a scan that has no form in fixed point. A [d_inner, N]."""
+    makers = ((module.site_abar, make_factor), (module.site_bbar, make_factor), (module.site_h, make_state))
+    abar, bbar, h = (None if site.quantizer is None else converted(site.quantizer, make) for site, make in makers)
+    return FloatScan(A.detach().numpy(), abar, bbar, h, "no form in fixed point")
+
+
+def codes_of(module: Dense | Depthwise, x: Tensor) -> Tensor:
+    """The codes, less their zero point, of values that the module's site has rounded: whole numbers in float32."""
+    quantizer = module.site_in.quantizer
+    assert isinstance(quantizer, Quantizer)
+    return quantizer.integers(x).float()
+
+
+def _activation(site: Site) -> EngineQuantizer | None:
+    return None if site.quantizer is None else converted(site.quantizer, make_quantizer)
+
+
+def _weight(module: Dense | Depthwise) -> Weight | Floats:
+    quantizer = module.site_weight.quantizer
+    weight = module.weight.detach()
+    if quantizer is None:
+        values: Floats = weight.numpy()
+        return values
+    rotation = divisor = None
+    if isinstance(quantizer, RotatedQuantizer):
+        rotation = quantizer.rotation.numpy()
+        divisor = np.ones(len(rotation), np.float32) if quantizer.divisor is None else quantizer.divisor.numpy()
+    return coded_weight(quantizer.encode(weight).numpy(), converted(quantizer, make_quantizer), rotation, divisor)
+
+
+def _bias(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Floats:
+    bias: Floats = (torch.zeros(len(module.weight)) if module.bias is None else module.bias.detach()).numpy()
+    return bias

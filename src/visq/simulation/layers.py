@@ -1,0 +1,171 @@
+"""How each layer is computed once it is deployed: one function for each class, as in `visq.lowering.layers`.
+
+Sites round as ever. A layer takes the codes of what its site rounded, adds up integers, and turns sums into float32
+as docs/integer-semantics.md says; which form it has, `visq.runtime.forms` decides as it does for the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq import ops
+from visq.models.layers import (
+    GELU,
+    CausalConv1d,
+    Conv2d,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    SelectiveScan,
+    SiLU,
+    Softplus,
+    TokenMean,
+)
+from visq.models.vim import PatchConv2d
+from visq.ops import deployed as engine
+from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer
+from visq.quant.site import Site
+from visq.runtime.forms import IntegerConv1d, IntegerConv2d
+from visq.simulation import forms
+from visq.simulation.forms import Dense, Product, codes_of, remembered
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEPLOYED: dict[type[nn.Module], Callable[..., Any]] = {}
+
+
+def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
+    """Register how modules of a class are computed: function(module, *inputs) -> output."""
+
+    def decorate(function: Function) -> Function:
+        DEPLOYED[layer] = function
+        return function
+
+    return decorate
+
+
+@deploys(Site)
+def site(site: Site, x: Tensor) -> Tensor:
+    if isinstance(site.quantizer, RotatedQuantizer) and not site.baked:
+        rotation = site.quantizer.coordinates()
+        divided = x if rotation.divisor is None else x * (1 / rotation.divisor)
+        return rotation.back(Quantizer.forward(site.quantizer, engine.product(divided, rotation.matrix.T)))
+    return Site.forward(site, x)
+
+
+@deploys(Linear)
+def linear(module: Linear, x: Tensor) -> Tensor:
+    return matrix_product(module, module.site_in(x))
+
+
+@deploys(PatchConv2d)
+def patch_conv2d(module: PatchConv2d, images: Tensor) -> Tensor:
+    return matrix_product(module, module.site_in(images), windows=True)
+
+
+@deploys(Conv2d)
+def conv2d(module: Conv2d, x: Tensor) -> Tensor:
+    x = module.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+    padding = padding_of(module)
+    sizes = zip(x.shape[1:3], module.kernel_size, module.stride, strict=True)
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride in sizes)
+    if module.groups == 1:
+        rows = matrix_product(module, x.permute(0, 3, 1, 2), windows=True)
+    else:
+        rows = depthwise_conv2d(module, x)
+    return rows.unflatten(1, (height, width))
+
+
+def padding_of(module: PatchConv2d | Conv2d) -> int:
+    """Zeros around a map, as many on each side (`visq.lowering` refuses others)."""
+    padding = module.padding[0]
+    assert isinstance(padding, int)
+    return padding
+
+
+def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
+    """The module's linear map of x, which its site has rounded; of a map's windows where `windows`."""
+    product = remembered(module, lambda: forms.product(module))
+    rows = codes_of(module, x) if isinstance(product, Product) else x
+    if windows:
+        assert not isinstance(module, Linear)
+        rows = F.unfold(rows, module.kernel_size, padding=padding_of(module), stride=module.stride).transpose(1, 2)
+    return module.site_out(product(rows))
+
+
+@deploys(CausalConv1d)
+def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
+    x = module.site_in(x)
+    form = remembered(module, lambda: forms.conv1d(module))
+    weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
+    if isinstance(form, IntegerConv1d):
+        sums = ops.causal_conv1d(codes_of(module, x), weight, None)
+        return module.site_out(sums * torch.from_numpy(form.scale) + bias)
+    taps = weight.shape[1]
+    padded = F.pad(x, (0, 0, taps - 1, 0))
+    total = torch.zeros_like(x)
+    for k in range(taps):
+        total = total + padded[:, k : k + x.shape[1]] * weight[:, k]
+    return module.site_out(total + bias)
+
+
+def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
+    """x [B, H, W, C], rounded -> positions [B, H' W', C]."""
+    form = remembered(module, lambda: forms.conv2d(module))
+    weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
+    padding = padding_of(module)
+    if isinstance(form, IntegerConv2d):
+        maps = codes_of(module, x.flatten(1, 2)).unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2)
+        sums = F.conv2d(maps, weight[:, None], padding=padding, groups=module.groups)
+        return module.site_out(sums.flatten(2).transpose(1, 2) * torch.from_numpy(form.scale) + bias)
+    kernel = weight.shape[1]
+    padded = F.pad(x, (0, 0, padding, padding, padding, padding))
+    height, width = padded.shape[1] - kernel + 1, padded.shape[2] - kernel + 1
+    total = torch.zeros(len(x), height, width, x.shape[3])
+    for i in range(kernel):
+        for j in range(kernel):
+            total = total + padded[:, i : i + height, j : j + width] * weight[:, i, j]
+    return module.site_out((total + bias).flatten(1, 2))
+
+
+@deploys(SiLU)
+def silu(module: SiLU, x: Tensor) -> Tensor:
+    return module.site_out(engine.silu(x))
+
+
+@deploys(GELU)
+def gelu(module: GELU, x: Tensor) -> Tensor:
+    return module.site_out(engine.gelu(x))
+
+
+@deploys(Softplus)
+def softplus(module: Softplus, x: Tensor) -> Tensor:
+    return engine.softplus(x)
+
+
+@deploys(TokenMean)
+def token_mean(module: TokenMean, x: Tensor) -> Tensor:
+    return engine.mean(x)
+
+
+@deploys(RMSNorm)
+def rms_norm(module: RMSNorm, x: Tensor) -> Tensor:
+    return module.site_out(engine.rms_norm(x.float(), module.weight, module.eps))
+
+
+@deploys(LayerNorm)
+def layer_norm(module: LayerNorm, x: Tensor) -> Tensor:
+    return module.site_out(engine.layer_norm(x.float(), module.weight, module.bias, module.eps))
+
+
+@deploys(SelectiveScan)
+def selective_scan(module: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    delta, C = module.site_delta(delta), module.site_c(C)
+    y = module.in_fixed_point(u, delta, A, B, C)
+    return module.site_y(engine.float_scan(u, delta, B, C, forms.float_scan(module, A)) if y is None else y)
