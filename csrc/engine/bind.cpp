@@ -62,6 +62,12 @@ void bind(nb::module_& m) {
               In<int32_t> zero, In<float> bias) {
              e.int_linear(rows, width, input, array(weight), array(scale), array(token), array(zero), array(bias));
            })
+      .def("wide_linear",
+           [](Engine& e, int64_t rows, int64_t width, int input, In<int8_t> weight, In<float> scale, In<float> token,
+              In<float> bias, In<int16_t> values, In<int16_t> offset, In<int16_t> factor) {
+             e.wide_linear(rows, width, input, array(weight), array(scale), array(token), array(bias), array(values),
+                           array(offset), array(factor));
+           })
       .def("float_linear", [](Engine& e, int64_t rows, int64_t width, int input, In<float> weight,
                               In<float> bias) { e.float_linear(rows, width, input, array(weight), array(bias)); })
       .def("int_conv",

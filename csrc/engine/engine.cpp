@@ -352,27 +352,19 @@ const float* Engine::pack_floats(const float* weight, int64_t N, int64_t K, int6
   return packed;
 }
 
-void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
-                        Array<float> token, Array<int32_t> zero, Array<float> bias) {
+IntLinear& Engine::start_int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
+                                    Array<float> token, Array<float> bias, bool wide) {
   const Tensor& x = tensor(input);
   const int64_t N = width, K = x.width;
   need_size(N);
   need(x.codes && x.rows == rows && weight.size == N * K, "a linear layer does not fit its input");
-  need(scale.size == N && bias.size == N && token.size == rows && zero.size == rows,
-       "a linear layer's scales do not fit");
-  // |byte - zero| <= 2^16 below, so that sums stay inside 32 bits.
-  int64_t largest = 255;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t z = zero.at(i), reach = z < 0 ? 255 - z : z > 255 ? z : 255;
-    if (reach > largest) largest = reach;
-  }
-  need(K * largest * 128 < (int64_t{1} << 31), "a linear layer's sums may leave 32 bits");
+  need(scale.size == N && bias.size == N && token.size == rows, "a linear layer's scales do not fit");
   Operation& op = start(Operation::kIntLinear, rows, width);
   op.inputs[0] = input;
   IntLinear& p = op.int_linear;
-  p.K = K, p.N = padded(N);
-  const int64_t lanes = kernels_->lanes, step = kernels_->step, panel = kernels_->panel;
-  p.tiled = kernels_->tiles(rows, K);
+  p.K = K, p.N = padded(N), p.wide = wide;
+  const int64_t lanes = kernels_->lanes, step = wide ? 2 : kernels_->step, panel = kernels_->panel;
+  p.tiled = !wide && kernels_->tiles(rows, K);
   const int64_t steps = padded(K, p.tiled ? 64 : step) / step, blocks = p.N / lanes;
   int8_t* bytes = step == 4 ? keep<int8_t>(p.N * steps * step) : nullptr;
   int16_t* shorts = step == 4 ? nullptr : keep<int16_t>(p.N * steps * step);
@@ -390,8 +382,44 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> we
         }
   }
   p.row_sums = sums;
-  p.scale = keep(scale, p.N), p.bias = keep(bias, p.N), p.token = keep(token, rows), p.zero = keep(zero, rows);
+  p.scale = keep(scale, p.N), p.bias = keep(bias, p.N), p.token = keep(token, rows);
   if (step == 2) op.extra_floats = kernels_->rows * x.stride / 2;
+  return p;
+}
+
+void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
+                        Array<float> token, Array<int32_t> zero, Array<float> bias) {
+  need(zero.size == rows, "a linear layer's zero points do not fit");
+  // |byte - zero| <= 2^16 below, so that sums stay inside 32 bits.
+  int64_t largest = 255;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t z = zero.at(i), reach = z < 0 ? 255 - z : z > 255 ? z : 255;
+    if (reach > largest) largest = reach;
+  }
+  need(tensor(input).width * largest * 128 < (int64_t{1} << 31), "a linear layer's sums may leave 32 bits");
+  start_int_linear(rows, width, input, weight, scale, token, bias, false).zero = keep(zero, rows);
+}
+
+void Engine::wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
+                         Array<float> token, Array<float> bias, Array<int16_t> values, Array<int16_t> offset,
+                         Array<int16_t> factor) {
+  const int64_t K = tensor(input).width;
+  need((values.size == 0 || values.size == 256) && offset.size == K && factor.size == K,
+       "a linear layer's values do not fit");
+  int64_t least = values.size ? values.at(0) : 0, most = values.size ? values.at(0) : 255, sum = 0;
+  for (int64_t i = 0; i < values.size; ++i) {
+    if (values.at(i) < least) least = values.at(i);
+    if (values.at(i) > most) most = values.at(i);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    const int64_t low = (least - offset.at(k)) * factor.at(k), high = (most - offset.at(k)) * factor.at(k);
+    need(factor.at(k) >= 0 && low >= -32768 && high <= 32767, "a linear layer's values leave 16 bits");
+    sum += 128 * (-low > high ? -low : high);
+  }
+  need(sum < (int64_t{1} << 31), "a linear layer's sums may leave 32 bits");
+  IntLinear& p = start_int_linear(rows, width, input, weight, scale, token, bias, true);
+  p.values = values.size ? keep(values, 256) : nullptr;
+  p.offset = keep(offset, K), p.factor = keep(factor, K), p.zero = keep<int32_t>(rows);
 }
 
 void Engine::float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias) {

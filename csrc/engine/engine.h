@@ -52,6 +52,8 @@ class Engine {
   void concat(int64_t rows, int64_t width);
   void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);
   void rows(int64_t rows);
+  void wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
+                   Array<float> bias, Array<int16_t> values, Array<int16_t> offset, Array<int16_t> factor);
   void int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
                   Array<int32_t> zero, Array<float> bias);
   void float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias);
@@ -131,6 +133,8 @@ class Engine {
   const Tensor& tensor(int index) const;
   int64_t width_of(int reg) const;
   void check_arena(int64_t offset, int64_t bytes);
+  IntLinear& start_int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
+                              Array<float> token, Array<float> bias, bool wide);
   const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
   Factor factor(const FactorArrays& arrays);
   ScanTable scan_table(Array<int16_t> lut, int least);

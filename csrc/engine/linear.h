@@ -54,7 +54,16 @@ struct Outputs {
 // Every loop over accumulators is unrolled: an array that is indexed by a variable anywhere lives in memory everywhere.
 #define VISQ_UNROLL _Pragma("GCC unroll 8")
 
-template <class V, int M, int B>
+// A step of a sum: 4 bytes, or 2 values of 16 bits where `kWide` or where there is no instruction for bytes.
+template <class V, bool kWide>
+VISQ_INLINE typename Lanes<V>::I dot(typename Lanes<V>::I sum, typename Lanes<V>::I w, typename Lanes<V>::I x) {
+  if constexpr (kWide && Lanes<V>::kStep == 4)
+    return Lanes<V>::dot16(sum, w, x);
+  else
+    return Lanes<V>::dot(sum, w, x);
+}
+
+template <class V, bool kWide, int M, int B>
 VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps, const char* w, int64_t n) {
   using K = Lanes<V>;
   const char* x = rows.x;
@@ -71,7 +80,7 @@ VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps
     VISQ_UNROLL for (int j = 0; j < B; ++j) weights[j] = K::weights(w + j * V::W * 4);
     VISQ_UNROLL for (int i = 0; i < M; ++i) {
       const auto value = K::broadcast(x + i * stride);
-      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = K::dot(sum[i][j], weights[j], value);
+      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = dot<V, kWide>(sum[i][j], weights[j], value);
     }
   }
   VISQ_UNROLL for (int j = 0; j < B; ++j) {
@@ -105,10 +114,11 @@ VISQ_INLINE void float_tile(const FloatLinear& p, const float* x, int64_t stride
 
 #undef VISQ_UNROLL
 
-template <class V>
+template <class V, bool kWide>
 void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {
   using Shape = TileShape<V>;
-  const int64_t steps = padded(p.K, Lanes<V>::kStep) / Lanes<V>::kStep, blocks = p.N / V::W;
+  constexpr int64_t kStep = kWide ? 2 : Lanes<V>::kStep;
+  const int64_t steps = padded(p.K, kStep) / kStep, blocks = p.N / V::W;
   const char* w = static_cast<const char*>(p.packed);
   for (int64_t block = 0; block < blocks; block += Shape::kPanel) {
     const int64_t width = blocks - block < Shape::kPanel ? blocks - block : Shape::kPanel;
@@ -117,7 +127,7 @@ void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {
         IntRows part = rows;
         part.x += i * rows.stride, part.out += i * rows.out_stride, part.row += i;
         with_number<Shape::kRows>(count - i < Shape::kRows ? count - i : Shape::kRows, [&](auto m) {
-          int_tile<V, decltype(m)::value, decltype(b)::value>(p, part, steps, w, block * V::W);
+          int_tile<V, kWide, decltype(m)::value, decltype(b)::value>(p, part, steps, w, block * V::W);
         });
       }
     });
@@ -143,6 +153,14 @@ void float_linear(const FloatLinear& p, const float* x, int64_t stride, int64_t 
   }
 }
 
+// The 16-bit values of a row's bytes. The last step may hold one beyond them, whose weights are zero.
+VISQ_INLINE void wide_row(const IntLinear& p, const uint8_t* bytes, int16_t* out) {
+  for (int64_t k = 0; k < p.K; ++k) {
+    const int value = p.values ? p.values[bytes[k]] : bytes[k];
+    out[k] = static_cast<int16_t>((value - p.offset[k]) * p.factor[k]);
+  }
+}
+
 // `count` rows from `first` on.
 template <class V>
 View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
@@ -159,14 +177,20 @@ View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t c
     return {out, out_stride};
   }
   IntRows rows = {f.row<char>(t, first), t.stride, out, out_stride, first};
+  int16_t* wide = reinterpret_cast<int16_t*>(extra);
+  if (op.int_linear.wide) {
+    for (int64_t i = 0; i < count; ++i) wide_row(op.int_linear, f.row<uint8_t>(t, first + i), wide + i * t.stride);
+    rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
+    int_linear<V, true>(op.int_linear, rows, count);
+    return {out, out_stride};
+  }
   if (Lanes<V>::kStep == 2) {
-    int16_t* wide = reinterpret_cast<int16_t*>(extra);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < t.width; k += V::W)
         Lanes<V>::widen(f.row<uint8_t>(t, first + i) + k, wide + i * t.stride + k);
     rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
   }
-  int_linear<V>(op.int_linear, rows, count);
+  int_linear<V, false>(op.int_linear, rows, count);
   return {out, out_stride};
 }
 

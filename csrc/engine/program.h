@@ -57,6 +57,10 @@ struct FloatLinear {
 struct IntLinear {
   int64_t K, N;
   bool tiled;               // by AMX: packed for K padded to 64
+  // The sum is over 16 bits: (values[byte] - offset[k]) * factor[k]. values nullptr: the byte itself.
+  bool wide;
+  const int16_t* values;           // [256]
+  const int16_t *offset, *factor;  // [K]
   const void* packed;       // int8 or int16
   const int32_t* row_sums;  // [N]
   const float *scale, *bias;

@@ -46,7 +46,8 @@ def replace_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], An
     change(tensors)
     data = save(tensors)
     (folder / "model.safetensors").write_bytes(data)
-    names = {torch.float32: "F32", torch.uint8: "U8", torch.int16: "I16", torch.float64: "F64", torch.int64: "I64"}
+    names = {torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+    names |= {torch.uint8: "U8", torch.int16: "I16", torch.int64: "I64"}
 
     def update(config: dict[str, Any]) -> None:
         config["tensor_file"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

@@ -60,6 +60,10 @@ QUANTIZERS = (
     "unsigned",
     "table",
     "table channel",
+    "groups",
+    "groups asymmetric",
+    "twin table",
+    "token twin table",
 )
 
 
@@ -69,9 +73,11 @@ def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: f
     asymmetric = "asymmetric" in kind or "one zero" in kind
     unsigned = asymmetric or kind == "unsigned"
     low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    by_token, across = kind.startswith("token"), "channel" in kind
+    by_token, across = kind.startswith("token"), "channel" in kind or "groups" in kind
     scales = rng.uniform(0.5, 1.5, rows if by_token else width if across else 1) * top / (high - low) * 2
     scale = scales.astype(np.float32)
+    if "groups" in kind:  # powers of two apart
+        scale = np.ldexp(scale[:1], -rng.integers(0, 5, scale.size)).astype(np.float32)
     zeros = scale.size if "asymmetric" in kind else 1
     zero = np.zeros(1, np.float32)
     if asymmetric:
@@ -82,6 +88,10 @@ def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: f
     table = None
     if "table" in kind:
         table = np.sort(rng.normal(0, 60, 16 if across else 200)).astype(np.float32)
+        low, high = 0, table.size - 1
+    if "twin" in kind:
+        codes = np.arange(-128, 128)
+        table = (np.where(codes < 0, codes / 32, codes) / 4).astype(np.float32)
         low, high = 0, table.size - 1
     step = ((np.ones(1, np.float32) if by_token else scale) * smooth).astype(np.float32)
     return Quantizer(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker, weight
 from visq.errors import VisqError
+from visq.runtime import forms
 from visq.runtime import program as ir
 from visq.runtime.arithmetic import gelu, silu, softplus
 from visq.runtime.bundle import Weight
 from visq.runtime.cpu import EMULATED, CpuEngine, available, default_isa, has_isa, present_isas
-from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear
+from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear, WideLinear
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, StateQuantizer
@@ -207,6 +209,59 @@ def test_tiles_of_integers_fill_their_sums() -> None:
     output = maker.store()
     oracle = check(maker, output, threads=(1,))
     assert (oracle.tensors[x] == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["groups", "groups asymmetric", "twin table", "token twin table"])
+@pytest.mark.parametrize(("rows", "K", "N"), [(1, 2, 1), (14, 19, 70), (25, 64, 33), (7, 129, 16), (40, 200, 80)])
+def test_wide_linear(kind: str, rows: int, K: int, N: int) -> None:
+    """Inputs whose values are whole numbers of 16 bits: power-of-two scales of channels, tables of two steps."""
+    maker = Maker(K + N)
+    x = maker.random(rows, K, kind, reverse=True, scale=3.0)
+    w = maker.site(weight(N, (K,), maker.rng, per_row=N > 20))
+    maker.operation(ir.Linear(input=x, weight=w, bias=maker.parameter(N) if N % 2 else None), rows, N)
+    oracle = check(maker, maker.store())
+    form = oracle.forms[-1]
+    assert isinstance(form, WideLinear)
+    # The same as the product of what the codes stand for.
+    decl = maker.tensors[x]
+    quantizer = maker.bundle.quantizer(decl.site)
+    values = quantizer.decode(oracle.tensors[x], np.arange(rows)[::-1]).astype(np.float64)
+    expected = values @ maker.bundle.weight(w).decoded().astype(np.float64).T + form.bias
+    np.testing.assert_allclose(
+        oracle.tensors[list(maker.tensors)[-1]], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_wide_linear_with_the_largest_sums() -> None:
+    K = 515  # 514 times 128 times 32640 and once 128 times 255: just inside 32 bits
+    for extra, form in ((0, WideLinear), (1, FloatLinear)):
+        maker = Maker(4)
+        x = maker.random(3, K + extra, "unsigned", scale=1e6)  # nearly all codes are 0 or 255
+        site = maker.bundle.quantizer(maker.tensors[x].site)
+        scale = np.full(K + extra, site.scale[0])
+        scale[0] /= 128
+        inverse = np.float32(1) / scale
+        maker.bundle.sites[maker.tensors[x].site] = replace(
+            site, scale=scale, step_channel=scale, inverse_channel=inverse
+        )
+        w = Weight(np.full((33, K + extra), -128), np.ones(1, np.float32), np.ones(1, np.float32))
+        maker.operation(ir.Linear(input=x, weight=maker.site(w)), 3, 33)
+        oracle = check(maker, maker.store(), threads=(1,))
+        assert isinstance(oracle.forms[-1], form)
+
+
+@given(st.lists(st.integers(-3000, 3000), min_size=2, max_size=40, unique=True), st.floats(1e-4, 10))
+def test_tables_of_whole_numbers_are_found(numbers: list[int], unit: float) -> None:
+    whole = np.unique([*numbers, 0, 1])
+    found = forms._whole((whole * unit).astype(np.float32))
+    assert found is not None
+    np.testing.assert_allclose(found[0][: len(whole)] * found[1], whole * unit, atol=2e-6 * np.abs(whole).max() * unit)
+    assert len(found[0]) == 256 and (found[0][len(whole) :] == found[0][len(whole) - 1]).all()
+
+
+@pytest.mark.parametrize("table", [[0.0, 0.0], [0.0, 1.0, 2.0**0.5], [0.0, 1e-6, 1.0]])
+def test_other_tables_are_not(table: list[float]) -> None:
+    assert forms._whole(np.array(table, np.float32)) is None
 
 
 @pytest.mark.parametrize("kind", [None, "table", "channel", "tensor"])

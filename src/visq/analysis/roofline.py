@@ -23,6 +23,7 @@ from visq.runtime.forms import (
     IntegerConv1d,
     IntegerConv2d,
     IntegerLinear,
+    WideLinear,
     form_of,
 )
 from visq.runtime.program import (
@@ -95,6 +96,9 @@ def count_work(program: Program, bundle: Bundle) -> Work:
         if isinstance(form, IntegerLinear):
             products8 += operation.rows * form.weight.size
             floats += outputs * (2 if form.token is None else 3)
+        elif isinstance(form, WideLinear):  # a 16-bit product takes as long as two of 8 bits
+            products8 += 2 * operation.rows * form.weight.size
+            floats += outputs * (2 if form.token is None else 3)
         elif isinstance(form, IntegerConv1d | IntegerConv2d):
             products8 += operation.rows * form.weight.size
             floats += outputs * 2
@@ -129,7 +133,7 @@ def _scan_products(form: FixedScan) -> int:
 
 def _form_bytes(form: Form) -> int:
     """Parameters as the engine holds them: 8-bit weights, 16-bit A of a fixed-point scan, float32."""
-    if isinstance(form, IntegerLinear | IntegerConv1d | IntegerConv2d):
+    if isinstance(form, IntegerLinear | WideLinear | IntegerConv1d | IntegerConv2d):
         return form.weight.size + 4 * (form.scale.size + form.bias.size)
     if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
         return 4 * (form.weight.size + form.bias.size)

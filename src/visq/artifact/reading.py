@@ -60,7 +60,6 @@ def load(path: Path | str) -> Any:
     card = ModelCard(name=config.provenance.model, config=geometry, preprocess=preprocess, classes=config.classes)
     model.card = replace(card, checkpoint_sha256=config.provenance.checkpoint_sha256)
     model.recipe, model.provenance, model.artifact = config.recipe, config.provenance, config
-    model.requires_grad_(False)
     return model if config.program is None else deploy(model)
 
 

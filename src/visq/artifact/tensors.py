@@ -1,7 +1,7 @@
 """Quantizers, codes and parameters as the plain tensors of `model.safetensors`, and back.
 
-Names: a parameter in floating point keeps its own; a site's tensors are `<site>.<part>` with the parts codes, scale,
-zero_point, group, smooth, table (or step, channel, state for a hidden state).
+Names: a parameter in floating point (float16 or float32) keeps its own; a site's tensors are `<site>.<part>` with the
+parts codes, scale, zero_point, group, smooth, table (or step, channel, state for a hidden state).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from visq.artifact.packing import pack, unpack
 from visq.artifact.schema import Codes, SiteRecord
 from visq.errors import VisqError
+from visq.quant.half import stored
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, named_sites, site_parameter
@@ -65,7 +66,7 @@ def store(model: nn.Module) -> tuple[dict[str, SiteRecord], dict[str, Tensor]]:
         if name not in coded:
             if not torch.isfinite(parameter).all():
                 raise VisqError(f"{name} holds NaN or Inf; the artifact would be useless")
-            _add(tensors, {name: parameter.detach().float()})
+            _add(tensors, {name: stored(parameter.detach())})
     return records, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -252,8 +253,9 @@ def fill(model: Any, records: Mapping[str, SiteRecord], tensors: Mapping[str, Te
 
 
 def _float_parameter(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    if tensor.dtype != torch.float32 or tensor.shape != shape:
-        raise VisqError(f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}")
+    if tensor.dtype not in (torch.float16, torch.float32) or tensor.shape != shape:
+        expected = f"float16 or float32 {list(shape)}"
+        raise VisqError(f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected {expected}")
     if math.prod(shape) and not torch.isfinite(tensor).all():
         raise VisqError(f"tensor {name} holds NaN or Inf")
-    return tensor
+    return tensor.float()

@@ -23,7 +23,7 @@ from visq.recipes import Recipe
 from visq.runtime.program import Program
 
 #: safetensors' own names of the dtypes an artifact uses.
-DTYPES = {"torch.float32": "F32", "torch.uint8": "U8", "torch.int16": "I16"}
+DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.uint8": "U8", "torch.int16": "I16"}
 
 
 def save(

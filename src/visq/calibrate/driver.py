@@ -24,6 +24,7 @@ from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
+from visq.quant.half import round_parameters
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
 from visq.quant.spec import Spec
 from visq.recipes import Recipe
@@ -112,9 +113,12 @@ def calibrate(
         for name, site in named_sites(model):
             if name in quantizers:
                 site.quantizer = quantizers[name]
+        left_alone = [(parameter, parameter.clone()) for parameter in run.left_alone()] if specs else []
         with torch.enable_grad():  # whatever the caller has switched off
             for learner in learners:
                 learner.tune(run)
+        # What learners changed keeps the precision they gave it.
+        round_parameters(parameter for parameter, before in left_alone if parameter.equal(before))
         bake_weights(model)
         if run.student is not None:
             advance_student(run, folder.student(index + 1))
@@ -126,6 +130,9 @@ def calibrate(
         notes += run.notes
         if report is not None:
             report(index + 1, len(stages), stage.name + run.summary)
+    if specs:
+        named = model.named_parameters()
+        round_parameters(p for name, p in named if not any(belongs(name, stage) for stage in stages))
     missed = [name for name, site in named_sites(model) if name in specs and site.quantizer is None]
     if missed:
         raise VisqError(f"{len(missed)} targeted sites were not quantized: {', '.join(missed[:5])}")

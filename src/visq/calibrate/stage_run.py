@@ -14,7 +14,7 @@ from visq import parallel
 from visq.calibrate.stream import Stream
 from visq.models.stage import Stage
 from visq.quant.rotated import Rotation
-from visq.quant.site import Site, named_sites
+from visq.quant.site import WEIGHT, Site, named_sites, site_parameter
 from visq.quant.spec import Spec
 from visq.transforms.state_factors import Factors
 
@@ -65,6 +65,13 @@ class StageRun:
     def sites(self) -> dict[str, Site]:
         """The stage's targeted sites."""
         return {name: site for name, site in named_sites(self.model) if name in self.specs}
+
+    def left_alone(self) -> list[nn.Parameter]:
+        """The stage's parameters that no targeted site quantizes."""
+        sites = ((name, site) for name, site in self.sites().items() if site.kind == WEIGHT)
+        quantized = {id(site_parameter(self.model, name, site)) for name, site in sites}
+        named = self.model.named_parameters()
+        return [p for name, p in named if belongs(name, self.stage) and id(p) not in quantized]
 
     @torch.no_grad()
     def forward(self, images: int | None = None) -> Iterator[int]:

@@ -21,7 +21,7 @@ from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer, make_factor, make_quantizer, make_state
 
 #: By their names in safetensors.
-_DTYPES = {"F32": np.float32, "U8": np.uint8, "I16": np.int16}
+_DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I16": np.int16}
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ class Bundle:
         return self._weight(name)
 
     def parameter(self, name: str) -> Floats:
-        if name not in self.tensors or self.tensors[name].dtype != np.float32:
+        value = self.tensors.get(name)
+        if value is None or value.dtype not in (np.float16, np.float32):
             raise VisqError(f"the program needs parameter {name}, which the artifact does not hold")
-        return self.tensors[name]
+        return value.astype(np.float32)
 
     def constant(self, constant: Constant) -> Floats:
         """The value of a program's constant, float32."""
@@ -167,7 +168,7 @@ def read_bundle(path: Path | str) -> Bundle:
             raise VisqError(f"{folder / CONFIG_FILE}: shared.{name}: {target} must be stored, {name} must not")
         tensors.share(name, target)
     for name, value in tensors.items():
-        if value.dtype == np.float32 and not np.isfinite(value).all():
+        if value.dtype in (np.float16, np.float32) and not np.isfinite(value).all():
             raise VisqError(f"{file}: {name} holds NaN or Inf")
     return Bundle(config, tensors)
 

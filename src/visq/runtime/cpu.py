@@ -24,6 +24,7 @@ from visq.runtime.forms import (
     IntegerConv1d,
     IntegerConv2d,
     IntegerLinear,
+    WideLinear,
     form_of,
     reason,
 )
@@ -358,8 +359,14 @@ class _Writer:
         if isinstance(form, FloatLinear):
             self.engine.float_linear(rows, width, x, flat(form.weight), flat(form.bias))
             return
-        assert isinstance(form, IntegerLinear)
+        assert isinstance(form, IntegerLinear | WideLinear)
         token = np.ones(rows, np.float32) if form.token is None else form.token
+        if isinstance(form, WideLinear):
+            table = np.zeros(0, np.int16) if form.table is None else flat(form.table, np.int16)
+            weight, offset, factor = flat(form.weight, np.int8), flat(form.zero, np.int16), flat(form.factor, np.int16)
+            scales = (flat(form.scale), flat(token), flat(form.bias))
+            self.engine.wide_linear(rows, width, x, weight, *scales, table, offset, factor)
+            return
         zero = np.broadcast_to(form.zero, rows)
         self.engine.int_linear(
             rows,

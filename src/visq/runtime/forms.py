@@ -35,6 +35,31 @@ class IntegerLinear:
 
 
 @dataclass(frozen=True)
+class WideLinear:
+    """x = (float(sum_k value[k] weight[n, k]) * scale[n]) * token[t] + bias[n], value[k] = (table[byte[k]] - zero[k])
+    factor[k]: inputs with a power-of-two scale for each channel, or a table of whole numbers.
+
+    Attributes:
+        weight: [N, K] in -128..127.
+        table: [256], or None for the byte itself; zero, factor: [K]. Values fit into 16 bits and sums into 32.
+        scale: [N]; token: [rows] or None.
+    """
+
+    weight: Codes
+    table: Ints | None
+    zero: Ints
+    factor: Ints
+    scale: Floats
+    token: Floats | None
+    bias: Floats
+
+    def values(self, codes: Ints) -> Ints:
+        """value of bytes [..., K]."""
+        found: Ints = ((codes if self.table is None else self.table[codes]) - self.zero) * self.factor
+        return found
+
+
+@dataclass(frozen=True)
 class FloatLinear:
     """x = sum_k x[k] weight[n, k] + bias[n], in the order of k."""
 
@@ -91,6 +116,7 @@ Integer = TypeVar("Integer", IntegerConv1d, IntegerConv2d)
 Floating = TypeVar("Floating", FloatConv1d, FloatConv2d)
 Form = (
     IntegerLinear
+    | WideLinear
     | FloatLinear
     | IntegerConv1d
     | FloatConv1d
@@ -148,18 +174,19 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     x = _input(program, source.input, bundle)
     rounded = x is None and _rounded_before(program, source.input)
     form = linear(x, weight, _bias(source.bias, operation.width, bundle), rounded_before=rounded)
-    if isinstance(form, IntegerLinear):
-        token = form.token
-        _need(token is None or token.size == operation.rows, f"{decl.site} has scales for another number of tokens")
+    if not isinstance(form, FloatLinear) and form.token is not None:
+        need = form.token.size == operation.rows
+        _need(need, f"{decl.site} has scales for another number of tokens")
         if decl.reverse:
-            zero = form.zero[::-1].copy()
-            form = replace(form, token=None if token is None else token[::-1].copy(), zero=zero)
+            form = replace(form, token=form.token[::-1].copy())
+    if isinstance(form, IntegerLinear) and decl.reverse:
+        form = replace(form, zero=form.zero[::-1].copy())
     return form
 
 
 def linear(
     x: Quantizer | None, weight: Weight | Floats, bias: Floats, rounded_before: bool = False
-) -> IntegerLinear | FloatLinear:
+) -> IntegerLinear | WideLinear | FloatLinear:
     """The form of a product of an input and a weight's rows; token scales and zero points in the order of the site's.
 
     Raises:
@@ -174,12 +201,14 @@ def linear(
         why = "the input is not quantized"
     elif not isinstance(weight, Weight):
         why = "the weight is not quantized"
-    elif not x.factors_out:
-        why = "the input has a scale per channel or a table"
     elif matrix.min() < -128 or matrix.max() > 127:
         why = "the weight's codes do not fit into 8 bits"
     elif not np.allclose(x.smooth * weight.smooth, 1, rtol=1e-4):
         why = "the input's smoothing is not undone by the weight's"
+    elif not x.factors_out:
+        if isinstance(wide := _wide(x, matrix, weight.scale, bias), WideLinear):
+            return wide
+        why = wide
     if x is not None and isinstance(weight, Weight) and not why:
         scale = np.broadcast_to(weight.scale, len(matrix))
         return IntegerLinear(
@@ -192,6 +221,59 @@ def linear(
     if isinstance(weight, Weight) and weight.rotation is not None:
         raise VisqError(f"a rotated weight needs an integer product, but {why}")
     return FloatLinear(np.ascontiguousarray(_decoded(weight).reshape(matrix.shape), np.float32), bias, why)
+
+
+def _wide(x: Quantizer, matrix: Codes, weight_scale: Floats, bias: Floats) -> WideLinear | str:
+    """The form of an input whose values are whole numbers of some unit, but not its codes; or why there is none."""
+    width = matrix.shape[1]
+    table, unit, factor = None, np.float64(1), np.ones(1, np.int64)
+    if x.table is not None:
+        if (found := _whole(x.table)) is None:
+            return "the input has a table of other than whole numbers"
+        table, unit = found
+    if x.step_token is None:
+        smallest = x.scale.min()
+        mantissa, exponent = np.frexp(x.scale / smallest)
+        if (mantissa != 0.5).any():
+            return "the input has a scale per channel that is no power of two of another"
+        factor, unit = 2 ** (exponent.astype(np.int64) - 1), unit * smallest
+    elif x.zero.size > 1 and not x.zero_by_token:
+        return "the input has scales per token and zero points per channel"
+    if table is None and x.zero_by_token:
+        return "the input has scales per channel and zero points per token"
+    if max(x.scale.size if x.step_token is None else 1, x.zero.size) not in (1, width):
+        return "the input's scales are not those of its channels"
+    zero = np.zeros(1, np.int64) if table is not None else x.zero.astype(np.int64) + x.offset
+    form = WideLinear(
+        weight=matrix,
+        table=table,
+        zero=np.broadcast_to(zero, width).copy(),
+        factor=np.broadcast_to(factor, width).copy(),
+        scale=(np.broadcast_to(weight_scale, len(matrix)) * np.float32(unit)).astype(np.float32),
+        token=x.step_token,
+        bias=bias,
+    )
+    reach = np.stack([form.values(np.full(width, byte)) for byte in range(256)])
+    if np.abs(reach).max() > 32767 or 128 * np.abs(reach).max(0).sum() >= 2**31:
+        return "the input's values do not fit into 16 bits, or their sums into 32"
+    return form
+
+
+def _whole(table: Floats) -> tuple[Ints, np.float64] | None:
+    """([256] whole numbers, unit) of a table, whose entries are these times the unit; None where there are none. The
+    unit is the smallest gap, which tables of several steps have around zero, where float32 is finest."""
+    values = table.astype(np.float64)
+    gaps = np.diff(values)
+    if not (gaps > 0).any():
+        return None
+    whole = np.rint(values / gaps[gaps > 0].min())
+    largest = np.abs(whole).argmax()
+    if not 0 < abs(whole[largest]) <= 32767:
+        return None
+    unit = values[largest] / whole[largest]
+    if np.abs(whole * unit - values).max() > 1e-6 * np.abs(values).max():
+        return None
+    return np.pad(whole, (0, 256 - len(whole)), mode="edge").astype(np.int64), unit
 
 
 def _rounded_before(program: Program, windows: str) -> bool:

@@ -19,6 +19,7 @@ from visq.runtime.forms import (
     IntegerConv1d,
     IntegerConv2d,
     IntegerLinear,
+    WideLinear,
     form_of,
     reason,
 )
@@ -140,8 +141,9 @@ class Oracle:
     def _linear(self, source: Linear, form: Form) -> Floats:
         if isinstance(form, FloatLinear):
             return product(self._decoded(source.input), form.weight) + form.bias
-        assert isinstance(form, IntegerLinear)
-        x = self.tensors[source.input].astype(np.int64) - form.zero[:, None]
+        assert isinstance(form, IntegerLinear | WideLinear)
+        x = self.tensors[source.input].astype(np.int64)
+        x = form.values(x) if isinstance(form, WideLinear) else x - form.zero[:, None]
         value = (x @ form.weight.T).astype(np.float32) * form.scale
         if form.token is not None:
             value = value * form.token[:, None]

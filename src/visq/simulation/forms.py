@@ -29,6 +29,7 @@ from visq.runtime.forms import (
     FloatScan,
     IntegerConv1d,
     IntegerConv2d,
+    WideLinear,
 )
 from visq.runtime.quantizers import Quantizer as EngineQuantizer
 from visq.runtime.quantizers import make_factor, make_quantizer, make_state
@@ -42,21 +43,31 @@ EXACT = 2**24
 
 @dataclass(frozen=True)
 class Product:
-    """`IntegerLinear` as PyTorch computes it: y = (float(codes weight^T) * scale) * token + bias.
+    """`IntegerLinear` and `WideLinear` as PyTorch computes them: y = (float(integers weight^T) * scale) * token + bias.
 
     Attributes:
+        quantizer: of the input.
+        table, factor: what an integer of the sum is to the input's code (`WideLinear`), None where they are the same.
         weight: [N, K] codes in float32 where every sum stays below 2^24, in float64 elsewhere.
         scale: [N]; token: [L, 1], or None for ones; bias: [N].
     """
 
+    quantizer: Quantizer
+    table: Tensor | None
+    factor: Tensor | None
     weight: Tensor
     scale: Tensor
     token: Tensor | None
     bias: Tensor
 
-    def __call__(self, codes: Tensor) -> Tensor:
-        """codes [..., K], whole numbers in float32 -> [..., N]."""
-        sums = F.linear(codes.to(self.weight.dtype), self.weight)
+    def integers(self, x: Tensor) -> Tensor:
+        """What is added up of values that the site has rounded: whole numbers in float32."""
+        whole = self.quantizer.integers(x).float() if self.table is None else self.table[self.quantizer.encode(x).int()]
+        return whole if self.factor is None else whole * self.factor
+
+    def __call__(self, integers: Tensor) -> Tensor:
+        """integers [..., K] -> [..., N]."""
+        sums = F.linear(integers.to(self.weight.dtype), self.weight)
         value = sums.float() * self.scale
         return (value if self.token is None else value * self.token) + self.bias
 
@@ -94,9 +105,16 @@ def product(module: Dense) -> Product | OrderedProduct:
         return OrderedProduct(torch.from_numpy(form.weight), bias)
     weight, quantizer = torch.from_numpy(form.weight), module.site_in.quantizer
     assert isinstance(quantizer, Quantizer)
-    bound = quantizer.largest_integer() * float(weight.double().abs().max()) * weight.shape[1]
+    table = factor = None
+    largest = quantizer.largest_integer()
+    if isinstance(form, WideLinear):
+        table = None if form.table is None else torch.from_numpy(form.table).float()
+        factor = torch.from_numpy(form.factor).float()
+        largest = 2**15
+    exact = largest * float(weight.double().abs().max()) * weight.shape[1] < EXACT
+    weight = weight.float() if exact else weight.double()
     token = None if form.token is None else torch.from_numpy(form.token)[:, None]
-    return Product(weight.float() if bound < EXACT else weight.double(), torch.from_numpy(form.scale), token, bias)
+    return Product(quantizer, table, factor, weight, torch.from_numpy(form.scale), token, bias)
 
 
 def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
@@ -114,7 +132,7 @@ def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:
     return FloatScan(A.detach().numpy(), abar, bbar, h, "no form in fixed point")
 
 
-def codes_of(module: Dense | Depthwise, x: Tensor) -> Tensor:
+def codes_of(module: Depthwise, x: Tensor) -> Tensor:
     """The codes, less their zero point, of values that the module's site has rounded: whole numbers in float32."""
     quantizer = module.site_in.quantizer
     assert isinstance(quantizer, Quantizer)

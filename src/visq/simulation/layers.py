@@ -92,7 +92,7 @@ def padding_of(module: PatchConv2d | Conv2d) -> int:
 def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
     """The module's linear map of x, which its site has rounded; of a map's windows where `windows`."""
     product = remembered(module, lambda: forms.product(module))
-    rows = codes_of(module, x) if isinstance(product, Product) else x
+    rows = product.integers(x) if isinstance(product, Product) else x
     if windows:
         assert not isinstance(module, Linear)
         rows = F.unfold(rows, module.kernel_size, padding=padding_of(module), stride=module.stride).transpose(1, 2)
