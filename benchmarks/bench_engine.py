@@ -92,7 +92,7 @@ def weight_bytes(folder: Path) -> tuple[int, int]:
     parameters = dict(model.named_parameters())
     coded = sum(value.nbytes for name, value in bundle.tensors.items() if name.endswith(".codes"))
     weights = {name for name, site in named_sites(model) if site.kind == WEIGHT and site.quantizer is not None}
-    plain = sum(4 * p.numel() for name, p in parameters.items() if name in bundle.tensors and name not in weights)
+    plain = sum(bundle.tensors[name].nbytes for name in parameters if name in bundle.tensors and name not in weights)
     return coded + plain, sum(p.numel() for p in parameters.values())
 
 

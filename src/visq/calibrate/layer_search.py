@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -79,12 +81,12 @@ class LayerSearch(Job):
         step = self.steps[self.pass_index]
         if step == "weight":
             present = self.output.quantizer() if self.output is not None else None
-            own = torch.zeros_like(self.total)
+            own, score = torch.zeros_like(self.total), similarity(output, self.score, gradient)
             for i, candidate in enumerate((self.full_range * CANDIDATES).tolist()):
                 simulated = self.apply(x, candidate)
                 if present is not None:
                     simulated = present(simulated)
-                own[i] = similarity(output, simulated, self.score, gradient)
+                own[i] = score(simulated)
             for total in parallel.each(own):
                 self.total += total
         else:
@@ -127,13 +129,20 @@ def as_tokens(output: Tensor) -> Tensor:
     return output.flatten(1, 2) if output.ndim == 4 else output
 
 
-def similarity(reference: Tensor, simulated: Tensor, score: str, gradient: Tensor | None = None) -> float:
-    """Sum over rows of the similarity of two [..., C] tensors; larger is better."""
-    if score == "cosine":
-        return float(torch.cosine_similarity(reference, simulated, dim=-1).sum(dtype=torch.double))
-    difference = reference - simulated
-    if score == "l1":
-        return -float(difference.abs().sum(dtype=torch.double))
-    if gradient is not None:
-        difference = difference * gradient
-    return -float(difference.square().sum(dtype=torch.double))
+def similarity(reference: Tensor, score: str, gradient: Tensor | None = None) -> Callable[[Tensor], float]:
+    """The similarity of a tensor to `reference`, both [..., C], summed over rows; larger is better."""
+    norm = torch.linalg.vector_norm(reference, dim=-1)
+
+    def of(simulated: Tensor) -> float:
+        if score == "cosine":
+            length = torch.linalg.vector_norm(simulated, dim=-1)
+            cosine = torch.linalg.vecdot(reference, simulated) / (length * norm).clamp_min(1e-30)
+            return float(cosine.sum(dtype=torch.double))
+        difference = reference - simulated
+        if score == "l1":
+            return -float(difference.abs().sum(dtype=torch.double))
+        if gradient is not None:
+            difference = difference * gradient
+        return -float(difference.square().sum(dtype=torch.double))
+
+    return of
