@@ -12,6 +12,7 @@ from visq.calibrate import calibrate
 from visq.calibrate.learners.adaround import SoftRounding
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, Site, named_sites
 from visq.quant.spec import Spec
 from visq.recipes import Recipe, get_recipe
@@ -53,6 +54,22 @@ def test_it_ends_on_the_grid_beside_the_weight() -> None:
     step = quantizer.scale[:, None] * quantizer.smooth
     inside = (original / step).abs() <= quantizer.spec.qmax
     assert ((weight - original).abs() / step)[inside].max() <= 1
+
+
+def test_rotated_weights_are_rounded_where_they_are_rotated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, 8, generator=generator))
+    matrix, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    rotated, divisor = (weight.detach() / torch.linspace(0.5, 2, 8)) @ matrix, torch.linspace(0.5, 2, 8)
+    scale = rotated.abs().amax(1) / 7
+    quantizer = RotatedQuantizer(Spec(bits=4, granularity="channel"), scale, axis=0, rotation=matrix, divisor=divisor)
+    soft = SoftRounding(Site(WEIGHT), weight, quantizer)
+    torch.testing.assert_close(soft(weight), weight.detach())
+    soft.logit.data.normal_(generator=generator)
+    soft.finish()
+    ups = quantizer.encode(weight.detach()) - (rotated / scale[:, None]).floor().clamp(-8, 7)
+    assert set(ups.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(quantizer(weight.detach()), weight.detach())
 
 
 def test_the_loss_does_not_rise_and_runs_repeat(model: VisionMamba, images: Images, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from visq.quant.rotated import RotatedQuantizer
 from visq.recipes import get_recipe
 from visq.transforms.hadamard import spreading_matrix
 from visq.transforms.rotate import Rotate, principal_axes
+from visq.transforms.smooth import Smooth
 
 from ..calibrate.conftest import Images
 from .conftest import network, stage_run
@@ -67,6 +68,16 @@ def test_at_eight_bits_the_recipes_stay_near_the_network(family: str, tmp_path: 
         assert type(layer.site_in.quantizer) is type(layer.site_weight.quantizer) is RotatedQuantizer
         assert torch.equal(layer.site_weight.quantizer(layer.weight), layer.weight)
     assert type(mixer.x_proj.site_in.quantizer) is not RotatedQuantizer
+
+
+@pytest.mark.parametrize("order", [("smooth", "rotate"), ("rotate", "smooth")])
+def test_a_rotation_takes_the_place_of_smoothing(order: tuple[str, str], tmp_path: Path) -> None:
+    model, images = network(), torch.randn(4, 1, 8, 8)
+    run = stage_run(model, images, tmp_path)
+    for name in order:
+        (Smooth(0.5) if name == "smooth" else Rotate("*.out_proj")).apply(run)
+    ends = {f"layers.0.mixer.out_proj.{end}" for end in ("in", "weight")}
+    assert set(run.rotations) == ends and set(run.smooth) == set(run.specs) - ends
 
 
 def test_a_rotated_outlier_no_longer_decides_the_step(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class Rotate(Transform):
 
     R is a randomized Hadamard matrix H, which makes the channels of x R alike unless they are correlated; with `klt`,
     R = K H with the eigenvectors K of the input's second moment, and every channel of x R has the same second moment.
-    A norm weight before a rotated linear is folded into it first, so that R may be taken into the residual stream.
+    A norm weight before a rotated linear is folded into it first, so that R may be taken into the residual stream. A
+    rotation takes the place of a smoothing of the same linear.
 
     Arguments:
         layers: patterns over the paths of linears.
@@ -71,7 +72,9 @@ class Rotate(Transform):
                 moment = inputs[path].moment
                 matrix = principal_axes(moment if divisor is None else moment / divisor / divisor[:, None]) @ matrix
             rotation = Rotation(matrix, divisor)
-            run.rotations[f"{path}.in"], run.rotations[f"{path}.weight"] = rotation, rotation.of_weight()
+            for site, own in ((f"{path}.in", rotation), (f"{path}.weight", rotation.of_weight())):
+                run.rotations[site] = own
+                run.smooth.pop(site, None)
 
 
 def principal_axes(moment: Tensor) -> Tensor:

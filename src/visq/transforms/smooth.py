@@ -34,6 +34,7 @@ FLOOR = 1e-5
 @register("smooth")
 class Smooth(Transform):
     """Gives every targeted linear its sigma: explicitly in both quantizers, exact for any layer, or folded into a norm.
+    Linears that a rotation before it took are left to that.
 
     The quantizers divide by `run.smooth`: x by sigma, and W by 1/sigma.
 
@@ -49,7 +50,11 @@ class Smooth(Transform):
         self.alpha, self.fold, self.images = alpha, fold, images
 
     def apply(self, run: StageRun) -> None:
-        layers = {path: layer for path, layer in run.modules(Linear).items() if ends(path) <= run.specs.keys()}
+        layers = {
+            path: layer
+            for path, layer in run.modules(Linear).items()
+            if ends(path) <= run.specs.keys() and f"{path}.in" not in run.rotations
+        }
         images = self.images if self.alpha == "search" else 0
         inputs = observe_inputs(layers, run.stage.forward, run.inputs.batches(), images=images)
         for path, layer in layers.items():

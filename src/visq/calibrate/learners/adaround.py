@@ -9,6 +9,7 @@ from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.learners.reconstruction import Reconstruction, squared_distance
 from visq.calibrate.stage_run import StageRun
 from visq.quant.quantizer import Quantizer
+from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, site_parameter
 
 #: Stretch of the rectified sigmoid (AdaRound, eq. 23).
@@ -80,17 +81,19 @@ class SoftRounding(SiteQuantizer):
     """Stands in for a weight's quantizer while its rounding is learned.
 
     Attributes:
-        logit: V, the shape of the weight.
+        logit: V, the shape of the weight; where the quantizer is rotated, of the rotated weight.
         hard: round h to 0 or 1.
     """
 
     def __init__(self, site: Site, weight: nn.Parameter, quantizer: Quantizer) -> None:
         super().__init__()
         self.site, self.weight, self.quantizer, self.hard = site, weight, quantizer, False
+        self.rotation = quantizer.coordinates() if isinstance(quantizer, RotatedQuantizer) else None
         self.scale, self.zero_point = quantizer._along_axis(weight)
         if quantizer.smooth is not None:
             self.scale = self.scale * quantizer.smooth
-        position = (weight.detach() / self.scale + self.zero_point).clamp(quantizer.spec.qmin, quantizer.spec.qmax)
+        rotated = weight.detach() if self.rotation is None else self.rotation.into(weight.detach())
+        position = (rotated / self.scale + self.zero_point).clamp(quantizer.spec.qmin, quantizer.spec.qmax)
         self.floor = position.floor()
         up = (position - self.floor - GAMMA) / (ZETA - GAMMA)
         self.logit = up.logit().requires_grad_()
@@ -102,7 +105,8 @@ class SoftRounding(SiteQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         up = (self.up() >= 0.5).float() if self.hard else self.up()
         spec = self.quantizer.spec
-        return ((self.floor + up).clamp(spec.qmin, spec.qmax) - self.zero_point) * self.scale
+        rounded = ((self.floor + up).clamp(spec.qmin, spec.qmax) - self.zero_point) * self.scale
+        return rounded if self.rotation is None else self.rotation.back(rounded)
 
     def finish(self) -> None:
         """The weight becomes what it is rounded to; its quantizer is back."""
