@@ -56,6 +56,8 @@ def test_decoded_values_encode_to_themselves(case: tuple[Quantizer, torch.Tensor
     quantizer, x = case
     decoded = quantizer(x)
     torch.testing.assert_close(quantizer(decoded), decoded, rtol=1e-5, atol=0)
+    if quantizer.table is None:
+        assert torch.equal(quantizer.integers_again(decoded), quantizer.integers(x).float())
 
 
 @given(quantizers())

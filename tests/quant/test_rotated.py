@@ -41,6 +41,7 @@ def test_simulation_is_decode_of_encode(case: tuple[RotatedQuantizer, Tensor]) -
     assert codes.max() <= quantizer.spec.qmax
     torch.testing.assert_close(quantizer(x), quantizer.decode(codes), rtol=0, atol=0)
     assert torch.equal(quantizer.encode(quantizer.decode(codes)), codes)
+    assert torch.equal(quantizer.integers_again(quantizer.decode(codes)), quantizer.integers(x).float())
 
 
 @given(rotated())

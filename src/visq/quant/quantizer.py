@@ -87,6 +87,14 @@ class Quantizer(SiteQuantizer):
         _, zero_point = self._steps(x)
         return (self.encode(x) - zero_point).to(torch.int16)
 
+    def integers_again(self, x: Tensor) -> Tensor:
+        """`integers` of values that are decoded codes already, as whole numbers in float32: on the grid there is
+        nothing to clamp."""
+        steps, _ = self._steps(x)
+        for step in steps:
+            x = x * (1 / step)
+        return x.round()
+
     def largest_integer(self) -> int:
         """The largest magnitude of `integers`."""
         zero = torch.zeros(1) if self.zero_point is None else self.zero_point

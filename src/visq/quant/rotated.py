@@ -85,6 +85,9 @@ class RotatedQuantizer(Quantizer):
     def encode(self, x: Tensor) -> Tensor:
         return super().encode(self.coordinates().into(x))
 
+    def integers_again(self, x: Tensor) -> Tensor:
+        return super().integers_again(self.coordinates().into(x))
+
     def decode(self, codes: Tensor) -> Tensor:
         return self.coordinates().back(super().decode(codes))
 

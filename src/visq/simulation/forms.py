@@ -62,7 +62,8 @@ class Product:
 
     def integers(self, x: Tensor) -> Tensor:
         """What is added up of values that the site has rounded: whole numbers in float32."""
-        whole = self.quantizer.integers(x).float() if self.table is None else self.table[self.quantizer.encode(x).int()]
+        quantizer, table = self.quantizer, self.table
+        whole = quantizer.integers_again(x) if table is None else table[quantizer.encode(x).int()]
         return whole if self.factor is None else whole * self.factor
 
     def __call__(self, integers: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def codes_of(module: Depthwise, x: Tensor) -> Tensor:
     """The codes, less their zero point, of values that the module's site has rounded: whole numbers in float32."""
     quantizer = module.site_in.quantizer
     assert isinstance(quantizer, Quantizer)
-    return quantizer.integers(x).float()
+    return quantizer.integers_again(x)
 
 
 def _activation(site: Site) -> EngineQuantizer | None:
