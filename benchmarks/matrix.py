@@ -34,7 +34,8 @@ from visq.models import load_model
 from visq.recipes import get_recipe
 
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
-FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-learned"]
+FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-rotated"]
+FAMILIES += ["visq-learned"]
 #: In the order of their worth: 4 bits separate the methods, 8 bits are what people deploy.
 COLUMNS = (
     *(("w4a4", "full"), ("w8a8", "full"), ("w4a4", "linear"), ("w6a6", "full"), ("w4a8", "full"), ("w8a8", "linear")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,16 +13,32 @@ from visq.quant.site import SiteQuantizer
 from visq.runtime import quantizers as engine
 from visq.runtime.scan import FixedScan, plan
 
+Made = TypeVar("Made")
+
+
+class Remembered(Generic[Made]):
+    """What was made of modules, made again only when a parameter or buffer of one of them changes."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        # Kept alive, so that no new module can take the identity of an old one.
+        self._modules: tuple[nn.Module | None, ...] = ()
+        self._made: Made
+
+    def get(self, modules: tuple[nn.Module | None, ...], make: Callable[[], Made], *others: Any) -> Made:
+        """`make()`, for these modules and whatever else it depends on."""
+        key = (*others, *(None if module is None else state_of(module) for module in modules))
+        if key != self._key:
+            self._key, self._modules, self._made = key, modules, make()
+        return self._made
+
 
 class ScanPlan:
     """The fixed-point form of one scan, made again only when a quantizer, A or the length changes."""
 
     def __init__(self) -> None:
-        self._key: Any = None
-        # Kept alive, so that no new quantizer can take the identity of an old one.
-        self._parts: tuple[SiteQuantizer | None, ...] = ()
         self._A: Tensor | None = None
-        self._found: FixedScan | None = None
+        self._found: Remembered[FixedScan | None] = Remembered()
 
     def get(
         self,
@@ -37,14 +54,16 @@ class ScanPlan:
         parts = (delta, C, abar, bbar, h)
         if any(type(part) not in (Quantizer, StateQuantizer) for part in parts):
             return None
-        key = (length, *(state_of(part) for part in parts if part is not None))
-        if key != self._key or self._A is None or not A.equal(self._A):
-            self._key, self._parts, self._A = key, parts, A.clone()
-            makers = (*(engine.make_quantizer,) * 2, *(engine.make_factor,) * 2, engine.make_state)
-            forms = (converted(part, make) for part, make in zip(parts, makers, strict=True) if part is not None)
-            found = plan(length, A.detach().cpu().numpy(), *forms)
-            self._found = None if isinstance(found, str) else found
-        return self._found
+        if self._A is None or not A.equal(self._A):
+            self._A, self._found = A.clone(), Remembered()
+        return self._found.get(parts, lambda: _planned(length, A, parts), length)
+
+
+def _planned(length: int, A: Tensor, parts: tuple[SiteQuantizer | None, ...]) -> FixedScan | None:
+    makers = (*(engine.make_quantizer,) * 2, *(engine.make_factor,) * 2, engine.make_state)
+    forms = (converted(part, make) for part, make in zip(parts, makers, strict=True) if part is not None)
+    found = plan(length, A.detach().cpu().numpy(), *forms)
+    return None if isinstance(found, str) else found
 
 
 def state_of(module: nn.Module) -> tuple[Any, ...]:

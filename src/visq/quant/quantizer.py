@@ -75,25 +75,20 @@ class Quantizer(SiteQuantizer):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of x, int16, same shape."""
-        steps, zero_point = self._steps(x)
-        for step in steps:
-            x = x * (1 / step)
+        x, zero_point = self._in_steps(x)
         if self.table is not None:
             return torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2).to(torch.int16)
         return (x.round() + zero_point).clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
 
     def integers(self, x: Tensor) -> Tensor:
         """Codes of x less their zero point, int16: what integer products are made of."""
-        _, zero_point = self._steps(x)
+        _, zero_point = self._along_axis(x)
         return (self.encode(x) - zero_point).to(torch.int16)
 
     def integers_again(self, x: Tensor) -> Tensor:
         """`integers` of values that are decoded codes already, as whole numbers in float32: on the grid there is
         nothing to clamp."""
-        steps, _ = self._steps(x)
-        for step in steps:
-            x = x * (1 / step)
-        return x.round()
+        return self._in_steps(x)[0].round()
 
     def largest_integer(self) -> int:
         """The largest magnitude of `integers`."""
@@ -102,24 +97,18 @@ class Quantizer(SiteQuantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values of codes, float32, same shape."""
-        steps, zero_point = self._steps(codes)
-        x = codes.float() - zero_point if self.table is None else self.table[codes.long()]
-        for step in steps:
-            x = x * step
-        return x
+        _, zero_point = self._along_axis(codes)
+        return self._out_of_steps(codes.float() - zero_point if self.table is None else self.table[codes.long()])
 
     def forward(self, x: Tensor) -> Tensor:
         """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
         estimator."""
-        steps, zero_point = self._steps(x)
         if self._fits_kernel(x):
             axis: Axis = "tensor" if self.axis is None else "channel" if self.axis == -1 else "token"
-            scale = self.scale if self.group is None else self.scale[self.group]
+            scale, zero_point = self._along_axis(x)
             zeros = zero_point.flatten() if isinstance(zero_point, Tensor) else None
-            return ops.fake_quantize(x, scale, zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
-        v = x
-        for step in steps:
-            v = v * (1 / step)
+            return ops.fake_quantize(x, scale.flatten(), zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
+        v, zero_point = self._in_steps(x)
         if self.table is not None:
             nearest = self.table[torch.bucketize(v.detach(), (self.table[1:] + self.table[:-1]) / 2)]
             inside = v.clamp(self.table[0].item(), self.table[-1].item())
@@ -128,9 +117,7 @@ class Quantizer(SiteQuantizer):
             v = (v + (v.round() - v).detach() + zero_point).clamp(self.spec.qmin, self.spec.qmax) - zero_point
         else:
             v = v.round_().add_(zero_point).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero_point)
-        for step in steps:
-            v = v * step
-        return v
+        return self._out_of_steps(v)
 
     def scan_argument(self) -> Any:
         """The form the scan kernel takes for Abar or Bbar."""
@@ -148,6 +135,19 @@ class Quantizer(SiteQuantizer):
             t is not None and t.requires_grad for t in (x, self.scale, self.smooth)
         )
         return x.ndim == 3 and self.table is None and self.axis in (None, -1, -2) and not with_gradient
+
+    def _in_steps(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """x / (smooth * scale), and zero_point."""
+        steps, zero_point = self._steps(x)
+        for step in steps:
+            x = x * (1 / step)
+        return x, zero_point
+
+    def _out_of_steps(self, v: Tensor) -> Tensor:
+        """v * smooth * scale."""
+        for step in self._steps(v)[0]:
+            v = v * step
+        return v
 
     def _steps(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The factors of a code's value in the order they are multiplied, and zero_point, shaped to broadcast against

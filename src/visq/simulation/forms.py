@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from visq.lowering.layers import one_scale
 from visq.models.layers import CausalConv1d, Conv2d, Linear, SelectiveScan
 from visq.models.vim import PatchConv2d
 from visq.ops import deployed as engine
-from visq.quant.deployed import converted, state_of
+from visq.quant.deployed import Remembered, converted
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
@@ -86,13 +86,8 @@ class OrderedProduct:
 
 def remembered(module: Dense | Depthwise, make: Callable[[], Form]) -> Form:
     """`make()`, again only when a parameter or quantizer of the module changed."""
-    quantizers = [site.quantizer for site in (module.site_in, module.site_weight)]
-    key = (state_of(module), *(None if q is None else state_of(q) for q in quantizers))
-    found: tuple[Any, Any, Form] | None = module.__dict__.get("_form")
-    if found is None or found[0] != key:
-        # The quantizers are kept alive, so that no new one can take the identity of an old one.
-        found = module.__dict__["_form"] = (key, quantizers, make())
-    return found[2]
+    memory: Remembered[Form] = module.__dict__.setdefault("_form", Remembered())
+    return memory.get((module, module.site_in.quantizer, module.site_weight.quantizer), make)
 
 
 def product(module: Dense) -> Product | OrderedProduct:
