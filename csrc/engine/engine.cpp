@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -524,26 +525,37 @@ void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y
 }
 
 void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
-                        Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> drive_channel,
-                        Array<float> input_channel, Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift,
-                        Array<float> y_channel, Array<float> y_step) {
+                        Array<int32_t> a, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
+                        Array<float> delta_scale, Array<float> drive_channel, Array<float> input_channel,
+                        Array<float> input_step, Array<int32_t> decay, Array<int16_t> lift, Array<float> y_channel,
+                        Array<float> y_step) {
   const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
   Operation& op = start(Operation::kFixedScan, L, D);
   scan_shape(op, u, delta, B, C, y_offset);
   const Quantizer* codes = tensor(C).codes;
   need(codes && !codes->zero && !codes->table, "a scan's C is not codes");
-  need(a.size == D * N && drive_channel.size == D && input_channel.size == D && y_channel.size == D,
+  need(a.size == D * N && delta_scale.size == D && drive_channel.size == D && input_channel.size == D && y_channel.size == D,
        "a scan's channels do not fit");
   need(input_step.size == L && decay.size == L && lift.size == L && y_step.size == L, "a scan's steps do not fit");
+  need(abar_power.size == 4, "a scan's power of two does not fit");
   need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
   need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
   // What keeps every intermediate value in its lanes.
   need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
   need(s.state_low >= -128 && s.state_high <= 127 && s.state_low <= s.state_high, "a scan's state is out of range");
-  if (!abar_lut.size)
-    need(s.abar_bits >= 1 && s.abar_bits <= 8 && s.abar_fraction >= 1 && s.abar_fraction <= 15 && s.abar_inverse >= 0 &&
-             s.abar_inverse <= 32767 && s.abar_high >= 0 && s.abar_high < 1 << s.abar_bits,
+  const int half = s.abar_fraction >= 1 && s.abar_fraction <= 15 ? 1 << (s.abar_fraction - 1) : 0;
+  int64_t largest_abar = 0;
+  if (!abar_lut.size) {
+    need(s.abar_bits >= 1 && s.abar_bits <= 8 && half && s.abar_high >= 0 && s.abar_high < 1 << s.abar_bits,
          "a scan's Abar is out of range");
+    largest_abar = int64_t{s.abar_high} << (16 - s.abar_bits);
+  }
+  for (int64_t i = 0; i < abar_lut.size; ++i)
+    largest_abar = std::max<int64_t>(largest_abar, static_cast<uint16_t>(abar_lut.at(i)));
+  // Descending coefficients: no difference is negative, and the power at most the first of them.
+  for (int64_t i = 0; i < 4; ++i)
+    need(abar_power.at(i) >= 0 && abar_power.at(i) <= (i ? abar_power.at(i - 1) : 65535 - half),
+         "a scan's power of two is out of range");
   if (!bbar_lut.size)
     need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_fraction >= 1 && s.bbar_fraction <= 14 &&
              s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) &&
@@ -551,20 +563,22 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
          "a scan's Bbar is out of range");
   int64_t largest = 255;
   for (int64_t t = 0; t < L; ++t) {
-    need(decay.at(t) >= 0 && lift.at(t) >= 0 && lift.at(t) <= 8, "a scan's steps are out of range");
+    need(decay.at(t) >= 0 && decay.at(t) <= 65535 && (largest_abar * decay.at(t)) >> 16 <= 32767 && lift.at(t) >= 0 &&
+             lift.at(t) <= 3,
+         "a scan's steps are out of range");
     const float zero = codes->zero_token[t];
     need(zero >= -32000 && zero <= 32000, "a zero point is out of range");
     const int64_t reach = static_cast<int64_t>(std::fabs(zero)) + 255;
     if (reach > largest) largest = reach;
   }
-  need(N * 128 * largest < (int64_t{1} << 31), "a scan's sums may leave 32 bits");
+  need(padded(N, 2) * 2048 * largest < (int64_t{1} << 31), "a scan's sums may leave 32 bits");
 
   FixedScan& p = op.fixed_scan;
   const int64_t lanes = kernels_->lanes;
   p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse;
-  p.delta_scale = s.delta_scale, p.beta_scale = s.beta_scale, p.shift = s.shift;
-  p.abar_inverse = s.abar_inverse, p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high;
-  p.abar_bits = s.abar_bits;
+  p.beta_scale = s.beta_scale, p.shift = s.shift;
+  for (int64_t i = 0; i < 4; ++i) p.abar_power[i] = abar_power.at(i);
+  p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high, p.abar_bits = s.abar_bits;
   p.bbar_fraction = s.bbar_fraction, p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
   p.state_low = s.state_low, p.state_high = s.state_high;
   uint16_t* packed = keep<uint16_t>(p.C * p.N);
@@ -576,21 +590,15 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
     }
   p.a = packed;
   p.abar_table = scan_table(abar_lut, 0), p.bbar_table = scan_table(bbar_lut, -32768);
-  for (int64_t i = 0; i < abar_lut.size; ++i) need(abar_lut.at(i) >= 0, "a scan's table is out of range");
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
-  const int state_bits = s.state_high < 1 ? 0 : 32 - __builtin_clz(static_cast<unsigned>(s.state_high)) + 1;
-  const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0;
-  const int largest_code = (((32767 * s.abar_inverse + (1 << 14)) >> 15) + half) >> s.abar_fraction;
-  p.state_up = 16 - state_bits;
-  p.common = !abar_lut.size && !bbar_lut.size && s.abar_fraction == 15 - s.abar_bits && largest_code <= s.abar_high &&
-             state_bits >= 2 && s.state_high == (1 << (state_bits - 1)) - 1 &&
-             s.state_low == -(1 << (state_bits - 1)) &&
-             s.bbar_fraction == 12 - s.bbar_bits && p.N * 32768 * largest < (int64_t{1} << 31);
-  for (int64_t t = 0; t < L; ++t) p.common = p.common && lift.at(t) >= 4;
-  p.drive_channel = keep(drive_channel, p.C), p.input_channel = keep(input_channel, p.C);
+  p.aligned = !abar_lut.size && !bbar_lut.size && s.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
+              (abar_power.at(0) + half) >> s.abar_fraction <= s.abar_high;
+  p.delta_scale = keep(delta_scale, p.C), p.drive_channel = keep(drive_channel, p.C), p.input_channel = keep(input_channel, p.C);
   p.y_channel = keep(y_channel, p.C);
   p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
-  p.decay = keep(decay, L), p.lift = keep(lift, L);
+  uint16_t* kept = keep<uint16_t>(L);
+  for (int64_t t = 0; t < L; ++t) kept[t] = static_cast<uint16_t>(decay.at(t));
+  p.decay = kept, p.lift = keep(lift, L);
   op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
 }
 

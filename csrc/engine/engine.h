@@ -22,8 +22,8 @@ struct Array {
 };
 
 struct ScanNumbers {
-  float delta_scale, beta_scale;
-  int shift, abar_inverse, abar_fraction, abar_high, abar_bits;
+  float beta_scale;
+  int shift, abar_fraction, abar_high, abar_bits;
   int bbar_fraction, bbar_low, bbar_high, bbar_bits, state_low, state_high;
 };
 
@@ -64,9 +64,10 @@ class Engine {
                   Array<int32_t> zero, Array<float> bias);
   void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
   void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
-                  Array<int32_t> a, Array<int16_t> abar_lut, Array<int16_t> bbar_lut, Array<float> drive_channel,
-                  Array<float> input_channel, Array<float> input_step, Array<int16_t> decay, Array<int16_t> lift,
-                  Array<float> y_channel, Array<float> y_step);
+                  Array<int32_t> a, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
+                  Array<float> delta_scale, Array<float> drive_channel, Array<float> input_channel,
+                  Array<float> input_step, Array<int32_t> decay, Array<int16_t> lift, Array<float> y_channel,
+                  Array<float> y_step);
   void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
                   const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,

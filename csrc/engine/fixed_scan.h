@@ -7,7 +7,7 @@
 namespace visq::engine {
 
 // A step adds up in units of 2^-kPoint of a code of the state.
-constexpr int kPoint = 19;
+constexpr int kPoint = 4;
 constexpr int kLockstep = 4;  // registers advanced together
 
 // Scratch of a scan, one for each thread: beta and C of all steps, [L][N] shorts each, then the state of W channels.
@@ -57,37 +57,34 @@ struct ScanConstants {
   using K = Lanes<V>;
   using S = typename K::S;
   using Count = typename K::Count;
-  Count whole, join, rest, abar_fraction, abar_up, bbar_fraction, bbar_up;
-  S c1, c2, c3, c4, one;
-  S abar_inverse, abar_round, abar_high, bbar_round, bbar_low, bbar_high, state_low, state_high, lut_base;
-  // Of the common form, see FixedScan::common: codes where they lie in a register, not shifted down and up again.
-  S abar_mask, bbar_mask, bbar_least, bbar_most, state_mask;
+  bool halves;
+  Count whole, join, rest, abar_fraction, abar_up, bbar_fraction, bbar_up, to_table;
+  S k0, k1, k2, k3, abar_round, abar_high, abar_mask, bbar_round, bbar_low, bbar_high, lut_base;
+  S state_round, state_mask, state_low, state_high;
 
   explicit ScanConstants(const FixedScan& p) {
-    whole = K::count(p.shift - 16), join = K::count(31 - p.shift), rest = K::count(p.shift - 15);
-    abar_fraction = K::count(p.abar_fraction), abar_up = K::count(15 - p.abar_bits);
+    halves = p.shift == 16;
+    whole = K::count(p.shift - 16), join = K::count(32 - p.shift), rest = K::count(p.shift - 16);
+    k0 = K::sset1(p.abar_power[0]), k1 = K::sset1(p.abar_power[1]);
+    k2 = K::sset1(p.abar_power[2]), k3 = K::sset1(p.abar_power[3]);
+    abar_fraction = K::count(p.abar_fraction), abar_up = K::count(16 - p.abar_bits), to_table = K::count(1);
+    abar_round = K::sset1(p.abar_fraction ? 1 << (p.abar_fraction - 1) : 0);
+    abar_high = K::sset1(p.abar_high), abar_mask = K::sset1(-(1 << p.abar_fraction));
     bbar_fraction = K::count(p.bbar_fraction), bbar_up = K::count(16 - p.bbar_bits);
-    one = K::sset1(32767);
-    c1 = K::sset1(22713), c2 = K::sset1(7865), c3 = K::sset1(1760), c4 = K::sset1(224);
-    abar_inverse = K::sset1(p.abar_inverse), abar_round = K::sset1(p.abar_fraction ? 1 << (p.abar_fraction - 1) : 0);
-    abar_high = K::sset1(p.abar_high);
     bbar_round = K::sset1(p.bbar_fraction ? 1 << (p.bbar_fraction - 1) : 0);
     bbar_low = K::sset1(p.bbar_low), bbar_high = K::sset1(p.bbar_high);
-    state_low = K::sset1(p.state_low), state_high = K::sset1(p.state_high);
     lut_base = K::sset1(-32768);
-    abar_mask = K::sset1(-(1 << p.abar_fraction)), bbar_mask = K::sset1(-(1 << p.bbar_fraction));
-    bbar_least = K::sset1(p.bbar_low * (1 << p.bbar_fraction));
-    bbar_most = K::sset1((p.bbar_high + 1) * (1 << p.bbar_fraction) - 1);
-    state_mask = K::sset1(-(1 << p.state_up));
+    state_round = K::sset1(1 << (kPoint - 1)), state_mask = K::sset1(-(1 << kPoint));
+    state_low = K::sset1(p.state_low * (1 << kPoint)), state_high = K::sset1(p.state_high * (1 << kPoint));
   }
 };
 
 // Several registers in lockstep: one alone is a long chain of dependent instructions.
 #define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
 
-// How the codes of Abar, Bbar and the state are made. kCommon needs what FixedScan::common says and gives the same bits
-// as kUniform in fewer instructions.
-enum class ScanForm { kCommon, kUniform, kAbarTable, kBbarTable, kBothTables };
+// How the codes of Abar and Bbar are made. kAligned needs what FixedScan::aligned says and gives the same bits as
+// kUniform in fewer instructions.
+enum class ScanForm { kAligned, kUniform, kAbarTable, kBbarTable, kBothTables };
 
 VISQ_SHARED constexpr bool abar_table(ScanForm form) {
   return form == ScanForm::kAbarTable || form == ScanForm::kBothTables;
@@ -110,29 +107,29 @@ template <class V, int U, ScanForm kForm>
 VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S d, const uint16_t* a,
                         typename Lanes<V>::S decay, typename Lanes<V>::S* out) {
   using K = Lanes<V>;
-  typename K::S high[U], f[U], t[U];
-  VISQ_EACH high[j] = K::mulhi_u(d, K::sload(a + j * 2 * V::W));
+  typename K::S whole[U], f[U], t[U];
+  VISQ_EACH whole[j] = K::mulhi_u(d, K::sload(a + j * 2 * V::W));
   VISQ_EACH f[j] = K::mullo(d, K::sload(a + j * 2 * V::W));
-  VISQ_EACH f[j] = K::and_(K::join(high[j], f[j], k.join, k.rest), k.one);
-  VISQ_EACH t[j] = K::sub(k.c3, K::mulhrs(f[j], k.c4));
-  VISQ_EACH t[j] = K::sub(k.c2, K::mulhrs(f[j], t[j]));
-  VISQ_EACH t[j] = K::sub(k.c1, K::mulhrs(f[j], t[j]));
-  VISQ_EACH t[j] = K::sub(k.one, K::mulhrs(f[j], t[j]));
-  VISQ_EACH t[j] = K::shr_each(t[j], K::shr(high[j], k.whole));
+  if (kForm != ScanForm::kAligned && !k.halves) {
+    VISQ_EACH f[j] = K::join(whole[j], f[j], k.join, k.rest);
+    VISQ_EACH whole[j] = K::shr(whole[j], k.whole);
+  }
+  VISQ_EACH t[j] = K::sub(k.k2, K::mulhi_u(f[j], k.k3));
+  VISQ_EACH t[j] = K::sub(k.k1, K::mulhi_u(f[j], t[j]));
+  VISQ_EACH t[j] = K::sub(k.k0, K::mulhi_u(f[j], t[j]));
+  VISQ_EACH t[j] = K::shr_each(t[j], whole[j]);
   if constexpr (abar_table(kForm)) {
-    VISQ_EACH out[j] = K::mulhrs(pick<V>(p.abar_table, t[j], t[j]), decay);
-    return;
-  }
-  VISQ_EACH t[j] = K::add(K::mulhrs(t[j], k.abar_inverse), k.abar_round);
-  if constexpr (kForm == ScanForm::kCommon) {
-    VISQ_EACH out[j] = K::mulhrs(K::and_(t[j], k.abar_mask), decay);
+    VISQ_EACH t[j] = K::shr(t[j], k.to_table);
+    VISQ_EACH t[j] = pick<V>(p.abar_table, t[j], t[j]);
+  } else if constexpr (kForm == ScanForm::kAligned) {
+    VISQ_EACH t[j] = K::and_(K::add(t[j], k.abar_round), k.abar_mask);
   } else {
-    VISQ_EACH t[j] = K::min_u(K::shr(t[j], k.abar_fraction), k.abar_high);
-    VISQ_EACH out[j] = K::mulhrs(K::shl(t[j], k.abar_up), decay);
+    VISQ_EACH t[j] = K::min_u(K::shr(K::add(t[j], k.abar_round), k.abar_fraction), k.abar_high);
+    VISQ_EACH t[j] = K::shl(t[j], k.abar_up);
   }
+  VISQ_EACH out[j] = K::mulhi_u(t[j], decay);
 }
 
-// Bbar, in the common form as it lies: shifted right by 4 bits that are zero.
 template <class V, int U, ScanForm kForm>
 VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S w, const int16_t* beta,
                         typename Lanes<V>::S* out) {
@@ -140,13 +137,8 @@ VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   VISQ_EACH out[j] = K::mulhrs(w, K::spair(beta + j * 2));
   if constexpr (bbar_table(kForm)) {
     VISQ_EACH out[j] = pick<V>(p.bbar_table, out[j], K::add(out[j], k.lut_base));
-    return;
-  }
-  VISQ_EACH out[j] = K::adds(out[j], k.bbar_round);
-  if constexpr (kForm == ScanForm::kCommon) {
-    VISQ_EACH out[j] = K::and_(K::min(K::max(out[j], k.bbar_least), k.bbar_most), k.bbar_mask);
   } else {
-    VISQ_EACH out[j] = K::sra(out[j], k.bbar_fraction);
+    VISQ_EACH out[j] = K::sra(K::adds(out[j], k.bbar_round), k.bbar_fraction);
     VISQ_EACH out[j] = K::shl(K::min(K::max(out[j], k.bbar_low), k.bbar_high), k.bbar_up);
   }
 }
@@ -158,31 +150,18 @@ struct ScanStep {
   typename Lanes<V>::Count lift;
 };
 
-// One step of 2 U states: their share of y. In the common form states lie in the high bits of a lane; so does y.
-template <class V, int U, ScanForm kForm, int kStateBits>
+// One step of 2 U states: their share of y. States and y are in units of 2^-kPoint.
+template <class V, int U, ScanForm kForm>
 VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants<V>& k, const ScanStep<V>& s,
                                          const uint16_t* a, const int16_t* beta, const int16_t* C, int16_t* state,
                                          typename Lanes<V>::I sum) {
   using K = Lanes<V>;
-  constexpr bool kIsCommon = kForm == ScanForm::kCommon;
-  constexpr int kBits = kIsCommon ? kPoint - 4 : kPoint;
   typename K::S kept[U], drive[U], q[U];
   abar16<V, U, kForm>(p, k, s.d, a, s.decay, kept);
   bbar16<V, U, kForm>(p, k, s.w, beta, drive);
-  const auto half = K::iset1(1 << (kBits - 1));
-  VISQ_EACH q[j] = K::sload(state + j * 2 * V::W);
-  VISQ_EACH q[j] = kIsCommon ? K::sra(q[j], s.lift) : K::shl(q[j], s.lift);
-  // q Abar + Bbar u in 32 bits: one multiply-add of the pairs (q, Bbar) and (Abar, u) for each state.
-  typename K::I first[U], second[U];
-  VISQ_EACH first[j] = K::dot16(half, K::zip_low(q[j], drive[j]), K::zip_low(kept[j], s.g));
-  VISQ_EACH second[j] = K::dot16(half, K::zip_high(q[j], drive[j]), K::zip_high(kept[j], s.g));
-  if constexpr (kIsCommon) {
-    // Saturation to 16 bits is that of the codes.
-    VISQ_EACH q[j] = K::and_(K::template narrow<kBits - 16 + kStateBits>(first[j], second[j]), k.state_mask);
-  } else {
-    VISQ_EACH q[j] = K::template narrow<kBits>(first[j], second[j]);
-    VISQ_EACH q[j] = K::min(K::max(q[j], k.state_low), k.state_high);
-  }
+  VISQ_EACH q[j] = K::mulhi(K::shl(K::sload(state + j * 2 * V::W), s.lift), kept[j]);
+  VISQ_EACH q[j] = K::adds(K::adds(q[j], K::mulhrs(drive[j], s.g)), k.state_round);
+  VISQ_EACH q[j] = K::min(K::max(K::and_(q[j], k.state_mask), k.state_low), k.state_high);
   VISQ_EACH K::sstore(state + j * 2 * V::W, q[j]);
   VISQ_EACH sum = K::dot16(sum, q[j], K::spair(C + j * 2));
   return sum;
@@ -191,17 +170,17 @@ VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants
 #undef VISQ_EACH
 
 // W channels from c on, all steps.
-template <class V, ScanForm kForm, int kStateBits>
+template <class V, ScanForm kForm>
 VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_t c) {
   using K = Lanes<V>;
-  constexpr bool kIsCommon = kForm == ScanForm::kCommon;
   const FixedScan& p = op.fixed_scan;
   const Tensor &u = f.tensors[op.inputs[0]], &delta = f.tensors[op.inputs[1]];
   const ScanRoom room = scan_room(p, f.scratch);
   const int64_t L = p.L, N = p.N, width = 2 * V::W;
   const ScanConstants<V> k(p);
   const uint16_t* a = p.a + c * N;
-  const auto drive_channel = V::load(p.drive_channel + c), input_channel = V::load(p.input_channel + c);
+  const auto delta_scale = V::load(p.delta_scale + c), drive_channel = V::load(p.drive_channel + c);
+  const auto input_channel = V::load(p.input_channel + c);
   const auto y_channel = V::load(p.y_channel + c);
   float* out = reinterpret_cast<float*>(f.arena + op.y_offset) + c;
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
@@ -212,12 +191,12 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
     ScanStep<V> step;
-    step.d = K::max(K::both(V::mul(delta_t, V::set1(p.delta_scale))), K::sset1(0));
+    step.d = K::max(K::both(V::mul(delta_t, delta_scale)), K::sset1(0));
     step.w = K::max(K::both(V::mul(delta_t, drive_channel)), K::sset1(0));
-    step.g = K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s])));
+    // -32768 by -32768 would leave 16 bits.
+    step.g = K::max(K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s]))), K::sset1(-32767));
     step.decay = K::sset1(p.decay[s]);
-    // The common form has 4 bits less before the sum, and its codes are `state_up` bits too high.
-    step.lift = K::count(kIsCommon ? p.state_up + 4 - p.lift[s] : p.lift[s]);
+    step.lift = K::count(p.lift[s] + 1);
     return step;
   };
   ScanStep<V> next = make_step(0);
@@ -228,12 +207,12 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
     auto sum = K::izero();
     int64_t n = 0;  // pairs of states
     for (; n + kLockstep <= N / 2; n += kLockstep)
-      sum = advance<V, kLockstep, kForm, kStateBits>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
+      sum = advance<V, kLockstep, kForm>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
                                                      room.state + n * width, sum);
     for (; n < N / 2; ++n)
-      sum = advance<V, 1, kForm, kStateBits>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
+      sum = advance<V, 1, kForm>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
                                              room.state + n * width, sum);
-    if (kIsCommon) sum = K::template isra<16 - kStateBits>(sum);
+    sum = K::template isra<kPoint>(sum);
     V::store(out + scan_row(L, p.reverse, s) * p.C, V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s])));
   }
 }
@@ -243,17 +222,15 @@ void fixed_scan_block(const Operation& op, const Frame& f, int64_t block) {
   const FixedScan& p = op.fixed_scan;
   for (int64_t c = block * kChannels; c < (block + 1) * kChannels; c += V::W) {
     if (p.abar_table.lut && p.bbar_table.lut)
-      fixed_scan_channels<V, ScanForm::kBothTables, 0>(op, f, c);
+      fixed_scan_channels<V, ScanForm::kBothTables>(op, f, c);
     else if (p.abar_table.lut)
-      fixed_scan_channels<V, ScanForm::kAbarTable, 0>(op, f, c);
+      fixed_scan_channels<V, ScanForm::kAbarTable>(op, f, c);
     else if (p.bbar_table.lut)
-      fixed_scan_channels<V, ScanForm::kBbarTable, 0>(op, f, c);
-    else if (p.common && p.state_up == 8)
-      fixed_scan_channels<V, ScanForm::kCommon, 8>(op, f, c);
-    else if (p.common && p.state_up == 12)
-      fixed_scan_channels<V, ScanForm::kCommon, 4>(op, f, c);
+      fixed_scan_channels<V, ScanForm::kBbarTable>(op, f, c);
+    else if (p.aligned)
+      fixed_scan_channels<V, ScanForm::kAligned>(op, f, c);
     else
-      fixed_scan_channels<V, ScanForm::kUniform, 0>(op, f, c);
+      fixed_scan_channels<V, ScanForm::kUniform>(op, f, c);
   }
 }
 

@@ -87,6 +87,7 @@ struct Lanes<VecScalar> {
   VISQ_INLINE S mulhi_u(S a, S b) {
     return each([&](int i) { return (static_cast<uint32_t>(u(a.v[i])) * u(b.v[i])) >> 16; });
   }
+  VISQ_INLINE S mulhi(S a, S b) { return each([&](int i) { return (a.v[i] * b.v[i]) >> 16; }); }
   VISQ_INLINE S mullo(S a, S b) { return each([&](int i) { return static_cast<uint32_t>(u(a.v[i])) * u(b.v[i]); }); }
   VISQ_INLINE S mulhrs(S a, S b) { return each([&](int i) { return (a.v[i] * b.v[i] + (1 << 14)) >> 15; }); }
   VISQ_INLINE S and_(S a, S b) { return each([&](int i) { return a.v[i] & b.v[i]; }); }
@@ -110,17 +111,9 @@ struct Lanes<VecScalar> {
   VISQ_INLINE I dot16(I sum, S a, S b) {
     return iadd(sum, iadd(a.v[0] * b.v[0], a.v[1] * b.v[1]));  // wraps as the instruction does
   }
-  VISQ_INLINE int16_t saturated(I x) { return static_cast<int16_t>(x > 32767 ? 32767 : x < -32768 ? -32768 : x); }
-  // Pairs of a lane of each for dot16, and the two sums back into lanes, shifted right and saturated.
   template <int kShift>
   VISQ_INLINE I isra(I a) {
     return a >> kShift;
-  }
-  VISQ_INLINE S zip_low(S a, S b) { return {{a.v[0], b.v[0]}}; }
-  VISQ_INLINE S zip_high(S a, S b) { return {{a.v[1], b.v[1]}}; }
-  template <int kShift>
-  VISQ_INLINE S narrow(I low, I high) {
-    return {{saturated(low >> kShift), saturated(high >> kShift)}};
   }
 };
 
@@ -192,6 +185,7 @@ struct Lanes<VecAvx2> {
   VISQ_INLINE S sub(S a, S b) { return _mm256_sub_epi16(a, b); }
   VISQ_INLINE S adds(S a, S b) { return _mm256_adds_epi16(a, b); }
   VISQ_INLINE S mulhi_u(S a, S b) { return _mm256_mulhi_epu16(a, b); }
+  VISQ_INLINE S mulhi(S a, S b) { return _mm256_mulhi_epi16(a, b); }
   VISQ_INLINE S mullo(S a, S b) { return _mm256_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm256_mulhrs_epi16(a, b); }
   VISQ_INLINE S and_(S a, S b) { return _mm256_and_si256(a, b); }
@@ -225,12 +219,6 @@ struct Lanes<VecAvx2> {
   template <int kShift>
   VISQ_INLINE I isra(I a) {
     return _mm256_srai_epi32(a, kShift);
-  }
-  VISQ_INLINE S zip_low(S a, S b) { return _mm256_unpacklo_epi16(a, b); }
-  VISQ_INLINE S zip_high(S a, S b) { return _mm256_unpackhi_epi16(a, b); }
-  template <int kShift>
-  VISQ_INLINE S narrow(I low, I high) {
-    return _mm256_packs_epi32(_mm256_srai_epi32(low, kShift), _mm256_srai_epi32(high, kShift));
   }
 };
 #endif
@@ -301,6 +289,7 @@ struct Lanes512 {
   VISQ_INLINE S sub(S a, S b) { return _mm512_sub_epi16(a, b); }
   VISQ_INLINE S adds(S a, S b) { return _mm512_adds_epi16(a, b); }
   VISQ_INLINE S mulhi_u(S a, S b) { return _mm512_mulhi_epu16(a, b); }
+  VISQ_INLINE S mulhi(S a, S b) { return _mm512_mulhi_epi16(a, b); }
   VISQ_INLINE S mullo(S a, S b) { return _mm512_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm512_mulhrs_epi16(a, b); }
   VISQ_INLINE S and_(S a, S b) { return _mm512_and_si512(a, b); }
@@ -332,12 +321,6 @@ struct Lanes512 {
   template <int kShift>
   VISQ_INLINE I isra(I a) {
     return _mm512_srai_epi32(a, kShift);
-  }
-  VISQ_INLINE S zip_low(S a, S b) { return _mm512_unpacklo_epi16(a, b); }
-  VISQ_INLINE S zip_high(S a, S b) { return _mm512_unpackhi_epi16(a, b); }
-  template <int kShift>
-  VISQ_INLINE S narrow(I low, I high) {
-    return _mm512_packs_epi32(_mm512_srai_epi32(low, kShift), _mm512_srai_epi32(high, kShift));
   }
 };
 

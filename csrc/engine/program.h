@@ -96,21 +96,23 @@ struct ScanTable {
 struct FixedScan {
   int64_t L, C, N;  // N even, C padded to 16
   bool reverse;
-  float delta_scale, beta_scale;
+  const float* delta_scale;  // [C]
+  float beta_scale;
   const uint16_t* a;  // [C / lanes][N / 2][lanes][2]
   int shift;
-  int abar_inverse, abar_fraction, abar_high, abar_bits;
+  int abar_power[4];
+  int abar_fraction, abar_high, abar_bits;
   ScanTable abar_table;  // [32768]
   int bbar_fraction, bbar_low, bbar_high, bbar_bits;
   ScanTable bbar_table;  // [65536]
   const float *drive_channel, *input_channel, *input_step;
-  const int16_t *decay, *lift;  // [L]
+  const uint16_t* decay;  // [L]
+  const int16_t* lift;    // [L]
   int state_low, state_high;
   const float *y_channel, *y_step;
-  // No tables; Abar's code is the high bits of its 15 and stays in range by itself; the state's codes are all of
-  // -2^(b-1) .. 2^(b-1) - 1, b = 16 - state_up.
-  bool common;
-  int state_up;
+  // No tables; the exponent's point is between its halves, and Abar's code is the high bits of its 16 and stays in
+  // range by itself.
+  bool aligned;
 };
 
 // How Abar or Bbar is rounded in the scan in float32.

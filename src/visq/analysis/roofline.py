@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visq.runtime.arithmetic import EXP2, EXP2_Q15, GELU, LOG1P
+from visq.runtime.arithmetic import EXP2, EXP2_FRACTION, GELU, LOG1P
 from visq.runtime.bundle import Bundle
 from visq.runtime.forms import (
     FloatConv1d,
@@ -126,9 +126,9 @@ def count_work(program: Program, bundle: Bundle) -> Work:
 
 
 def _scan_products(form: FixedScan) -> int:
-    """16-bit multiplications of one update of one state: delta A (two halves), its power, Abar's code, Abar times the
-    ratio of scales, Bbar, the two of the state, the share of y."""
-    return 2 + len(EXP2_Q15) + (form.abar_lut is None) + 1 + 1 + 2 + 1
+    """16-bit multiplications of one update of one state: delta A (two halves), its power, Abar times the ratio
+    of scales, Bbar, the two of the state, the share of y."""
+    return 2 + len(EXP2_FRACTION) + 1 + 1 + 2 + 1
 
 
 def _form_bytes(form: Form) -> int:

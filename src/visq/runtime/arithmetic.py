@@ -33,8 +33,8 @@ GELU_END = np.float32(13)
 #: Lanes of a sum over a row.
 LANES = 16
 
-#: 2^-f in Q15 for f in Q15: 32767 - f (c1 - f (c2 - f (c3 - f c4))), each product rounded.
-EXP2_Q15 = (22713, 7865, 1760, 224)
+#: 2^-f is 1 - f (c1 - f (c2 - f c3)) for f from 0 to 1, to 6.3e-5.
+EXP2_FRACTION = (0.6918363, 0.2319359, 0.0401634)
 
 
 def exp2(x: Floats) -> Floats:
@@ -136,10 +136,19 @@ def to_int16(x: Floats) -> Ints:
     return np.clip(np.rint(x), np.float32(-32768), np.float32(32767)).astype(np.int64)
 
 
-def exp2_q15(f: Ints) -> Ints:
-    """2^-f in Q15, f in Q15 from 0 to 32767."""
-    c1, c2, c3, c4 = EXP2_Q15
-    t = c3 - mulhrs(f, np.int64(c4))
-    for c in (c2, c1):
-        t = c - mulhrs(f, t)
-    return 32767 - mulhrs(f, t)
+def high_product(a: Ints, b: Ints) -> Ints:
+    """(a b) >> 16: the product of two Q16 numbers, cut off."""
+    return (a * b) >> 16
+
+
+def exp2_coefficients(unit: float) -> tuple[int, int, int, int]:
+    """Of `exp2_fixed`, for 2^-f in units of 1 / unit, unit at most 65536."""
+    c0, c1, c2, c3 = (min(round(unit * c), 65535) for c in (1.0, *EXP2_FRACTION))
+    return c0, c1, c2, c3
+
+
+def exp2_fixed(f: Ints, coefficients: tuple[int, int, int, int]) -> Ints:
+    """2^-f, f in Q16 from 0 to 65535, within 6 units of the coefficients."""
+    c0, c1, c2, c3 = coefficients
+    return c0 - high_product(f, c1 - high_product(f, c2 - high_product(f, np.int64(c3))))
+

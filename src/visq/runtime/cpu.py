@@ -495,10 +495,8 @@ def _is_scan(operation: Operation) -> bool:
 
 #: Fields of FixedScan that are single numbers.
 _SCAN_NUMBERS = (
-    "delta_scale",
     "beta_scale",
     "shift",
-    "abar_inverse",
     "abar_fraction",
     "abar_high",
     "abar_bits",
@@ -524,12 +522,14 @@ def add_fixed_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form:
         reverse,
         numbers,
         flat(form.a, np.int32),
-        lut if form.abar_lut is None else flat(form.abar_lut, np.int16),
+        np.array(form.abar_power, np.int32),
+        lut if form.abar_lut is None else flat(form.abar_lut, np.uint16).view(np.int16),
         lut if form.bbar_lut is None else flat(form.bbar_lut, np.int16),
+        flat(form.delta_scale),
         flat(form.drive_channel),
         flat(form.input_channel),
         flat(form.input_step),
-        flat(form.decay, np.int16),
+        flat(form.decay, np.int32),
         flat(form.lift, np.int16),
         flat(form.y_channel),
         flat(form.y_step),

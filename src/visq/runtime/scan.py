@@ -12,11 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visq.runtime.arithmetic import LOG2E, Floats, Ints, exp2, exp2_q15, midpoints, mulhrs, to_int16
+from visq.runtime.arithmetic import (
+    LOG2E,
+    Floats,
+    Ints,
+    exp2,
+    exp2_coefficients,
+    exp2_fixed,
+    high_product,
+    midpoints,
+    mulhrs,
+    to_int16,
+)
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 
 #: A step adds q Abar and the input in units of 2^-POINT of a code of the state.
-POINT = 19
+POINT = 4
 #: The state's scale may shrink up to 2^SHRINK times from one step to the next.
 SHRINK = 3
 
@@ -26,12 +37,14 @@ class FixedScan:
     """Parameters of the fixed-point recurrence.
 
     Attributes:
-        delta_scale: d = int16(delta * delta_scale), 0 where delta is negative.
-        a: [C, N], -A log2(e) in fixed point, 16 bits unsigned; e = (d a) >> shift, and 15 bits after the point.
-        abar_inverse, abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] in Q15.
-        decay [L]: Abar's code (or its Q15 value) times decay is Abar times the ratio of the scales of steps t-1 and t,
-            in Q14 less what `lift` has more than POINT - 14.
-        lift [L]: bits the state's codes are shifted left by, POINT - 14 and what the ratio needs.
+        delta_scale [C]: d = int16(delta * delta_scale), 0 where delta is negative.
+        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned; the exponent is d a, `shift` bits of it
+            after the point.
+        abar_power: coefficients of 2^-f in units of 2^-abar_fraction of Abar's code, or in Q16 where there is a table.
+        abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] of Q15, its values in Q16.
+        decay [L]: Abar, its code in the high bits of 16 or its value in Q16, times decay is Abar times the ratio of the
+            scales of steps t-1 and t in Q15, less `lift` bits.
+        lift [L]: bits the state is shifted left by for that ratio.
         drive_channel [C], beta_scale: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale), and 0
             where delta is negative.
         bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
@@ -41,10 +54,10 @@ class FixedScan:
         y_channel [C], y_step [L]: y = sum * y_channel * y_step.
     """
 
-    delta_scale: np.float32
+    delta_scale: Floats
     a: Ints
     shift: int
-    abar_inverse: int
+    abar_power: tuple[int, int, int, int]
     abar_fraction: int
     abar_high: int
     abar_bits: int
@@ -86,45 +99,42 @@ def plan(
         return "the state has a scale per state"
     if not C.factors_out or (C.smooth != 1).any():
         return "C is not uniform with one scale per token"
-    largest_delta, largest_a = float(delta.largest().max()), float((-A).max()) * float(LOG2E)
-    if not (largest_delta > 0 and (A < 0).all()):
-        return "delta or A is degenerate"
     if h.low < -128 or h.high > 127 or (bbar.table is None and bbar.high >= 2 ** (bbar.bits - 1)):
         return "the state or Bbar has unsigned codes"
-    delta_bits = min(math.floor(math.log2(32767 / largest_delta)), 30)
-    a_bits = min(math.floor(math.log2(65535 / largest_a)), 31 - delta_bits)
-    shift = delta_bits + a_bits
-    if shift < 16:
+    found = _exponent(A, delta)
+    if found is None:
         return "delta * A spans too wide a range"
+    delta_scale, a, shift = found
 
     step = np.broadcast_to(h.step, length).astype(np.float64)
     ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
-    excess = np.clip(np.ceil(np.log2(ratio * (1 + 2.0**-8))), 0, SHRINK)
+    lift = np.clip(np.ceil(np.log2(ratio)), 0, SHRINK)
     if abar.table is None:
-        abar_fraction = math.floor(math.log2(32767 * float(abar.step)))
+        # A code is at most 1 / scale, and half of one more may be added.
+        abar_fraction = math.floor(math.log2(65535 / (1 / float(abar.step) + 0.5)))
         if abar_fraction < 1 or abar_fraction > 15:
             return "Abar has too coarse or too fine a scale"
-        abar_inverse, abar_lut = round(2**abar_fraction / float(abar.step)), None
-        decay = ratio * float(abar.step) * 2.0 ** (14 + abar.bits - excess)
+        abar_power, abar_lut = exp2_coefficients(2**abar_fraction / float(abar.step)), None
+        decay, largest = ratio * float(abar.step) * 2.0 ** (15 + abar.bits - lift), abar.high << (16 - abar.bits)
     else:
-        abar_inverse = abar_fraction = 0
+        abar_fraction, abar_power = 0, exp2_coefficients(65536)
         points = np.arange(32768, dtype=np.float32) * np.float32(2**-15)
         values = abar.table[nearest(abar.table, points)]
-        abar_lut = np.clip(np.rint(values * np.float32(32768)), 0, 32767).astype(np.int64)
-        decay = ratio * 2.0 ** (14 - excess)
+        abar_lut = np.clip(np.rint(values * np.float32(65536)), 0, 65535).astype(np.int64)
+        decay, largest = ratio * 2.0 ** (15 - lift), int(abar_lut.max())
 
     # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
     # in calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
-    drive_bits = 14 if (bbar.channel != 1).any() else delta_bits
+    drive_bits = 14 if (bbar.channel != 1).any() else min(math.floor(math.log2(32767 / float(delta.largest().max()))), 30)
     if bbar.table is None:
         bbar_fraction = 12 - bbar.bits
         unit, bbar_lut = float(bbar.step) * 2.0 ** (bbar.bits - 16), None
         beta = 2.0 ** (15 - drive_bits + bbar_fraction) / float(bbar.step)
     else:
         bbar_fraction = 0
-        largest = float(np.abs(bbar.table).max())
-        unit, beta = largest / 32767, 2.0 ** (15 - drive_bits + 13) / largest
-        points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(largest * 2**-13)
+        reach = float(np.abs(bbar.table).max())
+        unit, beta = reach / 32767, 2.0 ** (15 - drive_bits + 13) / reach
+        points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(reach * 2**-13)
         bbar_lut = np.rint(bbar.table[nearest(bbar.table, points)] / np.float32(unit)).astype(np.int64)
 
     with np.errstate(over="ignore"):
@@ -135,16 +145,17 @@ def plan(
 
     C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FixedScan(
-        delta_scale=np.float32(2.0**delta_bits),
-        a=np.rint(-A.astype(np.float64) * float(LOG2E) * 2.0**a_bits).astype(np.int64),
+        delta_scale=delta_scale,
+        a=a,
         shift=shift,
-        abar_inverse=abar_inverse,
+        abar_power=abar_power,
         abar_fraction=abar_fraction,
         abar_high=abar.high,
         abar_bits=abar.bits,
         abar_lut=abar_lut,
-        decay=np.clip(np.rint(decay), 0, 32767).astype(np.int64),
-        lift=(POINT - 14 + excess).astype(np.int64),
+        # What Abar becomes has to stay below 1 in Q15.
+        decay=np.minimum(np.rint(decay), min(((32768 << 16) - 1) // max(largest, 1), 65535)).astype(np.int64),
+        lift=lift.astype(np.int64),
         drive_channel=drive_channel,
         beta_scale=np.float32(beta),
         bbar_fraction=bbar_fraction,
@@ -153,7 +164,7 @@ def plan(
         bbar_bits=bbar.bits,
         bbar_lut=bbar_lut,
         input_channel=input_channel,
-        input_step=(unit * 2.0**POINT / step).astype(np.float32),
+        input_step=(unit * 2.0 ** (15 + POINT) / step).astype(np.float32),
         C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
         state_low=h.low,
         state_high=h.high,
@@ -162,33 +173,55 @@ def plan(
     )
 
 
+def _exponent(A: Floats, delta: Quantizer) -> tuple[Floats, Ints, int] | None:
+    """delta_scale, a and shift of the exponent -delta A log2(e); None where delta or A is degenerate or too wide."""
+    largest = np.broadcast_to(delta.largest(), len(A)).astype(np.float64)
+    rate = -A.astype(np.float64) * float(LOG2E)
+    if not ((largest > 0).all() and (rate > 0).all()):
+        return None
+    if delta.step_token is None and delta.table is None:
+        # d is delta's code, exactly, times 2^spare where a would not fit into 16 bits otherwise: the exponent's whole
+        # part is then the high half of the product, and its fraction the low one.
+        step = np.broadcast_to(delta.step_channel, len(A)).astype(np.float64)
+        spare = np.clip(np.ceil(np.log2(rate.max(1) * step * 65536 / 65535)), 0, None)
+        if (largest / step * 2**spare <= 32767).all():
+            a = np.rint(rate * (step * 2.0 ** (16 - spare))[:, None])
+            return (2**spare / step).astype(np.float32), a.astype(np.int64), 16
+    delta_bits = min(math.floor(math.log2(32767 / largest.max())), 30)
+    a_bits = min(math.floor(math.log2(65535 / rate.max())), 31 - delta_bits)
+    if delta_bits + a_bits < 17:
+        return None
+    scale = np.full(len(A), 2.0**delta_bits, np.float32)
+    return scale, np.rint(rate * 2.0**a_bits).astype(np.int64), delta_bits + a_bits
+
+
 def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
     """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
     Returns y [L, C]."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
     w = np.maximum(to_int16(delta * scan.drive_channel), 0)
     beta = to_int16(B * scan.beta_scale)
-    g = to_int16((u * scan.input_channel) * scan.input_step[:, None])
+    g = np.maximum(to_int16((u * scan.input_channel) * scan.input_step[:, None]), -32767)
     q = np.zeros_like(scan.a)
     y = np.empty(u.shape, np.float32)
     for t in range(len(u)):
-        kept = _abar(scan, d[t, :, None] * scan.a, scan.decay[t])
+        kept = high_product(_abar(scan, d[t, :, None] * scan.a), scan.decay[t])
         drive = _bbar(scan, mulhrs(w[t, :, None], beta[t]))
-        total = (q << scan.lift[t]) * kept + drive * g[t, :, None]
+        # Cutting off loses half a unit on average, which is what rounding half up gains below.
+        total = high_product(q << (POINT + 1 + scan.lift[t]), kept) + mulhrs(drive, g[t, :, None])
         q = np.clip((total + (1 << (POINT - 1))) >> POINT, scan.state_low, scan.state_high)
         y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
     return y
 
 
-def _abar(scan: FixedScan, exponent: Ints, decay: Ints) -> Ints:
-    """Abar, quantized, of the exponent e in fixed point, times `decay`: 0..32767."""
-    whole = exponent >> scan.shift
-    value = exp2_q15((exponent >> (scan.shift - 15)) & 0x7FFF) >> np.minimum(whole, 15)
+def _abar(scan: FixedScan, exponent: Ints) -> Ints:
+    """Abar, quantized, of the exponent in fixed point: its code in the high bits of 16, or the table's value."""
+    power = exp2_fixed((exponent >> (scan.shift - 16)) & 0xFFFF, scan.abar_power)
+    value = power >> np.minimum(exponent >> scan.shift, 16)
     if scan.abar_lut is not None:
-        return mulhrs(scan.abar_lut[value], decay)
-    code = mulhrs(value, np.int64(scan.abar_inverse))
-    code = np.minimum((code + (1 << (scan.abar_fraction - 1))) >> scan.abar_fraction, scan.abar_high)
-    return mulhrs(code << (15 - scan.abar_bits), decay)
+        return scan.abar_lut[value >> 1]
+    code = np.minimum((value + (1 << (scan.abar_fraction - 1))) >> scan.abar_fraction, scan.abar_high)
+    return code << (16 - scan.abar_bits)
 
 
 def _bbar(scan: FixedScan, value: Ints) -> Ints:
