@@ -542,7 +542,9 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
   // What keeps every intermediate value in its lanes.
   need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
-  need(s.state_low >= -128 && s.state_high <= 127 && s.state_low <= s.state_high, "a scan's state is out of range");
+  need(s.point >= 1 && s.point <= 11 && s.state_low >= -(2048 >> s.point) && s.state_high < 2048 >> s.point &&
+           s.state_low <= s.state_high,
+       "a scan's state is out of range");
   const int half = s.abar_fraction >= 1 && s.abar_fraction <= 15 ? 1 << (s.abar_fraction - 1) : 0;
   int64_t largest_abar = 0;
   if (!abar_lut.size) {
@@ -557,8 +559,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
     need(abar_power.at(i) >= 0 && abar_power.at(i) <= (i ? abar_power.at(i - 1) : 65535 - half),
          "a scan's power of two is out of range");
   if (!bbar_lut.size)
-    need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_fraction >= 1 && s.bbar_fraction <= 14 &&
-             s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) &&
+    need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) &&
              s.bbar_low <= s.bbar_high,
          "a scan's Bbar is out of range");
   int64_t largest = 255;
@@ -579,8 +580,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   p.beta_scale = s.beta_scale, p.shift = s.shift;
   for (int64_t i = 0; i < 4; ++i) p.abar_power[i] = abar_power.at(i);
   p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high, p.abar_bits = s.abar_bits;
-  p.bbar_fraction = s.bbar_fraction, p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
-  p.state_low = s.state_low, p.state_high = s.state_high;
+  p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
+  p.state_low = s.state_low, p.state_high = s.state_high, p.point = s.point;
   uint16_t* packed = keep<uint16_t>(p.C * p.N);
   for (int64_t c = 0; c < D; ++c)
     for (int64_t n = 0; n < N; ++n) {
@@ -594,7 +595,10 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   p.aligned = !abar_lut.size && !bbar_lut.size && s.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
               (abar_power.at(0) + half) >> s.abar_fraction <= s.abar_high;
   p.delta_scale = keep(delta_scale, p.C), p.drive_channel = keep(drive_channel, p.C), p.input_channel = keep(input_channel, p.C);
-  p.y_channel = keep(y_channel, p.C);
+  // States, and so their sums, are in units of 2^-point; the product with a power of two is exact.
+  float* unit = keep<float>(p.C);
+  for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(y_channel.at(c), -s.point);
+  p.y_channel = unit;
   p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
   uint16_t* kept = keep<uint16_t>(L);
   for (int64_t t = 0; t < L; ++t) kept[t] = static_cast<uint16_t>(decay.at(t));

@@ -24,7 +24,7 @@ struct Array {
 struct ScanNumbers {
   float beta_scale;
   int shift, abar_fraction, abar_high, abar_bits;
-  int bbar_fraction, bbar_low, bbar_high, bbar_bits, state_low, state_high;
+  int bbar_low, bbar_high, bbar_bits, state_low, state_high, point;
 };
 
 struct FactorArrays {

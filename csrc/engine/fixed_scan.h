@@ -6,9 +6,10 @@
 
 namespace visq::engine {
 
-// A step adds up in units of 2^-kPoint of a code of the state.
-constexpr int kPoint = 4;
 constexpr int kLockstep = 4;  // registers advanced together
+
+// Limits of delta and of the input where they are multiplied, so that no sum leaves its lane.
+constexpr int kDeltaHigh = 31743, kInputHigh = 16375;
 
 // Scratch of a scan, one for each thread: beta and C of all steps, [L][N] shorts each, then the state of W channels.
 struct ScanRoom {
@@ -58,8 +59,8 @@ struct ScanConstants {
   using S = typename K::S;
   using Count = typename K::Count;
   bool halves;
-  Count whole, join, rest, abar_fraction, abar_up, bbar_fraction, bbar_up, to_table;
-  S k0, k1, k2, k3, abar_round, abar_high, abar_mask, bbar_round, bbar_low, bbar_high, lut_base;
+  Count whole, join, rest, abar_fraction, abar_up, bbar_up, to_table;
+  S k0, k1, k2, k3, abar_round, abar_high, abar_mask, bbar_round, bbar_mask, bbar_low, bbar_high, lut_base;
   S state_round, state_mask, state_low, state_high;
 
   explicit ScanConstants(const FixedScan& p) {
@@ -70,12 +71,13 @@ struct ScanConstants {
     abar_fraction = K::count(p.abar_fraction), abar_up = K::count(16 - p.abar_bits), to_table = K::count(1);
     abar_round = K::sset1(p.abar_fraction ? 1 << (p.abar_fraction - 1) : 0);
     abar_high = K::sset1(p.abar_high), abar_mask = K::sset1(-(1 << p.abar_fraction));
-    bbar_fraction = K::count(p.bbar_fraction), bbar_up = K::count(16 - p.bbar_bits);
-    bbar_round = K::sset1(p.bbar_fraction ? 1 << (p.bbar_fraction - 1) : 0);
-    bbar_low = K::sset1(p.bbar_low), bbar_high = K::sset1(p.bbar_high);
+    const int point = 12 - p.bbar_bits;
+    bbar_up = K::count(4);
+    bbar_round = K::sset1(1 << (point - 1)), bbar_mask = K::sset1(-(1 << point));
+    bbar_low = K::sset1(p.bbar_low * (1 << point)), bbar_high = K::sset1(p.bbar_high * (1 << point));
     lut_base = K::sset1(-32768);
-    state_round = K::sset1(1 << (kPoint - 1)), state_mask = K::sset1(-(1 << kPoint));
-    state_low = K::sset1(p.state_low * (1 << kPoint)), state_high = K::sset1(p.state_high * (1 << kPoint));
+    state_round = K::sset1(1 << (p.point - 1)), state_mask = K::sset1(-(1 << p.point));
+    state_low = K::sset1(p.state_low * (1 << p.point)), state_high = K::sset1(p.state_high * (1 << p.point));
   }
 };
 
@@ -130,6 +132,7 @@ VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   VISQ_EACH out[j] = K::mulhi_u(t[j], decay);
 }
 
+// Bbar: its code in the high bits, or the table's value.
 template <class V, int U, ScanForm kForm>
 VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename Lanes<V>::S w, const int16_t* beta,
                         typename Lanes<V>::S* out) {
@@ -138,7 +141,7 @@ VISQ_INLINE void bbar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   if constexpr (bbar_table(kForm)) {
     VISQ_EACH out[j] = pick<V>(p.bbar_table, out[j], K::add(out[j], k.lut_base));
   } else {
-    VISQ_EACH out[j] = K::sra(K::adds(out[j], k.bbar_round), k.bbar_fraction);
+    VISQ_EACH out[j] = K::and_(K::add(out[j], k.bbar_round), k.bbar_mask);
     VISQ_EACH out[j] = K::shl(K::min(K::max(out[j], k.bbar_low), k.bbar_high), k.bbar_up);
   }
 }
@@ -150,7 +153,7 @@ struct ScanStep {
   typename Lanes<V>::Count lift;
 };
 
-// One step of 2 U states: their share of y. States and y are in units of 2^-kPoint.
+// One step of 2 U states: their share of y. States and y are in units of 2^-point.
 template <class V, int U, ScanForm kForm>
 VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants<V>& k, const ScanStep<V>& s,
                                          const uint16_t* a, const int16_t* beta, const int16_t* C, int16_t* state,
@@ -160,7 +163,7 @@ VISQ_INLINE typename Lanes<V>::I advance(const FixedScan& p, const ScanConstants
   abar16<V, U, kForm>(p, k, s.d, a, s.decay, kept);
   bbar16<V, U, kForm>(p, k, s.w, beta, drive);
   VISQ_EACH q[j] = K::mulhi(K::shl(K::sload(state + j * 2 * V::W), s.lift), kept[j]);
-  VISQ_EACH q[j] = K::adds(K::adds(q[j], K::mulhrs(drive[j], s.g)), k.state_round);
+  VISQ_EACH q[j] = K::add(K::add(q[j], K::mulhrs(drive[j], s.g)), k.state_round);
   VISQ_EACH q[j] = K::min(K::max(K::and_(q[j], k.state_mask), k.state_low), k.state_high);
   VISQ_EACH K::sstore(state + j * 2 * V::W, q[j]);
   VISQ_EACH sum = K::dot16(sum, q[j], K::spair(C + j * 2));
@@ -191,10 +194,11 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
                                      : V::load(f.row<float>(delta, t) + c);
     const auto u_t = u.codes ? decode<V>(*u.codes, t, c, f.row<uint8_t>(u, t) + c) : V::load(f.row<float>(u, t) + c);
     ScanStep<V> step;
-    step.d = K::max(K::both(V::mul(delta_t, delta_scale)), K::sset1(0));
-    step.w = K::max(K::both(V::mul(delta_t, drive_channel)), K::sset1(0));
-    // -32768 by -32768 would leave 16 bits.
-    step.g = K::max(K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s]))), K::sset1(-32767));
+    K::both(V::mul(delta_t, delta_scale), V::mul(delta_t, drive_channel), step.d, step.w);
+    step.d = K::max(step.d, K::sset1(0));
+    step.w = K::min(K::max(step.w, K::sset1(0)), K::sset1(kDeltaHigh));
+    step.g = K::both(V::mul(V::mul(u_t, input_channel), V::set1(p.input_step[s])));
+    step.g = K::min(K::max(step.g, K::sset1(-kInputHigh)), K::sset1(kInputHigh));
     step.decay = K::sset1(p.decay[s]);
     step.lift = K::count(p.lift[s] + 1);
     return step;
@@ -212,7 +216,6 @@ VISQ_INLINE void fixed_scan_channels(const Operation& op, const Frame& f, int64_
     for (; n < N / 2; ++n)
       sum = advance<V, 1, kForm>(p, k, step, a + n * width, beta + 2 * n, C + 2 * n,
                                              room.state + n * width, sum);
-    sum = K::template isra<kPoint>(sum);
     V::store(out + scan_row(L, p.reverse, s) * p.C, V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s])));
   }
 }

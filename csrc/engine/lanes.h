@@ -76,6 +76,7 @@ struct Lanes<VecScalar> {
     const T most = x < 32767.0f ? x : 32767.0f;
     return sset1(static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)));
   }
+  VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) { to_x = both(x), to_y = both(y); }
   VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
   VISQ_INLINE S sub(S a, S b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   VISQ_INLINE S adds(S a, S b) {
@@ -110,10 +111,6 @@ struct Lanes<VecScalar> {
   VISQ_INLINE S pick16(const int16_t* table, S at) { return each([&](int i) { return table[u(at.v[i])]; }); }
   VISQ_INLINE I dot16(I sum, S a, S b) {
     return iadd(sum, iadd(a.v[0] * b.v[0], a.v[1] * b.v[1]));  // wraps as the instruction does
-  }
-  template <int kShift>
-  VISQ_INLINE I isra(I a) {
-    return a >> kShift;
   }
 };
 
@@ -175,11 +172,15 @@ struct Lanes<VecAvx2> {
   VISQ_INLINE void sstore(void* p, S x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
+  // What lies below 32 bits converts to the least number, what lies above is kept from it.
+  VISQ_INLINE __m256i whole(T x) { return _mm256_cvtps_epi32(_mm256_min_ps(x, _mm256_set1_ps(32767.0f))); }
   VISQ_INLINE S both(T x) {
-    // What lies below 32 bits converts to the least number, what lies above is kept from it.
-    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(x, _mm256_set1_ps(32767.0f)));
-    const __m256i packed = _mm256_packs_epi32(whole, whole);
+    const __m256i packed = _mm256_packs_epi32(whole(x), whole(x));
     return _mm256_unpacklo_epi16(packed, packed);
+  }
+  VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) {
+    const __m256i packed = _mm256_packs_epi32(whole(x), whole(y));
+    to_x = _mm256_unpacklo_epi16(packed, packed), to_y = _mm256_unpackhi_epi16(packed, packed);
   }
   VISQ_INLINE S add(S a, S b) { return _mm256_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm256_sub_epi16(a, b); }
@@ -216,10 +217,6 @@ struct Lanes<VecAvx2> {
     return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
   }
   VISQ_INLINE I dot16(I sum, S a, S b) { return dot(sum, a, b); }
-  template <int kShift>
-  VISQ_INLINE I isra(I a) {
-    return _mm256_srai_epi32(a, kShift);
-  }
 };
 #endif
 
@@ -280,10 +277,15 @@ struct Lanes512 {
   VISQ_INLINE void sstore(void* p, S x) { _mm512_storeu_si512(p, x); }
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+  // What lies below 32 bits converts to the least number, what lies above is kept from it.
+  VISQ_INLINE __m512i whole(T x) { return _mm512_cvtps_epi32(_mm512_min_ps(x, _mm512_set1_ps(32767.0f))); }
   VISQ_INLINE S both(T x) {
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(x, _mm512_set1_ps(32767.0f)));
-    const __m512i packed = _mm512_packs_epi32(whole, whole);
+    const __m512i packed = _mm512_packs_epi32(whole(x), whole(x));
     return _mm512_unpacklo_epi16(packed, packed);
+  }
+  VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) {
+    const __m512i packed = _mm512_packs_epi32(whole(x), whole(y));
+    to_x = _mm512_unpacklo_epi16(packed, packed), to_y = _mm512_unpackhi_epi16(packed, packed);
   }
   VISQ_INLINE S add(S a, S b) { return _mm512_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm512_sub_epi16(a, b); }
@@ -317,10 +319,6 @@ struct Lanes512 {
       at = _mm512_mask_add_epi16(at, _mm512_cmpge_epi16_mask(x, probe), at, sset1(half));
     }
     return _mm512_permutexvar_epi16(at, sload(values));
-  }
-  template <int kShift>
-  VISQ_INLINE I isra(I a) {
-    return _mm512_srai_epi32(a, kShift);
   }
 };
 

@@ -103,13 +103,13 @@ struct FixedScan {
   int abar_power[4];
   int abar_fraction, abar_high, abar_bits;
   ScanTable abar_table;  // [32768]
-  int bbar_fraction, bbar_low, bbar_high, bbar_bits;
+  int bbar_low, bbar_high, bbar_bits;
   ScanTable bbar_table;  // [65536]
   const float *drive_channel, *input_channel, *input_step;
   const uint16_t* decay;  // [L]
   const int16_t* lift;    // [L]
-  int state_low, state_high;
-  const float *y_channel, *y_step;
+  int state_low, state_high, point;  // a step adds up in units of 2^-point of a code
+  const float *y_channel, *y_step;   // of sums in those units
   // No tables; the exponent's point is between its halves, and Abar's code is the high bits of its 16 and stays in
   // range by itself.
   bool aligned;

@@ -44,11 +44,18 @@ def test_gelu_of_what_is_no_number() -> None:
     assert np.isnan(nan) and infinite == np.inf and abs(least) < 1e-30
 
 
-def test_exp2_q15_is_within_its_stated_error_at_every_argument() -> None:
-    f = np.arange(32768)
-    error = arithmetic.exp2_q15(f) - 32768 * 2.0 ** (-f / 32768)
-    assert np.abs(error).max() <= 2.5
-    assert arithmetic.exp2_q15(f).min() >= 16384 - 2 and arithmetic.exp2_q15(f)[0] == 32767
+@pytest.mark.parametrize("unit", [65536, 65280, 64000, 40000])
+def test_exp2_fixed_is_within_its_stated_error_at_every_argument(unit: int) -> None:
+    f = np.arange(65536)
+    coefficients = arithmetic.exp2_coefficients(unit)
+    found = arithmetic.exp2_fixed(f, coefficients)
+    assert np.abs(found - unit * 2.0 ** (-f / 65536)).max() <= 6
+    assert found[0] == min(unit, 65535) == found.max()
+
+
+@given(st.integers(-32768, 32767), st.integers(-32768, 32767))
+def test_high_product_is_cut_off(a: int, b: int) -> None:
+    assert arithmetic.high_product(np.int64(a), np.int64(b)) == a * b // 65536
 
 
 @given(st.integers(-32768, 32767), st.integers(-32768, 32767))

@@ -151,4 +151,3 @@ def exp2_fixed(f: Ints, coefficients: tuple[int, int, int, int]) -> Ints:
     """2^-f, f in Q16 from 0 to 65535, within 6 units of the coefficients."""
     c0, c1, c2, c3 = coefficients
     return c0 - high_product(f, c1 - high_product(f, c2 - high_product(f, np.int64(c3))))
-

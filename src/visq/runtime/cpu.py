@@ -500,12 +500,12 @@ _SCAN_NUMBERS = (
     "abar_fraction",
     "abar_high",
     "abar_bits",
-    "bbar_fraction",
     "bbar_low",
     "bbar_high",
     "bbar_bits",
     "state_low",
     "state_high",
+    "point",
 )
 
 

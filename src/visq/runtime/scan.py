@@ -26,10 +26,10 @@ from visq.runtime.arithmetic import (
 )
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 
-#: A step adds q Abar and the input in units of 2^-POINT of a code of the state.
-POINT = 4
 #: The state's scale may shrink up to 2^SHRINK times from one step to the next.
 SHRINK = 3
+#: Limits of delta and of the input where they are multiplied, so that no sum leaves 16 bits.
+DELTA_HIGH, INPUT_HIGH = 31743, 16375
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class FixedScan:
         lift [L]: bits the state is shifted left by for that ratio.
         drive_channel [C], beta_scale: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale), and 0
             where delta is negative.
-        bbar_fraction, bbar_low, bbar_high, bbar_bits: uniform Bbar; or bbar_lut [65536].
+        bbar_low, bbar_high, bbar_bits: uniform Bbar, whose product has 12 - bbar_bits bits after the point of a code;
+            or bbar_lut [65536].
         input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
         C_zero [L]: C's integers plus this are bytes.
-        state_low, state_high: range of the state's codes.
+        state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
         y_channel [C], y_step [L]: y = sum * y_channel * y_step.
     """
 
@@ -66,7 +67,6 @@ class FixedScan:
     lift: Ints
     drive_channel: Floats
     beta_scale: np.float32
-    bbar_fraction: int
     bbar_low: int
     bbar_high: int
     bbar_bits: int
@@ -76,6 +76,7 @@ class FixedScan:
     C_zero: Ints
     state_low: int
     state_high: int
+    point: int
     y_channel: Floats
     y_step: Floats
 
@@ -125,13 +126,12 @@ def plan(
 
     # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
     # in calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
-    drive_bits = 14 if (bbar.channel != 1).any() else min(math.floor(math.log2(32767 / float(delta.largest().max()))), 30)
+    drive_bits = min(math.floor(math.log2(DELTA_HIGH / float(delta.largest().max()))), 30)
+    drive_bits = 14 if (bbar.channel != 1).any() else drive_bits
     if bbar.table is None:
-        bbar_fraction = 12 - bbar.bits
         unit, bbar_lut = float(bbar.step) * 2.0 ** (bbar.bits - 16), None
-        beta = 2.0 ** (15 - drive_bits + bbar_fraction) / float(bbar.step)
+        beta = 2.0 ** (15 - drive_bits + 12 - bbar.bits) / float(bbar.step)
     else:
-        bbar_fraction = 0
         reach = float(np.abs(bbar.table).max())
         unit, beta = reach / 32767, 2.0 ** (15 - drive_bits + 13) / reach
         points = (np.arange(65536, dtype=np.float32) - np.float32(32768)) * np.float32(reach * 2**-13)
@@ -143,6 +143,7 @@ def plan(
     if not (np.isfinite(drive_channel).all() and np.isfinite(input_channel).all()):
         return "scales of Bbar or of the state are too small for float32"
 
+    point = 12 - h.bits
     C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FixedScan(
         delta_scale=delta_scale,
@@ -158,16 +159,16 @@ def plan(
         lift=lift.astype(np.int64),
         drive_channel=drive_channel,
         beta_scale=np.float32(beta),
-        bbar_fraction=bbar_fraction,
         bbar_low=bbar.low,
         bbar_high=bbar.high,
         bbar_bits=bbar.bits,
         bbar_lut=bbar_lut,
         input_channel=input_channel,
-        input_step=(unit * 2.0 ** (15 + POINT) / step).astype(np.float32),
+        input_step=(unit * 2.0 ** (15 + point) / step).astype(np.float32),
         C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
         state_low=h.low,
         state_high=h.high,
+        point=point,
         y_channel=h.channel,
         y_step=(step.astype(np.float32) * C_step).astype(np.float32),
     )
@@ -199,17 +200,17 @@ def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
     Returns y [L, C]."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
-    w = np.maximum(to_int16(delta * scan.drive_channel), 0)
+    w = np.clip(to_int16(delta * scan.drive_channel), 0, DELTA_HIGH)
     beta = to_int16(B * scan.beta_scale)
-    g = np.maximum(to_int16((u * scan.input_channel) * scan.input_step[:, None]), -32767)
+    g = np.clip(to_int16((u * scan.input_channel) * scan.input_step[:, None]), -INPUT_HIGH, INPUT_HIGH)
     q = np.zeros_like(scan.a)
     y = np.empty(u.shape, np.float32)
     for t in range(len(u)):
         kept = high_product(_abar(scan, d[t, :, None] * scan.a), scan.decay[t])
         drive = _bbar(scan, mulhrs(w[t, :, None], beta[t]))
         # Cutting off loses half a unit on average, which is what rounding half up gains below.
-        total = high_product(q << (POINT + 1 + scan.lift[t]), kept) + mulhrs(drive, g[t, :, None])
-        q = np.clip((total + (1 << (POINT - 1))) >> POINT, scan.state_low, scan.state_high)
+        total = high_product(q << (scan.point + 1 + scan.lift[t]), kept) + mulhrs(drive, g[t, :, None])
+        q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
         y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
     return y
 
@@ -228,7 +229,8 @@ def _bbar(scan: FixedScan, value: Ints) -> Ints:
     """Bbar, quantized: its code in the high bits of 16, or the table's value."""
     if scan.bbar_lut is not None:
         return scan.bbar_lut[value + 32768]
-    code = (value + (1 << (scan.bbar_fraction - 1))) >> scan.bbar_fraction
+    fraction = 12 - scan.bbar_bits
+    code = (value + (1 << (fraction - 1))) >> fraction
     return np.clip(code, scan.bbar_low, scan.bbar_high) << (16 - scan.bbar_bits)
 
 
