@@ -174,4 +174,5 @@ def test_demo(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "d.json").read_text())["rows"]
     assert len(rows) == 9 and rows[0]["recipe"] == "fp32" and rows[0]["n"] == 50
     assert all(row["sites_quantized"] == row["sites_targeted"] > 0 for row in rows[1:])
+    assert all(row["loaded_top1"] == row["top1"] and row["loaded_ms"] > 0 for row in rows[1:])
     assert len(list((tmp_path / "demo").iterdir())) == 8
