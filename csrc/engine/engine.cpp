@@ -542,7 +542,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
   // What keeps every intermediate value in its lanes.
   need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
-  need(s.point >= 1 && s.point <= 11 && s.state_low >= -(2048 >> s.point) && s.state_high < 2048 >> s.point &&
+  need(s.point >= 1 && s.point <= 10 && s.state_low >= -(2048 >> s.point) && s.state_high < 2048 >> s.point &&
            s.state_low <= s.state_high,
        "a scan's state is out of range");
   const int half = s.abar_fraction >= 1 && s.abar_fraction <= 15 ? 1 << (s.abar_fraction - 1) : 0;

@@ -385,14 +385,29 @@ def test_fixed_scan_of_any_codes(bits: int, c: str, others: str | None) -> None:
     assert isinstance(check(maker, output).forms[-1], FixedScan)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("largest_u", [1e-3, 1e3])
-def test_fixed_scan_that_saturates(largest_u: float) -> None:
-    """An input far beyond the state's range, and one far below."""
+def test_fixed_scan_that_saturates(bits: int, largest_u: float) -> None:
+    """An input far beyond the state's range, and one far below, while the state's scale shrinks."""
     maker = Maker(9)
-    output = make_scan(maker, 40, 24, 8, largest_u=largest_u)
+    output = make_scan(maker, 40, 24, 8, bits=bits, largest_u=largest_u)
     state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
     object.__setattr__(state, "step", np.resize(np.float32([1e-3, 8e-3, 1e-3, 0.5e-3]), 40))
     assert isinstance(check(maker, output).forms[-1], FixedScan)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fixed_scan_keeps_to_16_bits(bits: int) -> None:
+    """States at their end, decays of one, a scale that shrinks eightfold and the largest input, all at once."""
+    maker = Maker(10)
+    output = make_scan(maker, 12, 24, 8, bits=bits, bbar="table" if bits == 2 else "uniform")
+    for name, values in list(maker.bundle.tensors.items()):
+        if values.shape == (24, 8):
+            maker.bundle.tensors[name] = np.full_like(values, -20)
+    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
+    object.__setattr__(state, "step", np.float32(1e-4 * 0.125 ** np.minimum(np.arange(12), 6)))
+    form = check(maker, output).forms[-1]
+    assert isinstance(form, FixedScan) and form.lift.max() == 3
 
 
 @pytest.mark.parametrize(
