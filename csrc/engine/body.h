@@ -148,6 +148,29 @@ VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const floa
   }
 }
 
+// visq.runtime.arithmetic.rotate: sums and differences, then every run of K channels by the matrix. `x` is the first of
+// two rows of `stride` floats, behind which there is room for the products. Whole vectors are written: what goes beyond
+// a run is overwritten by the next, or beyond the row.
+template <class V>
+void spread_row(const FloatLinear& p, int64_t width, float* x, int64_t stride, float* out) {
+  float *from = x, *to = x + stride, *products = x + 2 * stride;
+  for (int64_t distance = p.K; distance < width; distance *= 2) {
+    for (int64_t base = 0; base < width; base += 2 * distance) {
+      const float *first = from + base, *second = first + distance;
+      float *sum = to + base, *difference = sum + distance;
+      for (int64_t c = 0; c < distance; c += V::W)
+        V::store(sum + c, V::add(V::load(first + c), V::load(second + c)));
+      for (int64_t c = 0; c < distance; c += V::W)
+        V::store(difference + c, V::sub(V::load(first + c), V::load(second + c)));
+    }
+    float* next = from;
+    from = to, to = next;
+  }
+  const int64_t runs = width / p.K;
+  float_linear<V>(p, from, p.K, runs, products, p.N);
+  for (int64_t i = 0; i < runs; ++i) __builtin_memcpy(out + i * p.K, products + i * p.N, p.K * sizeof(float));
+}
+
 // `count` rows, of which op.body_rows go through an instruction before the next one.
 template <class V>
 void body(const Operation& op, const Frame& f, View source, int64_t first, int64_t count) {
@@ -173,11 +196,20 @@ void body(const Operation& op, const Frame& f, View source, int64_t first, int64
         for (int64_t i = 0; i < rows; ++i)
           float_row<V>(f, t, s->row < 0 ? row0 + i : s->row, out + i * stride);
       } else if (s->op == Step::kRotate) {
-        float* divided = room + (s->slot + stride) * op.body_rows;
-        for (int64_t i = 0; i < rows; ++i)
-          map<V>(at[s->a].data + i * at[s->a].stride, divided + i * stride, s->width,
+        float* scratch = room + (s->slot + stride) * op.body_rows;
+        const auto divide = [&](int64_t i, float* to) {
+          map<V>(at[s->a].data + i * at[s->a].stride, to, s->width,
                  [s](typename V::T v, int64_t c) { return V::mul(v, V::load(s->constant + c)); });
-        float_linear<V>(*s->linear, divided, stride, rows, out, stride);
+        };
+        if (s->linear->K == s->width) {
+          for (int64_t i = 0; i < rows; ++i) divide(i, scratch + i * stride);
+          float_linear<V>(*s->linear, scratch, stride, rows, out, stride);
+        } else {
+          for (int64_t i = 0; i < rows; ++i) {
+            divide(i, scratch);
+            spread_row<V>(*s->linear, s->width, scratch, stride + kChannels, out + i * stride);
+          }
+        }
       } else {
         for (int64_t i = 0; i < rows; ++i)
           row_step<V>(*s, f, row0 + i, at[s->a].data + i * at[s->a].stride, at[s->b].data + i * at[s->b].stride,

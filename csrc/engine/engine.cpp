@@ -761,14 +761,19 @@ void Engine::round(int dst, int src, int quantizer, int64_t slot) {
 
 void Engine::rotate(int dst, int src, Array<float> inverse_divisor, Array<float> matrix, int64_t slot) {
   const int64_t width = width_of(src);
-  need(inverse_divisor.size == width && matrix.size == width * width, "a rotation does not fit");
-  Step& s = step(Step::kRotate, dst, src, slot, 2 * padded(width));
+  int64_t order = 1;
+  while (order * order < matrix.size) ++order;
+  const int64_t runs = width / order;
+  need(inverse_divisor.size == width && matrix.size == order * order && width == runs * order && !(runs & (runs - 1)),
+       "a rotation does not fit");
+  const int64_t row = padded(width), extra = runs == 1 ? row : 2 * (row + kChannels) + runs * padded(order);
+  Step& s = step(Step::kRotate, dst, src, slot, row + extra);
   s.constant = keep(inverse_divisor, width);
   // Row by matrix: output n sums over k the element [k][n].
   FloatLinear* linear = keep<FloatLinear>(1);
-  *linear = {width, padded(width), pack_floats(matrix.data, width, width, 1, width), nullptr};
+  *linear = {order, padded(order), pack_floats(matrix.data, order, order, 1, order), nullptr};
   s.linear = linear;
-  current().body_rows = kTileRows;  // the matrix is read once for a tile
+  if (runs == 1) current().body_rows = kTileRows;  // the matrix is read once for a tile
   widths_[dst] = width;
 }
 

@@ -154,7 +154,7 @@ struct Step {
   const float* constant;  // [1 or rows][padded width]
   int64_t constant_stride;
   const float* bias;  // kLayerNorm
-  const FloatLinear* linear;
+  const FloatLinear* linear;  // kRotate: [m, m], of runs of m after sums and differences at distance m, 2 m, ...
 };
 
 struct Operation {

@@ -89,6 +89,11 @@ def test_products_and_means_have_the_bits_of_the_definition(isa: str, data: st.D
     with _native.use_isa(isa):
         found, defined = both("product", x, weight)
         assert found.shape == (images, tokens, len(weight)) and np.array_equal(found, defined)
+        inverse = torch.randn(width, generator=generator)
+        odd = width // (width & -width)
+        for runs in {1, 2, width // odd} & {width // n for n in range(1, width + 1) if width % n == 0}:
+            found, defined = both("rotate", x, inverse, torch.randn(width // runs, width // runs, generator=generator))
+            assert found.shape == x.shape and np.array_equal(found, defined)
         found, defined = both("mean", x)
         assert found.shape == (images, width) and np.array_equal(found, defined)
 
@@ -128,6 +133,7 @@ def test_scans_have_the_bits_of_the_definition(isa: str, data: st.DataObject) ->
         (lambda x: deployed.rms_norm(x, torch.ones(5), 1e-5), lambda x: F.rms_norm(x, (5,), eps=1e-5)),
         (lambda x: deployed.layer_norm(x, torch.ones(5), torch.ones(5), 1e-5), lambda x: F.layer_norm(x, (5,)) + 1),
         (lambda x: deployed.product(x, torch.eye(5)[:3]), lambda x: x[..., :3]),
+        (lambda x: deployed.rotate(x, torch.eye(5).flip(0), torch.full((5,), -2.0)), lambda x: x.flip(-1) / -2),
         (deployed.mean, lambda x: x.mean(1)),
     ],
 )
@@ -154,6 +160,10 @@ def test_threads_do_not_matter() -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(VisqError, match="weight"):
         deployed.product(torch.zeros(2, 3, 4), torch.zeros(5, 3))
+    with pytest.raises(VisqError, match="divisor"):
+        deployed.rotate(torch.zeros(2, 3, 4), torch.eye(4), torch.ones(3))
+    with pytest.raises(VisqError, match="matrix"):
+        deployed.rotate(torch.zeros(2, 3, 12), torch.eye(4), torch.ones(12))
     form = FloatScan(-np.ones((4, 2), np.float32), None, None, None, "test")
     ok = {"u": (1, 3, 4), "delta": (1, 3, 4), "B": (1, 3, 2), "C": (1, 3, 2)}
     for name in ok:

@@ -26,6 +26,10 @@ def rotated(draw: st.DrawFn) -> tuple[RotatedQuantizer, Tensor]:
     zero_point = None if symmetric else torch.randint(0, spec.qmax + 1, scale.shape, generator=generator)
     divisor = torch.rand(channels, generator=generator) + 0.1 if draw(st.booleans()) else None
     matrix = torch.linalg.qr(torch.randn(channels, channels, generator=generator)).Q
+    runs = draw(st.sampled_from([1, 1, 2, 8]))
+    if runs > 1:
+        channels, matrix = runs * channels, matrix / runs**0.5
+        divisor = torch.rand(channels, generator=generator) - 1.1
     plain = Quantizer(spec, scale, zero_point, axis=-2 if per_token else None)
     x = torch.randn(2, length, channels, generator=generator) * 3
     return RotatedQuantizer.around(plain, Rotation(matrix, divisor)), x
@@ -66,6 +70,19 @@ def test_rotations_of_input_and_weight_cancel(with_divisor: bool) -> None:
     torch.testing.assert_close(rotation.back(rotation.into(x)), x, rtol=1e-4, atol=1e-5)
 
 
+def test_a_rotation_is_the_kronecker_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q.contiguous() / 2
+    x, divisor = torch.randn(5, 12, generator=generator), torch.randn(12, generator=generator)
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    dense = torch.kron(torch.kron(two, two), small)
+    rotation = Rotation(small, divisor)
+    torch.testing.assert_close(rotation.into(x), x / divisor @ dense)
+    torch.testing.assert_close(rotation.back(rotation.into(x)), x)
+    weight = torch.randn(4, 12, generator=generator)
+    torch.testing.assert_close(rotation.into(x) @ rotation.of_weight().into(weight).T, x @ weight.T)
+
+
 @pytest.mark.parametrize(
     ("matrix", "divisor", "message"),
     [
@@ -73,6 +90,9 @@ def test_rotations_of_input_and_weight_cancel(with_divisor: bool) -> None:
         (torch.eye(3)[:2], None, "orthogonal"),
         (torch.eye(3) * float("nan"), None, "orthogonal"),
         (torch.eye(3), torch.tensor([1.0, 0.0, 1.0]), "divisor"),
+        (torch.eye(2), torch.ones(4), "orthogonal"),  # too long by sqrt(2)
+        (torch.eye(2) / 3**0.5, torch.ones(6), "orthogonal"),  # of three runs
+        (torch.eye(2) / 2**0.5, torch.ones(5), "orthogonal"),
     ],
 )
 def test_what_cannot_be_turned_back_is_refused(matrix: Tensor, divisor: Tensor | None, message: str) -> None:

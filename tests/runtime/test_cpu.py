@@ -64,6 +64,24 @@ def test_encode_and_decode(kind: str, rows: int, width: int, reverse: bool) -> N
     check(maker, maker.store(rounded), threads=(1,))
 
 
+@pytest.mark.parametrize(
+    ("width", "order"), [(1, 1), (45, 45), (10, 5), (40, 5), (64, 1), (48, 12), (192, 12), (256, 16), (160, 20)]
+)
+def test_rotations(width: int, order: int) -> None:
+    """Dense, and sums and differences of runs of any length before a small matrix."""
+    rows = 29
+    maker = Maker(width + order)
+    x = maker.random(rows, width)
+    maker.operation(ir.Concat(parts=((x, 0, rows),)), rows, width)
+    for register in (1, 2):
+        site = maker.quantizer("token", rows, width)
+        divisor = maker.rng.uniform(0.5, 2, width).astype(np.float32) * maker.rng.choice([-1, 1], width)
+        matrix = maker.rng.normal(0, 0.2, (order, order)).astype(np.float32)
+        maker.bundle.rotations[site] = (matrix, divisor.astype(np.float32))
+        maker.store(maker.step(ir.Rotate(dst=register, src=register - 1, site=site), width), "token")
+    check(maker, maker.store(2), threads=(1, 3))
+
+
 def test_every_instruction() -> None:
     rows, width = 29, 45
     maker = Maker(1)

@@ -13,7 +13,7 @@ from visq.calibrate import calibrate
 from visq.errors import VisqError
 from visq.quant.rotated import RotatedQuantizer
 from visq.recipes import get_recipe
-from visq.transforms.hadamard import spreading_matrix
+from visq.transforms.hadamard import spreading_rotation
 from visq.transforms.rotate import Rotate, principal_axes
 from visq.transforms.smooth import Smooth
 
@@ -23,18 +23,20 @@ from .conftest import network, stage_run
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 12, 15, 20, 48, 96, 192, 384])
 def test_the_matrix_is_orthogonal_and_spreads_every_channel(n: int) -> None:
-    matrix = spreading_matrix(n, seed=0)
+    rotation = spreading_rotation(n, seed=0)
+    matrix = rotation.into(torch.eye(n))
+    assert n % len(rotation.matrix) == 0 and (n < 12 or len(rotation.matrix) < 24)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(n), rtol=0, atol=1e-5)
     hadamard = n not in (6, 15)
     assert float(matrix.abs().max()) * math.sqrt(n) == pytest.approx(1 if hadamard else math.sqrt(2), rel=1e-3)
-    assert torch.equal(spreading_matrix(n, seed=0), matrix)
+    assert torch.equal(spreading_rotation(n, seed=0).into(torch.eye(n)), matrix)
 
 
 def test_principal_axes_and_hadamard_give_every_channel_the_same_second_moment() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 12, generator=generator) * torch.logspace(0, 1, 12) + 3
     moment = (x.T @ x).double()
-    after = (x @ principal_axes(moment) @ spreading_matrix(12, 0)).square().mean(0)
+    after = (x @ principal_axes(moment) @ spreading_rotation(12, 0).into(torch.eye(12))).square().mean(0)
     torch.testing.assert_close(after, after.mean().expand(12), rtol=1e-3, atol=0)
     before = x.square().mean(0)
     assert before.max() / before.min() > 5

@@ -15,21 +15,25 @@ from visq.quant.spec import Spec
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> (x / divisor) R, and back.
+    """x -> (x / divisor) R, and back. R [C, C] is orthogonal: H x matrix (Kronecker), with Sylvester's H of +-1 of the
+    order C / m, a power of two. A dense R is its own matrix, m = C.
 
     Attributes:
-        matrix: R [C, C], orthogonal.
-        divisor: [C] > 0, or None for ones.
+        matrix: [m, m], orthogonal rows of square length m / C.
+        divisor: [C], not 0, with the random signs of a Hadamard matrix; None for ones, and then C = m.
     """
 
     matrix: Tensor
     divisor: Tensor | None = None
 
     def into(self, x: Tensor) -> Tensor:
-        return (x if self.divisor is None else x / self.divisor) @ self.matrix
+        x = x if self.divisor is None else x / self.divisor
+        blocks = x.unflatten(-1, (-1, len(self.matrix)))
+        return (_butterflies(blocks) @ self.matrix).flatten(-2)
 
     def back(self, x: Tensor) -> Tensor:
-        x = x @ self.matrix.T
+        blocks = x.unflatten(-1, (-1, len(self.matrix)))
+        x = _butterflies(blocks @ self.matrix.T).flatten(-2)
         return x if self.divisor is None else x * self.divisor
 
     def of_weight(self) -> Rotation:
@@ -37,12 +41,23 @@ class Rotation:
         return Rotation(self.matrix, None if self.divisor is None else 1 / self.divisor)
 
 
+def _butterflies(x: Tensor) -> Tensor:
+    """H times x [..., P, m] along P, a power of two."""
+    half = 1
+    while half < x.shape[-2]:
+        pairs = x.unflatten(-2, (-1, 2, half))
+        first, second = pairs.select(-3, 0), pairs.select(-3, 1)
+        x = torch.stack([first + second, first - second], -3).flatten(-4, -2)
+        half *= 2
+    return x
+
+
 class RotatedQuantizer(Quantizer):
     """A `Quantizer` of (x / divisor) R along x's last axis; decoding turns back.
 
     Integer form: the codes are those of the rotated tensor. The rotations of a linear's input and weight cancel in the
     product, so that the integer GEMM and its scales are those of a plain linear; the weight's is done once, offline.
-    The input's is a product with R at run time, n log n additions for a Hadamard matrix.
+    The input's runs with the network: log2(C / m) additions and m products an element.
 
     Arguments:
         rotation, divisor: the tensors of a `Rotation`.
@@ -63,11 +78,14 @@ class RotatedQuantizer(Quantizer):
         **options: Any,
     ) -> None:
         super().__init__(spec, scale, zero_point, **options)
-        identity = torch.eye(rotation.shape[-1])
-        if rotation.shape != identity.shape or not torch.allclose(rotation @ rotation.T, identity, atol=1e-4):
+        size = rotation.shape[-1]
+        order = 1 if divisor is None else len(divisor) // size
+        identity = torch.eye(size) / order
+        fits = divisor is None or (len(divisor) == order * size and order & (order - 1) == 0 < order)
+        if not fits or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
             raise VisqError("a quantizer's rotation must be an orthogonal matrix")
-        if divisor is not None and not (torch.isfinite(divisor).all() and (divisor > 0).all()):
-            raise VisqError("a quantizer's divisor must be finite and positive")
+        if divisor is not None and not (torch.isfinite(divisor).all() and (divisor != 0).all()):
+            raise VisqError("a quantizer's divisor must be finite and not 0")
         self.register_buffer("rotation", rotation.float().clone())
         self.register_buffer("divisor", None if divisor is None else divisor.float().clone())
 
@@ -93,3 +111,7 @@ class RotatedQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.coordinates().back(super().forward(self.coordinates().into(x)))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=0, atol=1e-4 * expected.max().item())

@@ -126,6 +126,12 @@ def product(isa: str, rows: int, weight: Floats) -> Alone:
     return Alone(isa, [(rows, length)], (rows, width), write)
 
 
+def rotate(isa: str, rows: int, inverse_divisor: Floats, matrix: Floats) -> Alone:
+    """x [rows, C] by H x matrix [m, m], see `arithmetic.rotate`."""
+    arrays = (flat(inverse_divisor), flat(matrix))
+    return _of_rows(isa, rows, len(inverse_divisor), lambda engine, slot: engine.rotate(1, 0, *arrays, slot))
+
+
 def _of_rows(isa: str, rows: int, width: int, step: Callable[[Any, int], None]) -> Alone:
     """One row instruction, from register 0 to 1."""
 

@@ -121,6 +121,20 @@ def product(x: Floats, weight: Floats) -> Floats:
     return total
 
 
+def rotate(x: Floats, inverse_divisor: Floats, matrix: Floats) -> Floats:
+    """(x * inverse_divisor) (H x matrix), x [..., C]: sums and differences at distance m, 2 m, 4 m, ... < C, then each
+    run of m channels by matrix [m, m]."""
+    x = x * inverse_divisor
+    order, width = len(matrix), x.shape[-1]
+    distance = order
+    while distance < width:
+        pairs = x.reshape(*x.shape[:-1], width // (2 * distance), 2, distance)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        x = np.stack([first + second, first - second], -2).reshape(x.shape)
+        distance *= 2
+    return product(x.reshape(*x.shape[:-1], width // order, order), matrix.T).reshape(x.shape)
+
+
 def midpoints(table: Floats) -> Floats:
     """Between neighbouring entries of an ascending table: a value belongs to the entry of as many as lie below it."""
     return (table[1:] + table[:-1]) / np.float32(2)

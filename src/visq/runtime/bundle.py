@@ -59,7 +59,7 @@ class Bundle:
         return self._once(site, "inner", make_factor)
 
     def rotation(self, site: str) -> tuple[Floats, Floats]:
-        """(matrix R [C, C], divisor [C]) of a rotated site."""
+        """(matrix [m, m], divisor [C]) of a rotated site, see `arithmetic.rotate`."""
         parts = self._parts(site)
         matrix = parts["rotation"]
         divisor = parts.get("divisor", np.ones(matrix.shape[0], np.float32))

@@ -430,7 +430,12 @@ class _Writer:
             engine.binary(step.op, step.dst, step.a, step.b, slots.take(step.dst, slots.width[step.a]))
         else:
             width = slots.width[step.src]
-            slot = slots.take(step.dst, width, 2 if isinstance(step, Rotate) else 1)
+            if isinstance(step, Rotate):
+                matrix, divisor = self.bundle.rotation(step.site)
+                slot = slots.take(step.dst, width, rotation_room(width, len(matrix)))
+                engine.rotate(step.dst, step.src, flat(np.float32(1) / divisor), flat(matrix), slot)
+                return
+            slot = slots.take(step.dst, width)
             if isinstance(step, Unary):
                 engine.unary(step.op, step.dst, step.src, slot)
             elif isinstance(step, WithConstant):
@@ -445,10 +450,6 @@ class _Writer:
             elif isinstance(step, Round):
                 codes = self._quantizer(step.site, operation.rows, width, step.reverse)
                 engine.round(step.dst, step.src, codes, slot)
-            elif isinstance(step, Rotate):
-                matrix, divisor = self.bundle.rotation(step.site)
-                inverse = np.float32(1) / divisor
-                engine.rotate(step.dst, step.src, flat(inverse), flat(matrix), slot)
 
 
 class _Slots:
@@ -468,9 +469,9 @@ class _Slots:
                 roots[step.dst] = roots[step.src] if isinstance(step, Slice) else step.dst
                 self.last.setdefault(roots[step.dst], index)
 
-    def take(self, register: int, width: int, copies: int = 1) -> int:
+    def take(self, register: int, width: int, extra: int = 0) -> int:
         self.width[register], self.root[register] = width, register
-        self.offset[register] = self.room.take(pad(width, LANES) * copies)
+        self.offset[register] = self.room.take(pad(width, LANES) + extra)
         return self.offset[register]
 
     def alias(self, register: int, source: int, width: int) -> None:
@@ -481,6 +482,13 @@ class _Slots:
         for register, last in self.last.items():
             if last == index and register in self.offset:
                 self.room.free(self.offset[register])
+
+
+def rotation_room(width: int, order: int) -> int:
+    """Floats that a rotation with a matrix [order, order] needs beside its result: for what it multiplies; where there
+    are sums and differences, for two of them, and for the products, each padded."""
+    row = pad(width, LANES)
+    return row if order == width else 2 * (row + LANES) + width // order * pad(order, LANES)
 
 
 def _reads(step: Instruction) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ class Oracle:
             registers[step.dst] = quantizer.decode(quantizer.encode(x, order), order)
         elif isinstance(step, Rotate):
             matrix, divisor = self.bundle.rotation(step.site)
-            registers[step.dst] = product(registers[step.src] * (np.float32(1) / divisor), matrix.T)
+            registers[step.dst] = arithmetic.rotate(registers[step.src], np.float32(1) / divisor, matrix)
 
     def _stored(self, step: Store, x: Floats) -> np.ndarray:
         decl = self.program.tensors[step.tensor]

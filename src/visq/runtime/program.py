@@ -126,7 +126,7 @@ class Round(Strict):
 
 
 class Rotate(Strict):
-    """dst = (src / divisor) R with the rotation of a site's quantizer; what follows encodes the rotated row."""
+    """dst = src in the coordinates of the rotation of a site's quantizer; what follows encodes the rotated row."""
 
     op: Literal["rotate"] = "rotate"
     dst: Register

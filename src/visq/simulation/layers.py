@@ -54,8 +54,8 @@ def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
 def site(site: Site, x: Tensor) -> Tensor:
     if isinstance(site.quantizer, RotatedQuantizer) and not site.baked:
         rotation = site.quantizer.coordinates()
-        divided = x if rotation.divisor is None else x * (1 / rotation.divisor)
-        return rotation.back(Quantizer.forward(site.quantizer, engine.product(divided, rotation.matrix.T)))
+        turned = engine.rotate(x, rotation.matrix, rotation.divisor)
+        return rotation.back(Quantizer.forward(site.quantizer, turned))
     return Site.forward(site, x)
 
 

@@ -7,29 +7,27 @@ import math
 import torch
 from torch import Tensor
 
+from visq.quant.rotated import Rotation
 
-def spreading_matrix(n: int, seed: int) -> Tensor:
-    """An orthogonal [n, n]: a randomized Hadamard matrix / sqrt(n), or one times a small cosine basis.
+#: Products are cheaper than additions up to about this order of the factor that is multiplied by.
+SMALL = 12
 
-    Kronecker products: Sylvester's matrix of order 2^j with Paley's of order n / 2^j = q + 1, q a prime that is 3 mod 4
-    (12, 20, 24, ...); where there is none, Sylvester's of the largest possible order with the orthonormal DCT-II of the
-    odd rest. A random sign per row keeps the first column from collecting the channels' mean.
+
+def spreading_rotation(n: int, seed: int) -> Rotation:
+    """A randomized Hadamard matrix of order n / sqrt(n), or one times a small cosine basis.
+
+    Kronecker product of Sylvester's matrix of order 2^j with Paley's of order n / 2^j = q + 1, q a prime that is 3
+    mod 4 (12, 20, 24, ...); where there is none, Sylvester's of the largest possible order with the orthonormal DCT-II
+    of the odd rest. A random sign per channel keeps the first column from collecting the channels' mean.
     """
     powers = range((n & -n).bit_length() - 1, -1, -1)
     power = next((j for j in powers if is_paley(n >> j)), None)
     small = cosine_basis(n >> powers[0]) if power is None else paley(n >> power)
     power = powers[0] if power is None else power
-    matrix = torch.kron(sylvester(power), small) / math.sqrt(2**power)
-    signs = torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return (matrix * signs).float()
-
-
-def sylvester(k: int) -> Tensor:
-    """The Hadamard matrix [2^k, 2^k] of +-1."""
-    matrix = torch.ones(1, 1, dtype=torch.double)
-    for _ in range(k):
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.double), matrix)
-    return matrix
+    while power and len(small) < SMALL:
+        small, power = torch.kron(torch.tensor([[1, 1], [1, -1]]), small) / math.sqrt(2), power - 1
+    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return Rotation((small / math.sqrt(2**power)).float(), signs.float())
 
 
 def is_paley(n: int) -> bool:

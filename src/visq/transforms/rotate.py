@@ -17,7 +17,7 @@ from visq.models.layers import Linear
 from visq.quant.rotated import Rotation
 from visq.transforms.base import Transform, register
 from visq.transforms.fold import divide_input, norm_before
-from visq.transforms.hadamard import spreading_matrix
+from visq.transforms.hadamard import spreading_rotation
 from visq.transforms.observe import observe_inputs
 from visq.transforms.smooth import ends, smoothing
 
@@ -64,14 +64,16 @@ class Rotate(Transform):
             layers, run.stage.forward, run.inputs.batches(0 if not observing else None), moment=self.klt
         )
         for path, layer in layers.items():
-            matrix = spreading_matrix(layer.in_features, self.seed)
+            rotation = spreading_rotation(layer.in_features, self.seed)
             divisor = None
             if self.smooth is not None:
                 divisor = smoothing(inputs[path].maximum, layer.weight, self.smooth)
             if self.klt:
                 moment = inputs[path].moment
-                matrix = principal_axes(moment if divisor is None else moment / divisor / divisor[:, None]) @ matrix
-            rotation = Rotation(matrix, divisor)
+                axes = principal_axes(moment if divisor is None else moment / divisor / divisor[:, None])
+                rotation = Rotation(rotation.into(axes), divisor)
+            elif divisor is not None and rotation.divisor is not None:
+                rotation = Rotation(rotation.matrix, rotation.divisor * divisor)
             for site, own in ((f"{path}.in", rotation), (f"{path}.weight", rotation.of_weight())):
                 run.rotations[site] = own
                 run.smooth.pop(site, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visq.errors import VisqError
 from visq.ops import backends
 from visq.ops._checks import require_shape
 from visq.ops.deployed import cpp, naive  # noqa: F401  (they register themselves)
@@ -49,6 +50,16 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., K] by weight [N, K], added up in the order of K without fused multiply-adds -> [..., N]."""
     require_shape("product", "weight", weight, (len(weight), x.shape[-1]), "[N, K]")
     return _call("product", x, weight)
+
+
+def rotate(x: Tensor, matrix: Tensor, divisor: Tensor | None) -> Tensor:
+    """x [..., C] in the coordinates of a `visq.quant.rotated.Rotation` of matrix [m, m] and divisor [C]."""
+    inverse = torch.ones(x.shape[-1]) if divisor is None else 1 / divisor
+    require_shape("rotate", "divisor", inverse, (x.shape[-1],), "[C]")
+    runs, rest = divmod(x.shape[-1], len(matrix))
+    if rest or runs & (runs - 1):
+        raise VisqError(f"rotate: matrix is [{len(matrix)}, ...]: {x.shape[-1]} channels are no power of two of it")
+    return _call("rotate", x, inverse, matrix)
 
 
 def float_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, form: FloatScan) -> Tensor:

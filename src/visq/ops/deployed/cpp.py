@@ -55,6 +55,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return _by_rows(x, len(weight), lambda rows: alone.product(_native.isa(), rows, matrix))
 
 
+def rotate(x: Tensor, inverse_divisor: Tensor, matrix: Tensor) -> Tensor:
+    arrays = (inverse_divisor.detach().numpy(), matrix.detach().contiguous().numpy())
+    return _by_rows(x, x.shape[-1], lambda rows: alone.rotate(_native.isa(), rows, *arrays))
+
+
 def mean(x: Tensor) -> Tensor:
     return _run(alone.mean(_native.isa(), *x.shape[1:]), [x], torch.empty(len(x), x.shape[2]))
 
@@ -68,6 +73,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
     "product": product,
+    "rotate": rotate,
     "mean": mean,
     "float_scan": float_scan,
 }

@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, Callable[..., Floats]] = {
     "rms_norm": arithmetic.rms_norm,
     "layer_norm": arithmetic.layer_norm,
     "product": arithmetic.product,
+    "rotate": arithmetic.rotate,
     "mean": mean,
     "float_scan": float_scan,
 }
