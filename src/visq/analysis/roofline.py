@@ -115,7 +115,7 @@ def count_work(program: Program, bundle: Bundle) -> Work:
         widths = {0: operation.width}
         for step in operation.body:
             width = _width(program, step, widths)
-            floats += operation.rows * width * _float_operations(program, step, width)
+            floats += operation.rows * width * _float_operations(program, bundle, step, width)
             if isinstance(step, LayerNorm):
                 weight_bytes += bundle.constant(step.weight).nbytes + bundle.constant(step.bias).nbytes
             if isinstance(step, WithConstant | RmsNorm):
@@ -156,7 +156,7 @@ def _width(program: Program, step: Instruction, widths: dict[int, int]) -> int:
     return width
 
 
-def _float_operations(program: Program, step: Instruction, width: int) -> int:
+def _float_operations(program: Program, bundle: Bundle, step: Instruction, width: int) -> int:
     """Additions and multiplications for each element a step writes."""
     if isinstance(step, Load | Store):  # decoding and encoding multiply by a scale
         return int(program.tensors[step.tensor].site is not None)
@@ -166,8 +166,9 @@ def _float_operations(program: Program, step: Instruction, width: int) -> int:
         return 4
     if isinstance(step, LayerNorm):  # the mean, the difference, the variance, three to scale and shift
         return 7
-    if isinstance(step, Rotate):
-        return 1 + 2 * width
+    if isinstance(step, Rotate):  # the divisor, sums and differences, the small matrix
+        order = len(bundle.rotation(step.site)[0])
+        return 1 + (width // order).bit_length() - 1 + 2 * order
     return 0 if isinstance(step, Slice) else 2 if isinstance(step, Round) else 1
 
 
