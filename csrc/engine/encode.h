@@ -5,32 +5,52 @@
 
 namespace visq::engine {
 
+// What a uniform quantizer has: scales along channels, along rows (or one that is not 1), zero points along channels.
+template <bool kChannel, bool kToken, bool kZero>
+struct Shape {
+  static constexpr bool by_channel = kChannel, by_token = kToken, zeros = kZero;
+};
+
+// f(Shape of the quantizer), so that loops over a row need not ask.
+template <class F>
+VISQ_INLINE void with_shape(const Quantizer& q, F f) {
+  if (q.zero)
+    q.by_token ? f(Shape<true, true, true>{}) : f(Shape<true, false, true>{});
+  else if (q.by_channel)
+    q.by_token ? f(Shape<true, true, false>{}) : f(Shape<true, false, false>{});
+  else
+    q.by_token ? f(Shape<false, true, false>{}) : f(Shape<false, false, false>{});
+}
+
 // x * inverse, without the factors that are 1.
-template <class V>
+template <class V, class S>
 VISQ_INLINE typename V::T scaled(const Quantizer& q, typename V::T token, const float* x, int64_t c) {
   auto v = V::load(x + c);
-  if (q.by_channel) v = V::mul(v, V::load(q.inverse + c));
-  return q.by_token ? V::mul(v, token) : v;
+  if constexpr (S::by_channel) v = V::mul(v, V::load(q.inverse + c));
+  return S::by_token ? V::mul(v, token) : v;
 }
 
 template <class V>
 VISQ_INLINE void encode_uniform(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
   const auto token = V::set1(q.inverse_token[row]), low = V::set1(q.low), high = V::set1(q.high);
-  auto zero = V::set1(q.zero_token[row]);
-  int64_t c = 0;
-  if (!q.zero) {
-    const int whole = static_cast<int>(q.zero_token[row]), least = static_cast<int>(q.low),
-              most = static_cast<int>(q.high);
-    for (; c + 4 * V::W <= width; c += 4 * V::W) {
-      const typename V::T v[4] = {scaled<V>(q, token, x, c), scaled<V>(q, token, x, c + V::W),
-                                  scaled<V>(q, token, x, c + 2 * V::W), scaled<V>(q, token, x, c + 3 * V::W)};
-      Lanes<V>::round_to_bytes(out + c, v, whole, least, most);
+  with_shape(q, [&](auto shape) {
+    using S = decltype(shape);
+    auto zero = V::set1(q.zero_token[row]);
+    int64_t c = 0;
+    if constexpr (!S::zeros) {
+      const int whole = static_cast<int>(q.zero_token[row]), least = static_cast<int>(q.low),
+                most = static_cast<int>(q.high);
+      for (; c + 4 * V::W <= width; c += 4 * V::W) {
+        const typename V::T v[4] = {scaled<V, S>(q, token, x, c), scaled<V, S>(q, token, x, c + V::W),
+                                    scaled<V, S>(q, token, x, c + 2 * V::W), scaled<V, S>(q, token, x, c + 3 * V::W)};
+        Lanes<V>::round_to_bytes(out + c, v, whole, least, most);
+      }
     }
-  }
-  for (; c < width; c += V::W) {
-    if (q.zero) zero = V::load(q.zero + c);
-    Lanes<V>::to_bytes(out + c, clamp<V>(V::add(V::rint(scaled<V>(q, token, x, c)), zero), low, high));
-  }
+    for (; c < width; c += V::W) {
+      if constexpr (S::zeros) zero = V::load(q.zero + c);
+      Lanes<V>::to_bytes(out + c, clamp<V>(V::add(V::rint(scaled<V, S>(q, token, x, c)), zero), low, high));
+    }
+  });
 }
 
 // Writes whole vectors: `out` has room for the padded width.
@@ -83,15 +103,17 @@ VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int6
   }
   const auto inverse = V::set1(q.inverse_token[row]), step = V::set1(q.step_token[row]);
   const auto low = V::set1(q.low), high = V::set1(q.high);
-  auto zero = V::set1(q.zero ? 0.0f : q.zero_token[row]);
-  for (int64_t c = 0; c < width; c += V::W) {
-    if (q.zero) zero = V::load(q.zero + c);
-    const auto v = V::rint(scaled<V>(q, inverse, x, c));
-    const auto code = V::sub(clamp<V>(V::add(v, zero), low, high), zero);
-    auto value = code;
-    if (q.by_channel) value = V::mul(value, V::load(q.step + c));
-    V::store(out + c, q.by_token ? V::mul(value, step) : value);
-  }
+  with_shape(q, [&](auto shape) {
+    using S = decltype(shape);
+    auto zero = V::set1(q.zero_token[row]);
+    for (int64_t c = 0; c < width; c += V::W) {
+      if constexpr (S::zeros) zero = V::load(q.zero + c);
+      const auto v = V::rint(scaled<V, S>(q, inverse, x, c));
+      auto value = V::sub(clamp<V>(V::add(v, zero), low, high), zero);
+      if constexpr (S::by_channel) value = V::mul(value, V::load(q.step + c));
+      V::store(out + c, S::by_token ? V::mul(value, step) : value);
+    }
+  });
 }
 
 // Row `row` of a tensor as floats: in place where it holds floats, else decoded into `room`.
