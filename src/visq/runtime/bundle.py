@@ -61,9 +61,13 @@ class Bundle:
     def rotation(self, site: str) -> tuple[Floats, Floats]:
         """(matrix [m, m], divisor [C]) of a rotated site, see `arithmetic.rotate`."""
         parts = self._parts(site)
-        matrix = parts["rotation"]
-        divisor = parts.get("divisor", np.ones(matrix.shape[0], np.float32))
-        return matrix, divisor
+        matrix = parts.get("rotation", np.zeros(0, np.float32))
+        divisor = parts.get("divisor", np.ones(len(matrix), np.float32))
+        order = len(matrix)
+        runs, rest = divmod(len(divisor), order) if order else (0, 0)
+        if matrix.shape != (order, order) or divisor.ndim != 1 or rest or runs < 1 or runs & (runs - 1):
+            raise VisqError(f"{site}: its rotation and divisor do not fit each other")
+        return matrix.astype(np.float32), divisor.astype(np.float32)
 
     def weight(self, name: str) -> Weight | Floats:
         """A weight by the name of its site where it is quantized, or a parameter by its own name."""
