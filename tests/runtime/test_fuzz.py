@@ -36,13 +36,17 @@ WILD = st.one_of(
 )
 
 
-@pytest.fixture(scope="module", params=GEOMETRY)
+CASES = [("vim", "kscaled-w4a4"), ("vim", "visq-rotated-w4a4"), ("vmamba", "kscaled-w4a4")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = create_model(request.param, image_size=28, channels=1, num_classes=10, **GEOMETRY[request.param])
+    name, recipe = request.param
+    model = create_model(name, image_size=28, channels=1, num_classes=10, **GEOMETRY[name])
     model.card = visq.load_model("vim_nano_fmnist").card
     folder = tmp_path_factory.mktemp("fuzz") / "a"
-    visq.quantize(model, "kscaled-w4a4", "fashion-mnist", samples=4, out=folder)
+    visq.quantize(model, recipe, "fashion-mnist", samples=4, out=folder)
     return folder
 
 
