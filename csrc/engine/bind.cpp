@@ -90,12 +90,12 @@ void bind(nb::module_& m) {
               In<float> drive_channel, In<float> input_channel, In<float> input_step, In<int32_t> decay,
               In<int16_t> lift, In<float> y_channel, In<float> y_step) {
              const auto i = [&](const char* name) { return number<int>(n, name); };
-             const ScanNumbers numbers = {number<float>(n, "beta_scale"), i("shift"), i("abar_fraction"), i("abar_high"),
-                                          i("abar_bits"), i("bbar_low"), i("bbar_high"), i("bbar_bits"), i("state_low"),
-                                          i("state_high"), i("point")};
+             const ScanNumbers numbers = {number<float>(n, "beta_scale"), i("shift"), i("abar_fraction"),
+                                          i("abar_high"), i("abar_bits"), i("bbar_low"), i("bbar_high"),
+                                          i("bbar_bits"), i("state_low"), i("state_high"), i("point")};
              e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, array(a), array(abar_power), array(abar_lut),
-                          array(bbar_lut), array(delta_scale), array(drive_channel), array(input_channel), array(input_step), array(decay), array(lift),
-                          array(y_channel), array(y_step));
+                          array(bbar_lut), array(delta_scale), array(drive_channel), array(input_channel),
+                          array(input_step), array(decay), array(lift), array(y_channel), array(y_step));
            })
       .def("float_scan",
            [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, In<float> A, nb::dict abar,

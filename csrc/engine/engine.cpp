@@ -534,7 +534,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   scan_shape(op, u, delta, B, C, y_offset);
   const Quantizer* codes = tensor(C).codes;
   need(codes && !codes->zero && !codes->table, "a scan's C is not codes");
-  need(a.size == D * N && delta_scale.size == D && drive_channel.size == D && input_channel.size == D && y_channel.size == D,
+  need(a.size == D * N && delta_scale.size == D && drive_channel.size == D && input_channel.size == D &&
+           y_channel.size == D,
        "a scan's channels do not fit");
   need(input_step.size == L && decay.size == L && lift.size == L && y_step.size == L, "a scan's steps do not fit");
   need(abar_power.size == 4, "a scan's power of two does not fit");
@@ -545,23 +546,24 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   need(s.point >= 1 && s.point <= 10 && s.state_low >= -(2048 >> s.point) && s.state_high < 2048 >> s.point &&
            s.state_low <= s.state_high,
        "a scan's state is out of range");
-  const int half = s.abar_fraction >= 1 && s.abar_fraction <= 15 ? 1 << (s.abar_fraction - 1) : 0;
+  need(s.abar_bits >= 1 && s.abar_bits <= 8 && s.abar_fraction >= 0 && s.abar_fraction <= 15 && s.bbar_bits >= 2 &&
+           s.bbar_bits <= 8,
+       "a scan's bits are out of range");
+  const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0, bbar_end = 1 << (s.bbar_bits - 1);
   int64_t largest_abar = 0;
   if (!abar_lut.size) {
-    need(s.abar_bits >= 1 && s.abar_bits <= 8 && half && s.abar_high >= 0 && s.abar_high < 1 << s.abar_bits,
-         "a scan's Abar is out of range");
+    need(half && s.abar_high >= 0 && s.abar_high < 1 << s.abar_bits, "a scan's Abar is out of range");
     largest_abar = int64_t{s.abar_high} << (16 - s.abar_bits);
   }
+  if (!bbar_lut.size)
+    need(s.bbar_low >= -bbar_end && s.bbar_high < bbar_end && s.bbar_low <= s.bbar_high,
+         "a scan's Bbar is out of range");
   for (int64_t i = 0; i < abar_lut.size; ++i)
     largest_abar = std::max<int64_t>(largest_abar, static_cast<uint16_t>(abar_lut.at(i)));
   // Descending coefficients: no difference is negative, and the power at most the first of them.
   for (int64_t i = 0; i < 4; ++i)
     need(abar_power.at(i) >= 0 && abar_power.at(i) <= (i ? abar_power.at(i - 1) : 65535 - half),
          "a scan's power of two is out of range");
-  if (!bbar_lut.size)
-    need(s.bbar_bits >= 2 && s.bbar_bits <= 8 && s.bbar_low >= -(1 << (s.bbar_bits - 1)) && s.bbar_high < 1 << (s.bbar_bits - 1) &&
-             s.bbar_low <= s.bbar_high,
-         "a scan's Bbar is out of range");
   int64_t largest = 255;
   for (int64_t t = 0; t < L; ++t) {
     need(decay.at(t) >= 0 && decay.at(t) <= 65535 && (largest_abar * decay.at(t)) >> 16 <= 32767 && lift.at(t) >= 0 &&
@@ -594,7 +596,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
   p.aligned = !abar_lut.size && !bbar_lut.size && s.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
               (abar_power.at(0) + half) >> s.abar_fraction <= s.abar_high;
-  p.delta_scale = keep(delta_scale, p.C), p.drive_channel = keep(drive_channel, p.C), p.input_channel = keep(input_channel, p.C);
+  p.delta_scale = keep(delta_scale, p.C), p.drive_channel = keep(drive_channel, p.C);
+  p.input_channel = keep(input_channel, p.C);
   // States, and so their sums, are in units of 2^-point; the product with a power of two is exact.
   float* unit = keep<float>(p.C);
   for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(y_channel.at(c), -s.point);
