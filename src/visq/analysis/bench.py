@@ -25,6 +25,7 @@ from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.runtime import Engine, load_engine
 from visq.runtime.bundle import read_bundle
+from visq.simulation import undeploy
 
 #: So many rounds at least, then as many as fit into the time given.
 ROUNDS = 7
@@ -187,10 +188,10 @@ def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> to
 
 
 def without_quantizers(network: Any) -> Any:
-    """The same network with nothing quantized: its speed is that of the FP32 model."""
+    """The same network with nothing quantized, computed by PyTorch: its speed is that of the FP32 model."""
     for _, site in named_sites(network):
         site.quantizer = None
-    return network.eval()
+    return undeploy(network).eval()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,14 @@ def deploy(model: Network) -> Network:
     return model
 
 
+def undeploy(model: Network) -> Network:
+    """Undo `deploy`: every layer computes as PyTorch does again."""
+    for module in model.modules():
+        if type(module) in DEPLOYED:
+            module.__dict__.pop("forward", None)
+    return model
+
+
 def _forward(module: nn.Module, x: Tensor, *others: Tensor) -> Any:
     inputs = (x, *others)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters(recurse=False)))

@@ -1,0 +1,47 @@
+"""What the engine is compared with: PyTorch on the network an artifact holds, with nothing quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import visq
+from visq.analysis.bench import example, make_contenders
+from visq.artifact import load
+from visq.models import create_model
+
+GEOMETRY: dict[str, Any] = {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 2, "d_state": 3}
+
+
+def small_vim() -> Any:
+    torch.manual_seed(0)
+    model = create_model("vim", image_size=28, channels=1, num_classes=10, **GEOMETRY)
+    model.card = visq.load_model("vim_nano_fmnist").card
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "a"
+    visq.quantize(small_vim(), "visq-rotated-w8a8", "fashion-mnist", samples=4, out=folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["eager-fp32", "plain-pytorch", "compile-fp32"])
+def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> None:
+    """The network of an artifact is deployed, with the engine's arithmetic; those beside the engine must not be."""
+    network = load(artifact)
+    weights = {name: value.clone() for name, value in network.named_parameters()}
+    contender = next(c for c in make_contenders(network, None) if c.backend == backend)
+    images = example(network.card.preprocess, 2)
+    plain = small_vim()
+    plain.load_state_dict(weights)
+    with torch.no_grad():
+        found, expected = contender.make(images)(), plain(torch.from_numpy(images))
+    assert isinstance(found, torch.Tensor)
+    if backend == "eager-fp32":
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
