@@ -59,13 +59,13 @@ struct ScanConstants {
   using S = typename K::S;
   using Count = typename K::Count;
   bool halves;
-  Count whole, join, rest, abar_fraction, abar_up, bbar_up, to_table;
+  Count whole, join, abar_fraction, abar_up, bbar_up, to_table;
   S k0, k1, k2, k3, abar_round, abar_high, abar_mask, bbar_round, bbar_mask, bbar_low, bbar_high, lut_base;
   S state_round, state_mask, state_low, state_high;
 
   explicit ScanConstants(const FixedScan& p) {
     halves = p.shift == 16;
-    whole = K::count(p.shift - 16), join = K::count(32 - p.shift), rest = K::count(p.shift - 16);
+    whole = K::count(p.shift - 16), join = K::count(32 - p.shift);
     k0 = K::sset1(p.abar_power[0]), k1 = K::sset1(p.abar_power[1]);
     k2 = K::sset1(p.abar_power[2]), k3 = K::sset1(p.abar_power[3]);
     abar_fraction = K::count(p.abar_fraction), abar_up = K::count(16 - p.abar_bits), to_table = K::count(1);
@@ -113,7 +113,7 @@ VISQ_INLINE void abar16(const FixedScan& p, const ScanConstants<V>& k, typename 
   VISQ_EACH whole[j] = K::mulhi_u(d, K::sload(a + j * 2 * V::W));
   VISQ_EACH f[j] = K::mullo(d, K::sload(a + j * 2 * V::W));
   if (kForm != ScanForm::kAligned && !k.halves) {
-    VISQ_EACH f[j] = K::join(whole[j], f[j], k.join, k.rest);
+    VISQ_EACH f[j] = K::join(whole[j], f[j], k.join, k.whole);
     VISQ_EACH whole[j] = K::shr(whole[j], k.whole);
   }
   VISQ_EACH t[j] = K::sub(k.k2, K::mulhi_u(f[j], k.k3));

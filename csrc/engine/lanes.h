@@ -79,12 +79,6 @@ struct Lanes<VecScalar> {
   VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) { to_x = both(x), to_y = both(y); }
   VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
   VISQ_INLINE S sub(S a, S b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
-  VISQ_INLINE S adds(S a, S b) {
-    return each([&](int i) {
-      const int x = a.v[i] + b.v[i];
-      return x > 32767 ? 32767 : x < -32768 ? -32768 : x;
-    });
-  }
   VISQ_INLINE S mulhi_u(S a, S b) {
     return each([&](int i) { return (static_cast<uint32_t>(u(a.v[i])) * u(b.v[i])) >> 16; });
   }
@@ -100,7 +94,6 @@ struct Lanes<VecScalar> {
   VISQ_INLINE Count count(int n) { return n; }
   VISQ_INLINE S shl(S a, Count n) { return each([&](int i) { return n > 15 ? 0 : u(a.v[i]) << n; }); }
   VISQ_INLINE S shr(S a, Count n) { return each([&](int i) { return n > 15 ? 0 : u(a.v[i]) >> n; }); }
-  VISQ_INLINE S sra(S a, Count n) { return each([&](int i) { return a.v[i] >> (n > 15 ? 15 : n); }); }
   VISQ_INLINE S shr_each(S a, S n) { return each([&](int i) { return u(n.v[i]) > 15 ? 0 : u(a.v[i]) >> n.v[i]; }); }
   // The high half of (high : low) << n, 0 <= n <= 15.
   VISQ_INLINE S join(S high, S low, Count n, Count) {
@@ -197,7 +190,6 @@ struct Lanes<VecAvx2> {
   VISQ_INLINE Count count(int n) { return _mm_cvtsi32_si128(n); }
   VISQ_INLINE S shl(S a, Count n) { return _mm256_sll_epi16(a, n); }
   VISQ_INLINE S shr(S a, Count n) { return _mm256_srl_epi16(a, n); }
-  VISQ_INLINE S sra(S a, Count n) { return _mm256_sra_epi16(a, n); }
   // There is no 16-bit shift by lanes: both halves of a 32-bit lane by themselves.
   VISQ_INLINE S shr_each(S a, S n) {
     const __m256i low = _mm256_set1_epi32(0xffff);
@@ -303,7 +295,6 @@ struct Lanes512 {
   VISQ_INLINE Count count(int n) { return _mm512_set1_epi16(static_cast<int16_t>(n)); }
   VISQ_INLINE S shl(S a, Count n) { return _mm512_sllv_epi16(a, n); }
   VISQ_INLINE S shr(S a, Count n) { return _mm512_srlv_epi16(a, n); }
-  VISQ_INLINE S sra(S a, Count n) { return _mm512_srav_epi16(a, n); }
   VISQ_INLINE S shr_each(S a, S n) { return _mm512_srlv_epi16(a, n); }
   VISQ_INLINE S pick16(const int16_t* table, S at) {
     const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(at, _mm512_set1_epi32(0xffff)), table, 2);

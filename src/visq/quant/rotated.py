@@ -11,6 +11,7 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.quant.quantizer import Quantizer
 from visq.quant.spec import Spec
+from visq.runtime.arithmetic import runs_of
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,9 @@ class RotatedQuantizer(Quantizer):
     ) -> None:
         super().__init__(spec, scale, zero_point, **options)
         size = rotation.shape[-1]
-        order = 1 if divisor is None else len(divisor) // size
-        identity = torch.eye(size) / order
-        fits = divisor is None or (len(divisor) == order * size and order & (order - 1) == 0 < order)
-        if not fits or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
+        runs = runs_of(size if divisor is None else len(divisor), size)
+        identity = torch.eye(size) / max(runs, 1)
+        if not runs or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
             raise VisqError("a quantizer's rotation must be an orthogonal matrix")
         if divisor is not None and not (torch.isfinite(divisor).all() and (divisor != 0).all()):
             raise VisqError("a quantizer's divisor must be finite and not 0")

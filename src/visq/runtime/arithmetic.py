@@ -121,6 +121,12 @@ def product(x: Floats, weight: Floats) -> Floats:
     return total
 
 
+def runs_of(width: int, order: int) -> int:
+    """How many runs of `order` channels `width` is, where that is a power of two; 0 otherwise."""
+    runs, rest = divmod(width, order) if order else (0, 0)
+    return 0 if rest or runs & (runs - 1) else runs
+
+
 def rotate(x: Floats, inverse_divisor: Floats, matrix: Floats) -> Floats:
     """(x * inverse_divisor) (H x matrix), x [..., C]: sums and differences at distance m, 2 m, 4 m, ... < C, then each
     run of m channels by matrix [m, m]."""

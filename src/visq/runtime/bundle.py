@@ -16,7 +16,7 @@ from visq.artifact.packing import unpack
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
 from visq.errors import VisqError
 from visq.recipes.schema import first_problem
-from visq.runtime.arithmetic import Codes, Floats
+from visq.runtime.arithmetic import Codes, Floats, runs_of
 from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer, make_factor, make_quantizer, make_state
 
@@ -64,8 +64,7 @@ class Bundle:
         matrix = parts.get("rotation", np.zeros(0, np.float32))
         divisor = parts.get("divisor", np.ones(len(matrix), np.float32))
         order = len(matrix)
-        runs, rest = divmod(len(divisor), order) if order else (0, 0)
-        if matrix.shape != (order, order) or divisor.ndim != 1 or rest or runs < 1 or runs & (runs - 1):
+        if matrix.shape != (order, order) or divisor.ndim != 1 or not runs_of(len(divisor), order):
             raise VisqError(f"{site}: its rotation and divisor do not fit each other")
         return matrix.astype(np.float32), divisor.astype(np.float32)
 

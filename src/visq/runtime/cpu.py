@@ -428,13 +428,13 @@ class _Writer:
             engine.load(step.dst, self.tensors[step.tensor], -1 if step.row is None else step.row, slot)
         elif isinstance(step, Binary):
             engine.binary(step.op, step.dst, step.a, step.b, slots.take(step.dst, slots.width[step.a]))
+        elif isinstance(step, Rotate):
+            matrix, divisor = self.bundle.rotation(step.site)
+            width = slots.width[step.src]
+            slot = slots.take(step.dst, width, rotation_room(width, len(matrix)))
+            engine.rotate(step.dst, step.src, flat(np.float32(1) / divisor), flat(matrix), slot)
         else:
             width = slots.width[step.src]
-            if isinstance(step, Rotate):
-                matrix, divisor = self.bundle.rotation(step.site)
-                slot = slots.take(step.dst, width, rotation_room(width, len(matrix)))
-                engine.rotate(step.dst, step.src, flat(np.float32(1) / divisor), flat(matrix), slot)
-                return
             slot = slots.take(step.dst, width)
             if isinstance(step, Unary):
                 engine.unary(step.op, step.dst, step.src, slot)

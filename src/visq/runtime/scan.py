@@ -126,8 +126,8 @@ def plan(
 
     # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
     # in calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
-    drive_bits = min(math.floor(math.log2(DELTA_HIGH / float(delta.largest().max()))), 30)
-    drive_bits = 14 if (bbar.channel != 1).any() else drive_bits
+    fitting = math.floor(math.log2(DELTA_HIGH / float(delta.largest().max())))
+    drive_bits = 14 if (bbar.channel != 1).any() else min(fitting, 30)
     if bbar.table is None:
         unit, bbar_lut = float(bbar.step) * 2.0 ** (bbar.bits - 16), None
         beta = 2.0 ** (15 - drive_bits + 12 - bbar.bits) / float(bbar.step)

@@ -13,6 +13,7 @@ from visq.errors import VisqError
 from visq.ops import backends
 from visq.ops._checks import require_shape
 from visq.ops.deployed import cpp, naive  # noqa: F401  (they register themselves)
+from visq.runtime.arithmetic import runs_of
 from visq.runtime.forms import FloatScan
 
 
@@ -56,8 +57,7 @@ def rotate(x: Tensor, matrix: Tensor, divisor: Tensor | None) -> Tensor:
     """x [..., C] in the coordinates of a `visq.quant.rotated.Rotation` of matrix [m, m] and divisor [C]."""
     inverse = torch.ones(x.shape[-1]) if divisor is None else 1 / divisor
     require_shape("rotate", "divisor", inverse, (x.shape[-1],), "[C]")
-    runs, rest = divmod(x.shape[-1], len(matrix))
-    if rest or runs & (runs - 1):
+    if not runs_of(x.shape[-1], len(matrix)):
         raise VisqError(f"rotate: matrix is [{len(matrix)}, ...]: {x.shape[-1]} channels are no power of two of it")
     return _call("rotate", x, inverse, matrix)
 
