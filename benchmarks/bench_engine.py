@@ -32,7 +32,7 @@ from visq.models import create_model, list_models, load_model
 from visq.quant.site import WEIGHT, named_sites
 from visq.runtime import load_engine
 from visq.runtime.bundle import read_bundle
-from visq.runtime.forms import FixedScan, IntegerLinear, form_of
+from visq.runtime.forms import FixedScan, FusedScan, IntegerLinear, form_of
 
 
 def noise_images(folder: Path, size: int, channels: int, count: int = 4) -> str:
@@ -55,7 +55,7 @@ def work(folder: Path) -> dict[str, int]:
         form = form_of(program, operation, bundle)
         if isinstance(form, IntegerLinear):
             counts["linear"] += operation.rows * form.weight.size
-        elif isinstance(form, FixedScan):
+        elif isinstance(form, FixedScan | FusedScan):
             counts["scan"] += operation.rows * form.a.size
     return counts
 

@@ -29,6 +29,15 @@ T number(const nb::dict& numbers, const char* name) {
   return nb::cast<T>(numbers[name]);
 }
 
+ScanArrays scan_arrays(const nb::dict& d) {
+  const auto floats = [&](const char* name) { return array(number<In<float>>(d, name)); };
+  return {number<int>(d, "shift"), array(number<In<int32_t>>(d, "a")),
+          floats("delta_scale"),   floats("input_channel"),
+          floats("y_channel"),     floats("beta_scale"),
+          floats("input_step"),    floats("y_step"),
+          array(number<In<int16_t>>(d, "lift"))};
+}
+
 FactorArrays factor(const nb::dict& d) {
   return {number<int>(d, "kind"),  number<float>(d, "step"), number<float>(d, "inverse"),
           number<float>(d, "low"), number<float>(d, "high"), array(number<In<float>>(d, "table")),
@@ -85,17 +94,19 @@ void bind(nb::module_& m) {
       .def("float_conv2d", [](Engine& e, int input, int64_t kernel, int64_t padding, In<float> weight,
                               In<float> bias) { e.float_conv2d(input, kernel, padding, array(weight), array(bias)); })
       .def("fixed_scan",
-           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, In<int32_t> a,
-              In<int32_t> abar_power, In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> delta_scale,
-              In<float> drive_channel, In<float> input_channel, In<float> input_step, In<int32_t> decay,
-              In<int16_t> lift, In<float> y_channel, In<float> y_step) {
+           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, nb::dict steps,
+              In<int32_t> abar_power, In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> drive_channel,
+              In<int32_t> decay) {
              const auto i = [&](const char* name) { return number<int>(n, name); };
-             const ScanNumbers numbers = {number<float>(n, "beta_scale"), i("shift"), i("abar_fraction"),
-                                          i("abar_high"), i("abar_bits"), i("bbar_low"), i("bbar_high"),
-                                          i("bbar_bits"), i("state_low"), i("state_high"), i("point")};
-             e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, array(a), array(abar_power), array(abar_lut),
-                          array(bbar_lut), array(delta_scale), array(drive_channel), array(input_channel),
-                          array(input_step), array(decay), array(lift), array(y_channel), array(y_step));
+             const ScanNumbers numbers = {i("abar_fraction"), i("abar_high"), i("abar_bits"), i("bbar_low"),
+                                          i("bbar_high"), i("bbar_bits"), i("state_low"), i("state_high"), i("point")};
+             e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, scan_arrays(steps), array(abar_power),
+                          array(abar_lut), array(bbar_lut), array(drive_channel), array(decay));
+           })
+      .def("fused_scan",
+           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict steps,
+              In<int32_t> power, int low, int high, int point) {
+             e.fused_scan(u, delta, B, C, y_offset, reverse, scan_arrays(steps), array(power), low, high, point);
            })
       .def("float_scan",
            [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, In<float> A, nb::dict abar,

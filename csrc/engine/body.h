@@ -36,6 +36,7 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kTranspose: return transpose_source<V>(op, f, first, count);
     case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
+    case Operation::kFusedScan:
     case Operation::kFloatScan: {
       const int64_t stride = padded(op.width);
       return {reinterpret_cast<const float*>(f.arena + op.y_offset) + first * stride, stride};

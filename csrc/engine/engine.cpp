@@ -22,10 +22,10 @@ namespace {
 constexpr int64_t kMaxSize = 1 << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;
 constexpr int64_t kMaxTasks = 4096;
-constexpr int kKinds = 13;
+constexpr int kKinds = 14;
 const char* const kKindNames[kKinds] = {
     "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
-    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "float scan"};
+    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "float scan"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
@@ -64,7 +64,10 @@ class FloatMode {
 #endif
 };
 
-bool is_scan(const Operation& op) { return op.kind == Operation::kFixedScan || op.kind == Operation::kFloatScan; }
+bool is_scan(Operation::Kind kind) {
+  return kind == Operation::kFixedScan || kind == Operation::kFusedScan || kind == Operation::kFloatScan;
+}
+bool is_scan(const Operation& op) { return is_scan(op.kind); }
 
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
@@ -284,8 +287,7 @@ Operation& Engine::start(Operation::Kind kind, int64_t rows, int64_t width) {
   op.kind = kind, op.rows = rows, op.width = width, op.body_rows = 1;
   widths_.assign(kRegisters, -1);
   if (kind != Operation::kRows) widths_[0] = width;
-  const bool in_arena = kind == Operation::kFixedScan || kind == Operation::kFloatScan || kind == Operation::kRows;
-  op.tile_floats = in_arena ? 0 : kernels_->rows * padded(width);
+  op.tile_floats = is_scan(kind) || kind == Operation::kRows ? 0 : kernels_->rows * padded(width);
   return op;
 }
 
@@ -524,31 +526,92 @@ void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y
   check_arena(y_offset, L * padded(D) * 4);
 }
 
-void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
-                        Array<int32_t> a, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
-                        Array<float> delta_scale, Array<float> drive_channel, Array<float> input_channel,
-                        Array<float> input_step, Array<int32_t> decay, Array<int16_t> lift, Array<float> y_channel,
-                        Array<float> y_step) {
-  const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
-  Operation& op = start(Operation::kFixedScan, L, D);
-  scan_shape(op, u, delta, B, C, y_offset);
-  const Quantizer* codes = tensor(C).codes;
+// What the scans in fixed point share. A state has `bits` bits and is in units of 2^-point of a code.
+void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool reverse, int point, int bits,
+                        int most_lift) {
+  const int64_t L = op.rows, D = op.width, N = tensor(op.inputs[2]).width;
+  const Quantizer* codes = tensor(op.inputs[3]).codes;
   need(codes && !codes->zero && !codes->table, "a scan's C is not codes");
-  need(a.size == D * N && delta_scale.size == D && drive_channel.size == D && input_channel.size == D &&
-           y_channel.size == D,
+  need(s.a.size == D * N && s.delta_scale.size == D && s.input_channel.size == D && s.y_channel.size == D,
        "a scan's channels do not fit");
-  need(input_step.size == L && decay.size == L && lift.size == L && y_step.size == L, "a scan's steps do not fit");
-  need(abar_power.size == 4, "a scan's power of two does not fit");
-  need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
-  need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
+  need(s.beta_scale.size == L && s.input_step.size == L && s.lift.size == L && s.y_step.size == L,
+       "a scan's steps do not fit");
   // What keeps every intermediate value in its lanes.
   need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
+  need(bits >= 2 && bits <= 8 && point >= 1, "a scan's state is out of range");
+  int64_t largest = 255;
+  for (int64_t t = 0; t < L; ++t) {
+    need(s.lift.at(t) >= 0 && s.lift.at(t) <= most_lift, "a scan's steps are out of range");
+    const float zero = codes->zero_token[t];
+    need(zero >= -32000 && zero <= 32000, "a zero point is out of range");
+    const int64_t reach = static_cast<int64_t>(std::fabs(zero)) + 255;
+    if (reach > largest) largest = reach;
+  }
+  need(padded(N, 2) * (int64_t{1} << (bits + point - 1)) * largest < (int64_t{1} << 31),
+       "a scan's sums may leave 32 bits");
+
+  const int64_t lanes = kernels_->lanes;
+  p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse, p.shift = s.shift;
+  uint16_t* packed = keep<uint16_t>(p.C * p.N);
+  for (int64_t c = 0; c < D; ++c)
+    for (int64_t n = 0; n < N; ++n) {
+      const int32_t value = s.a.at(c * N + n);
+      need(value >= 0 && value <= 65535, "a scan's A is out of range");
+      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
+    }
+  p.a = packed;
+  p.delta_scale = keep(s.delta_scale, p.C), p.input_channel = keep(s.input_channel, p.C);
+  // States, and so their sums, are in units of 2^-point; the product with a power of two is exact.
+  float* unit = keep<float>(p.C);
+  for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(s.y_channel.at(c), -point);
+  p.y_channel = unit;
+  p.beta_scale = keep(s.beta_scale, L), p.input_step = keep(s.input_step, L), p.y_step = keep(s.y_step, L);
+  p.lift = keep(s.lift, L);
+  op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
+}
+
+// Descending coefficients: no difference is negative, and the power at most the first of them.
+void Engine::need_power(Array<int32_t> power, int64_t at, int most) {
+  for (int64_t i = at; i < at + 4; ++i)
+    need(power.at(i) >= 0 && power.at(i) <= (i > at ? power.at(i - 1) : most), "a scan's power of two is out of range");
+}
+
+void Engine::fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanArrays& arrays,
+                        Array<int32_t> power, int state_low, int state_high, int point) {
+  const int64_t L = tensor(u).rows;
+  Operation& op = start(Operation::kFusedScan, L, tensor(u).width);
+  scan_shape(op, u, delta, B, C, y_offset);
+  FusedScan& p = op.fused_scan;
+  const int end = 1 << (13 - point);
+  need(point >= 6 && point <= 12 && state_low >= -end && state_high < end && state_low <= state_high,
+       "a scan's state is out of range");
+  scan_steps(p.steps, op, arrays, reverse, point + 1, 14 - point, 2);
+  need(power.size == 4 * L, "a scan's power of two does not fit");
+  int16_t* pairs = keep<int16_t>(8 * L);
+  for (int64_t t = 0; t < L; ++t) {
+    need_power(power, 4 * t, 32767);
+    for (int64_t i = 0; i < 8; ++i) pairs[8 * t + i] = static_cast<int16_t>(power.at(4 * t + i / 2));
+  }
+  p.power = pairs, p.state_low = state_low, p.state_high = state_high, p.point = point;
+}
+
+void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
+                        const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut,
+                        Array<int16_t> bbar_lut, Array<float> drive_channel, Array<int32_t> decay) {
+  const int64_t L = tensor(u).rows, D = tensor(u).width;
+  Operation& op = start(Operation::kFixedScan, L, D);
+  scan_shape(op, u, delta, B, C, y_offset);
+  need(drive_channel.size == D && decay.size == L && abar_power.size == 4, "a scan's channels or steps do not fit");
+  need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
+  need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
   need(s.point >= 1 && s.point <= 10 && s.state_low >= -(2048 >> s.point) && s.state_high < 2048 >> s.point &&
            s.state_low <= s.state_high,
        "a scan's state is out of range");
   need(s.abar_bits >= 1 && s.abar_bits <= 8 && s.abar_fraction >= 0 && s.abar_fraction <= 15 && s.bbar_bits >= 2 &&
            s.bbar_bits <= 8,
        "a scan's bits are out of range");
+  FixedScan& p = op.fixed_scan;
+  scan_steps(p.steps, op, arrays, reverse, s.point, 12 - s.point, 3);
   const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0, bbar_end = 1 << (s.bbar_bits - 1);
   int64_t largest_abar = 0;
   if (!abar_lut.size) {
@@ -560,53 +623,23 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
          "a scan's Bbar is out of range");
   for (int64_t i = 0; i < abar_lut.size; ++i)
     largest_abar = std::max<int64_t>(largest_abar, static_cast<uint16_t>(abar_lut.at(i)));
-  // Descending coefficients: no difference is negative, and the power at most the first of them.
-  for (int64_t i = 0; i < 4; ++i)
-    need(abar_power.at(i) >= 0 && abar_power.at(i) <= (i ? abar_power.at(i - 1) : 65535 - half),
-         "a scan's power of two is out of range");
-  int64_t largest = 255;
+  need_power(abar_power, 0, 65535 - half);
+  uint16_t* kept = keep<uint16_t>(L);
   for (int64_t t = 0; t < L; ++t) {
-    need(decay.at(t) >= 0 && decay.at(t) <= 65535 && (largest_abar * decay.at(t)) >> 16 <= 32767 && lift.at(t) >= 0 &&
-             lift.at(t) <= 3,
+    need(decay.at(t) >= 0 && decay.at(t) <= 65535 && (largest_abar * decay.at(t)) >> 16 <= 32767,
          "a scan's steps are out of range");
-    const float zero = codes->zero_token[t];
-    need(zero >= -32000 && zero <= 32000, "a zero point is out of range");
-    const int64_t reach = static_cast<int64_t>(std::fabs(zero)) + 255;
-    if (reach > largest) largest = reach;
+    kept[t] = static_cast<uint16_t>(decay.at(t));
   }
-  need(padded(N, 2) * 2048 * largest < (int64_t{1} << 31), "a scan's sums may leave 32 bits");
-
-  FixedScan& p = op.fixed_scan;
-  const int64_t lanes = kernels_->lanes;
-  p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse;
-  p.beta_scale = s.beta_scale, p.shift = s.shift;
+  p.decay = kept;
   for (int64_t i = 0; i < 4; ++i) p.abar_power[i] = abar_power.at(i);
   p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high, p.abar_bits = s.abar_bits;
   p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
   p.state_low = s.state_low, p.state_high = s.state_high, p.point = s.point;
-  uint16_t* packed = keep<uint16_t>(p.C * p.N);
-  for (int64_t c = 0; c < D; ++c)
-    for (int64_t n = 0; n < N; ++n) {
-      const int32_t value = a.at(c * N + n);
-      need(value >= 0 && value <= 65535, "a scan's A is out of range");
-      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
-    }
-  p.a = packed;
   p.abar_table = scan_table(abar_lut, 0), p.bbar_table = scan_table(bbar_lut, -32768);
   for (int64_t i = 0; i < bbar_lut.size; ++i) need(bbar_lut.at(i) >= -32767, "a scan's table is out of range");
-  p.aligned = !abar_lut.size && !bbar_lut.size && s.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
+  p.aligned = !abar_lut.size && !bbar_lut.size && arrays.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
               (abar_power.at(0) + half) >> s.abar_fraction <= s.abar_high;
-  p.delta_scale = keep(delta_scale, p.C), p.drive_channel = keep(drive_channel, p.C);
-  p.input_channel = keep(input_channel, p.C);
-  // States, and so their sums, are in units of 2^-point; the product with a power of two is exact.
-  float* unit = keep<float>(p.C);
-  for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(y_channel.at(c), -s.point);
-  p.y_channel = unit;
-  p.input_step = keep(input_step, L), p.y_step = keep(y_step, L);
-  uint16_t* kept = keep<uint16_t>(L);
-  for (int64_t t = 0; t < L; ++t) kept[t] = static_cast<uint16_t>(decay.at(t));
-  p.decay = kept, p.lift = keep(lift, L);
-  op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
+  p.drive_channel = keep(drive_channel, p.steps.C);
 }
 
 // `least`: the value of the first entry.

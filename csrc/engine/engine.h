@@ -21,10 +21,16 @@ struct Array {
   T at(int64_t i) const { return data[i]; }
 };
 
+// Of a scan in fixed point: [C], [C, N] and [L] of them.
+struct ScanArrays {
+  int shift;
+  Array<int32_t> a;
+  Array<float> delta_scale, input_channel, y_channel, beta_scale, input_step, y_step;
+  Array<int16_t> lift;
+};
+
 struct ScanNumbers {
-  float beta_scale;
-  int shift, abar_fraction, abar_high, abar_bits;
-  int bbar_low, bbar_high, bbar_bits, state_low, state_high, point;
+  int abar_fraction, abar_high, abar_bits, bbar_low, bbar_high, bbar_bits, state_low, state_high, point;
 };
 
 struct FactorArrays {
@@ -64,10 +70,10 @@ class Engine {
                   Array<int32_t> zero, Array<float> bias);
   void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
   void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
-                  Array<int32_t> a, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
-                  Array<float> delta_scale, Array<float> drive_channel, Array<float> input_channel,
-                  Array<float> input_step, Array<int32_t> decay, Array<int16_t> lift, Array<float> y_channel,
-                  Array<float> y_step);
+                  const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
+                  Array<float> drive_channel, Array<int32_t> decay);
+  void fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanArrays& arrays,
+                  Array<int32_t> power, int state_low, int state_high, int point);
   void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
                   const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
@@ -141,6 +147,9 @@ class Engine {
   ScanTable scan_table(Array<int16_t> lut, int least);
   Conv2d& conv2d(Operation::Kind kind, int input, int64_t kernel, int64_t padding);
   void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
+  void scan_steps(ScanSteps& p, Operation& op, const ScanArrays& arrays, bool reverse, int point, int bits,
+                  int most_lift);
+  static void need_power(Array<int32_t> power, int64_t at, int most);
 
   void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task, const float* image);
   void run_image(Worker& worker, int64_t index, const float* image, float* out);

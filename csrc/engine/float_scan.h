@@ -1,6 +1,6 @@
 // The selective scan in float32, visq.runtime.scan.float_scan: what a recipe leaves unquantized. Lanes are channels.
 #pragma once
-#include "fixed_scan.h"
+#include "scan_loop.h"
 
 namespace visq::engine {
 

@@ -78,6 +78,12 @@ struct Lanes<VecScalar> {
   }
   VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) { to_x = both(x), to_y = both(y); }
   VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
+  VISQ_INLINE S adds(S a, S b) {
+    return each([&](int i) {
+      const int sum = a.v[i] + b.v[i];
+      return sum < -32768 ? -32768 : sum > 32767 ? 32767 : sum;
+    });
+  }
   VISQ_INLINE S sub(S a, S b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   VISQ_INLINE S mulhi_u(S a, S b) {
     return each([&](int i) { return (static_cast<uint32_t>(u(a.v[i])) * u(b.v[i])) >> 16; });

@@ -93,23 +93,33 @@ struct ScanTable {
   const int16_t *thresholds, *values;  // [31], ascending, and [32]; nullptr: too many steps
 };
 
-struct FixedScan {
+// Of a scan in fixed point.
+struct ScanSteps {
   int64_t L, C, N;  // N even, C padded to 16
   bool reverse;
-  const float* delta_scale;  // [C]
-  float beta_scale;
   const uint16_t* a;  // [C / lanes][N / 2][lanes][2]
   int shift;
+  const float *delta_scale, *input_channel, *y_channel;  // [C]; sums are in units of the state in its lane
+  const float *beta_scale, *input_step, *y_step;         // [L]
+  const int16_t* lift;                                   // [L]
+};
+
+struct FusedScan {
+  ScanSteps steps;
+  const int16_t* power;  // [L][4][2], unsigned, each twice
+  int state_low, state_high, point;  // a step adds up in units of 2^-point of a code
+};
+
+struct FixedScan {
+  ScanSteps steps;
   int abar_power[4];
   int abar_fraction, abar_high, abar_bits;
   ScanTable abar_table;  // [32768]
   int bbar_low, bbar_high, bbar_bits;
-  ScanTable bbar_table;  // [65536]
-  const float *drive_channel, *input_channel, *input_step;
-  const uint16_t* decay;  // [L]
-  const int16_t* lift;    // [L]
+  ScanTable bbar_table;        // [65536]
+  const float* drive_channel;  // [C]
+  const uint16_t* decay;       // [L]
   int state_low, state_high, point;  // a step adds up in units of 2^-point of a code
-  const float *y_channel, *y_step;   // of sums in those units
   // No tables; the exponent's point is between its halves, and Abar's code is the high bits of its 16 and stays in
   // range by itself.
   bool aligned;
@@ -159,7 +169,7 @@ struct Step {
 
 struct Operation {
   enum Kind { kPatches, kConcat, kRows, kTranspose, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
-              kFloatConv2d, kFixedScan, kFloatScan };
+              kFloatConv2d, kFixedScan, kFusedScan, kFloatScan };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
@@ -172,6 +182,7 @@ struct Operation {
   Conv conv;
   Conv2d conv2d;
   FixedScan fixed_scan;
+  FusedScan fused_scan;
   FloatScan float_scan;
   int64_t y_offset;  // of a scan's y in the arena, [rows][padded width]
   const Step* steps;

@@ -35,7 +35,7 @@ class Trace:
 def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Trace:
     """The recurrence of `visq.ops.quantized_scan`, token by token; arguments as in `scan.forward`, whose fixed-point
     scan may round single values to the neighbouring code."""
-    delta, C = applied(scan.site_delta, delta), applied(scan.site_c, C)
+    delta, B, C = applied(scan.site_delta, delta), applied(scan.site_b, B), applied(scan.site_c, C)
     abar, bbar = torch.exp(delta[..., None] * A), delta[:, :, None] * B[..., None]
     abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
     quantizer = scan.site_h.quantizer

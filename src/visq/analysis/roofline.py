@@ -26,6 +26,7 @@ from visq.runtime.forms import (
     WideLinear,
     form_of,
 )
+from visq.runtime.fused_scan import FusedScan, IntegerScan
 from visq.runtime.program import (
     Instruction,
     LayerNorm,
@@ -104,7 +105,7 @@ def count_work(program: Program, bundle: Bundle) -> Work:
             floats += outputs * 2
         elif isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
             floats += operation.rows * (2 * form.weight.size + operation.width)
-        elif isinstance(form, FixedScan):
+        elif isinstance(form, FixedScan | FusedScan):
             products16 += operation.rows * form.a.size * _scan_products(form)
             floats += outputs * 6  # two each of delta, u and y
         elif isinstance(form, FloatScan):
@@ -125,10 +126,10 @@ def count_work(program: Program, bundle: Bundle) -> Work:
     return Work(products8, products16, floats, weight_bytes, 4 * program.channels * program.size**2)
 
 
-def _scan_products(form: FixedScan) -> int:
-    """16-bit multiplications of one update of one state: delta A (two halves), its power, Abar times the ratio
-    of scales, Bbar, the two of the state, the share of y."""
-    return 2 + len(EXP2_FRACTION) + 1 + 1 + 2 + 1
+def _scan_products(form: IntegerScan) -> int:
+    """16-bit multiplications of one update of one state: delta A (two halves), its power, the two of the state, the
+    share of y; and, where they have codes, Abar times the ratio of scales, and Bbar."""
+    return 2 + len(EXP2_FRACTION) + 2 + 1 + (2 if isinstance(form, FixedScan) else 0)
 
 
 def _form_bytes(form: Form) -> int:
@@ -137,7 +138,7 @@ def _form_bytes(form: Form) -> int:
         return form.weight.size + 4 * (form.scale.size + form.bias.size)
     if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
         return 4 * (form.weight.size + form.bias.size)
-    if isinstance(form, FixedScan):
+    if isinstance(form, FixedScan | FusedScan):
         return 2 * form.a.size
     return 4 * form.A.size if isinstance(form, FloatScan) else 0
 

@@ -205,7 +205,7 @@ def selective_scan(
     lowering: Lowering, module: SelectiveScan, name: str, u: Value, delta: Value, A: Parameter, B: Value, C: Value
 ) -> Value:
     delta = lowering.site(delta, f"{name}.delta", module.site_delta)
-    C = lowering.site(C, f"{name}.c", module.site_c)
+    B, C = lowering.site(B, f"{name}.b", module.site_b), lowering.site(C, f"{name}.c", module.site_c)
     tensor = lowering.builder.tensor
 
     def inner(key: str, site: Site) -> str | None:

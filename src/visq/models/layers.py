@@ -132,22 +132,22 @@ class SelectiveScan(nn.Module):
     """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's
     discretization).
 
-    `softplus` makes delta of its projection. Sites: `delta`, `c`, `y` are ordinary activations; `abar`, `bbar`, `h`
-        live inside the recurrence and are quantized by the scan kernel. Where all of them are quantized, the scan runs
-        in the engine's fixed point.
+    `softplus` makes delta of its projection. Sites: `delta`, `b`, `c`, `y` are ordinary activations; `abar`, `bbar`,
+        `h` live inside the recurrence and are quantized by the scan kernel. Where all of them but `b` are quantized, or
+        all but `abar` and `bbar`, the scan runs in the engine's fixed point.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.softplus = Softplus()
-        self.site_delta, self.site_c, self.site_y = Site(), Site(), Site()
+        self.site_delta, self.site_b, self.site_c, self.site_y = Site(), Site(), Site(), Site()
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
         self._plan = ScanPlan()
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
         u)."""
-        delta, C = self.site_delta(delta), self.site_c(C)
+        delta, B, C = self.site_delta(delta), self.site_b(B), self.site_c(C)
         if (y := self.in_fixed_point(u, delta, A, B, C)) is not None:
             return self.site_y(y)
         inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
@@ -159,11 +159,11 @@ class SelectiveScan(nn.Module):
         """y as the integer engine computes it, where all of the scan is quantized and no gradient is wanted."""
         if torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C)):
             return None
-        quantizer = self.site_c.quantizer
-        inner = (site.quantizer for site in (self.site_abar, self.site_bbar, self.site_h))
-        fixed = self._plan.get(u.shape[1], A, self.site_delta.quantizer, quantizer, *inner)
+        sites = (self.site_delta, self.site_b, self.site_c, self.site_abar, self.site_bbar, self.site_h)
+        fixed = self._plan.get(u.shape[1], A, *(site.quantizer for site in sites))
         if fixed is None:
             return None
+        quantizer = self.site_c.quantizer
         assert isinstance(quantizer, Quantizer)
         return ops.fixed_scan(u, delta, B, quantizer.integers(C), fixed)
 

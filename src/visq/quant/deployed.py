@@ -11,7 +11,7 @@ from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_to_parts
 from visq.quant.site import SiteQuantizer
 from visq.runtime import quantizers as engine
-from visq.runtime.scan import FixedScan, plan
+from visq.runtime.fused_scan import IntegerScan, integer_form
 
 Made = TypeVar("Made")
 
@@ -38,31 +38,32 @@ class ScanPlan:
 
     def __init__(self) -> None:
         self._A: Tensor | None = None
-        self._found: Remembered[FixedScan | None] = Remembered()
+        self._found: Remembered[IntegerScan | None] = Remembered()
 
     def get(
         self,
         length: int,
         A: Tensor,
         delta: SiteQuantizer | None,
+        B: SiteQuantizer | None,
         C: SiteQuantizer | None,
         abar: SiteQuantizer | None,
         bbar: SiteQuantizer | None,
         h: SiteQuantizer | None,
-    ) -> FixedScan | None:
+    ) -> IntegerScan | None:
         """The parameters; None where something is not quantized or has no fixed-point form."""
-        parts = (delta, C, abar, bbar, h)
-        if any(type(part) not in (Quantizer, StateQuantizer) for part in parts):
+        parts = (delta, B, C, abar, bbar, h)
+        if any(type(part) not in (Quantizer, StateQuantizer, type(None)) for part in parts):
             return None
         if self._A is None or not A.equal(self._A):
             self._A, self._found = A.clone(), Remembered()
         return self._found.get(parts, lambda: _planned(length, A, parts), length)
 
 
-def _planned(length: int, A: Tensor, parts: tuple[SiteQuantizer | None, ...]) -> FixedScan | None:
-    makers = (*(engine.make_quantizer,) * 2, *(engine.make_factor,) * 2, engine.make_state)
-    forms = (converted(part, make) for part, make in zip(parts, makers, strict=True) if part is not None)
-    found = plan(length, A.detach().cpu().numpy(), *forms)
+def _planned(length: int, A: Tensor, parts: tuple[SiteQuantizer | None, ...]) -> IntegerScan | None:
+    makers = (*(engine.make_quantizer,) * 3, *(engine.make_factor,) * 2, engine.make_state)
+    forms = (None if part is None else converted(part, make) for part, make in zip(parts, makers, strict=True))
+    found = integer_form(length, A.detach().cpu().numpy(), *forms)
     return None if isinstance(found, str) else found
 
 

@@ -124,6 +124,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
     """The mapping laid over that of its `base`, a packaged family: in each scope transforms, rules and learners follow
     the base's own (a later rule overrides an earlier one), and everything else replaces it."""
+    data = with_extensions(data, where)
     if "base" not in data:
         return data
     name, texts = data["base"], packaged_texts()
@@ -131,10 +132,23 @@ def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise VisqError(f"recipe {where}: base '{name}' is not a packaged family ({', '.join(sorted(texts))})")
     base = with_base(read_yaml(texts[name], f"{name}.yaml"), f"{name}.yaml")
     own = data.get("scopes", {})
-    if not isinstance(own, dict) or not all(isinstance(scope, dict) for scope in own.values()):
-        raise VisqError(f"recipe {where}: scopes must be a mapping of scopes")
     scopes = {scope: extended(base["scopes"].get(scope, {}), own.get(scope, {})) for scope in base["scopes"] | own}
     return {key: value for key, value in (base | data).items() if key != "base"} | {"scopes": scopes}
+
+
+def with_extensions(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The mapping with every scope that `extends` another one of the file laid over it."""
+    scopes = data.get("scopes", {})
+    if not isinstance(scopes, dict) or not all(isinstance(scope, dict) for scope in scopes.values()):
+        raise VisqError(f"recipe {where}: scopes must be a mapping of scopes")
+    whole = {name: scope for name, scope in scopes.items() if "extends" not in scope}
+    for name, scope in scopes.items():
+        if name not in whole:
+            if scope["extends"] not in whole:
+                raise VisqError(f"recipe {where}: scopes.{name}.extends must be one of {', '.join(whole)}")
+            rest = {key: value for key, value in scope.items() if key != "extends"}
+            whole[name] = extended(whole[scope["extends"]], rest)
+    return {**data, "scopes": whole} if scopes else data
 
 
 def extended(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from visq.runtime import cpu
 from visq.runtime.arithmetic import Floats
-from visq.runtime.cpu import LANES, LEVELS, LINE, Lives, add_fixed_scan, add_float_scan, flat, pad
+from visq.runtime.cpu import LANES, LEVELS, LINE, Lives, add_float_scan, add_integer_scan, flat, pad
 from visq.runtime.forms import FloatScan
-from visq.runtime.scan import FixedScan
+from visq.runtime.fused_scan import IntegerScan
 
 #: Writes the operation: (engine, indices of the tensors it reads, offset of a scan's y) -> register of the result.
 Write = Callable[[Any, list[int], int], int]
@@ -66,12 +66,12 @@ class Alone:
         self._engine.run_alone(list(zip(self._inputs, addresses, strict=True)), batch, out, threads)
 
 
-def fixed_scan(isa: str, scan: FixedScan) -> Alone:
+def fixed_scan(isa: str, scan: IntegerScan) -> Alone:
     """u, delta [L, C], B [L, N] float32, and C [L, N] bytes -> y [L, C]."""
     (channels, states), length = scan.a.shape, len(scan.input_step)
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
-        add_fixed_scan(engine, tensors, y, False, scan)
+        add_integer_scan(engine, tensors, y, False, scan)
         return 0
 
     inputs = [(length, channels), (length, channels), (length, states), (length, states)]

@@ -28,6 +28,7 @@ from visq.runtime.forms import (
     form_of,
     reason,
 )
+from visq.runtime.fused_scan import FusedScan, IntegerScan
 from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
@@ -402,8 +403,8 @@ class _Writer:
         if isinstance(form, FloatScan):
             add_float_scan(self.engine, tensors, y, source.reverse, operation.rows, form)
             return
-        assert isinstance(form, FixedScan)
-        add_fixed_scan(self.engine, tensors, y, source.reverse, form)
+        assert isinstance(form, FixedScan | FusedScan)
+        add_integer_scan(self.engine, tensors, y, source.reverse, form)
 
     # --- bodies
 
@@ -503,8 +504,6 @@ def _is_scan(operation: Operation) -> bool:
 
 #: Fields of FixedScan that are single numbers.
 _SCAN_NUMBERS = (
-    "beta_scale",
-    "shift",
     "abar_fraction",
     "abar_high",
     "abar_bits",
@@ -517,30 +516,31 @@ _SCAN_NUMBERS = (
 )
 
 
-def add_fixed_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form: FixedScan) -> None:
-    """Start the operation of a fixed-point scan; `tensors` are u, delta, B, C."""
-    numbers = {
-        name: float(getattr(form, name)) if name.endswith("_scale") else int(getattr(form, name))
-        for name in _SCAN_NUMBERS
+def add_integer_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form: IntegerScan) -> None:
+    """Start the operation of a scan in fixed point; `tensors` are u, delta, B, C."""
+    floats = ("delta_scale", "input_channel", "y_channel", "beta_scale", "input_step", "y_step")
+    shared = {
+        "shift": form.shift,
+        "a": flat(form.a, np.int32),
+        "lift": flat(form.lift, np.int16),
+        **{name: flat(getattr(form, name)) for name in floats},
     }
+    if isinstance(form, FusedScan):
+        power = flat(form.power, np.int32)
+        engine.fused_scan(*tensors, y, reverse, shared, power, form.state_low, form.state_high, form.point)
+        return
     lut = np.zeros(0, np.int16)
     engine.fixed_scan(
         *tensors,
         y,
         reverse,
-        numbers,
-        flat(form.a, np.int32),
+        {name: int(getattr(form, name)) for name in _SCAN_NUMBERS},
+        shared,
         np.array(form.abar_power, np.int32),
         lut if form.abar_lut is None else flat(form.abar_lut, np.uint16).view(np.int16),
         lut if form.bbar_lut is None else flat(form.bbar_lut, np.int16),
-        flat(form.delta_scale),
         flat(form.drive_channel),
-        flat(form.input_channel),
-        flat(form.input_step),
         flat(form.decay, np.int32),
-        flat(form.lift, np.int16),
-        flat(form.y_channel),
-        flat(form.y_step),
     )
 
 

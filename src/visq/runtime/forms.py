@@ -12,9 +12,10 @@ import numpy as np
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Codes, Floats, Ints
 from visq.runtime.bundle import Bundle, Weight
+from visq.runtime.fused_scan import FusedScan, integer_form
 from visq.runtime.program import Conv1d, Conv2d, Linear, Operation, Patches, Program, Scan, Store
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
-from visq.runtime.scan import FixedScan, plan
+from visq.runtime.scan import FixedScan
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ Form = (
     | IntegerConv2d
     | FloatConv2d
     | FixedScan
+    | FusedScan
     | FloatScan
     | None
 )
@@ -348,10 +350,11 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     if h is not None:
         fits = h.step.size in (1, operation.rows) and h.channel.size == operation.width and h.state.size == states
         _need(fits, f"{source.h} was made for another shape")
-    delta, C = (_input(program, name, bundle) for name in (source.delta, source.C))
-    if C is not None and C.step_token is not None and program.tensors[source.C].reverse != source.reverse:
-        return FloatScan(A, abar, bbar, h, "C's scales count in the other direction")
-    form = plan(operation.rows, A, delta, C, abar, bbar, h)
+    delta, B, C = (_input(program, name, bundle) for name in (source.delta, source.B, source.C))
+    for name, x, tensor in (("B", B, source.B), ("C", C, source.C)):
+        if x is not None and x.step_token is not None and program.tensors[tensor].reverse != source.reverse:
+            return FloatScan(A, abar, bbar, h, f"{name}'s scales count in the other direction")
+    form = integer_form(operation.rows, A, delta, B, C, abar, bbar, h)
     return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
 
 

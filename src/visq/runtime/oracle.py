@@ -23,6 +23,7 @@ from visq.runtime.forms import (
     form_of,
     reason,
 )
+from visq.runtime.fused_scan import FusedScan, integer_scan
 from visq.runtime.images import checked_images
 from visq.runtime.program import (
     Binary,
@@ -49,7 +50,7 @@ from visq.runtime.program import (
     WithScalar,
 )
 from visq.runtime.quantizers import Quantizer
-from visq.runtime.scan import FixedScan, fixed_scan, float_scan
+from visq.runtime.scan import FixedScan, float_scan
 
 UNARY: dict[str, Callable[[Floats], Floats]] = {
     "silu": arithmetic.silu,
@@ -174,8 +175,8 @@ class Oracle:
     def _scan(self, source: Scan, form: Form) -> Floats:
         flip = slice(None, None, -1 if source.reverse else 1)
         u, delta, B = (self._decoded(name)[flip] for name in (source.u, source.delta, source.B))
-        if isinstance(form, FixedScan):
-            return fixed_scan(form, u, delta, B, self._integers(source.C)[flip])[flip]
+        if isinstance(form, FixedScan | FusedScan):
+            return integer_scan(form, u, delta, B, self._integers(source.C)[flip])[flip]
         assert isinstance(form, FloatScan)
         return float_scan(form.A, form.abar, form.bbar, form.h, u, delta, B, self._decoded(source.C)[flip])[flip]
 

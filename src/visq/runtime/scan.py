@@ -45,8 +45,8 @@ class FixedScan:
         decay [L]: Abar, its code in the high bits of 16 or its value in Q16, times decay is Abar times the ratio of the
             scales of steps t-1 and t in Q15, less `lift` bits.
         lift [L]: bits the state is shifted left by for that ratio.
-        drive_channel [C], beta_scale: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale), and 0
-            where delta is negative.
+        drive_channel [C], beta_scale [L]: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale),
+            and 0 where delta is negative.
         bbar_low, bbar_high, bbar_bits: uniform Bbar, whose product has 12 - bbar_bits bits after the point of a code;
             or bbar_lut [65536].
         input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
@@ -66,7 +66,7 @@ class FixedScan:
     decay: Ints
     lift: Ints
     drive_channel: Floats
-    beta_scale: np.float32
+    beta_scale: Floats
     bbar_low: int
     bbar_high: int
     bbar_bits: int
@@ -102,7 +102,7 @@ def plan(
         return "C is not uniform with one scale per token"
     if h.low < -128 or h.high > 127 or (bbar.table is None and bbar.high >= 2 ** (bbar.bits - 1)):
         return "the state or Bbar has unsigned codes"
-    found = _exponent(A, delta)
+    found = exponent(A, delta)
     if found is None:
         return "delta * A spans too wide a range"
     delta_scale, a, shift = found
@@ -158,7 +158,7 @@ def plan(
         decay=np.minimum(np.rint(decay), min(((32768 << 16) - 1) // max(largest, 1), 65535)).astype(np.int64),
         lift=lift.astype(np.int64),
         drive_channel=drive_channel,
-        beta_scale=np.float32(beta),
+        beta_scale=np.full(length, beta, np.float32),
         bbar_low=bbar.low,
         bbar_high=bbar.high,
         bbar_bits=bbar.bits,
@@ -174,7 +174,7 @@ def plan(
     )
 
 
-def _exponent(A: Floats, delta: Quantizer) -> tuple[Floats, Ints, int] | None:
+def exponent(A: Floats, delta: Quantizer) -> tuple[Floats, Ints, int] | None:
     """delta_scale, a and shift of the exponent -delta A log2(e); None where delta or A is degenerate or too wide."""
     largest = np.broadcast_to(delta.largest(), len(A)).astype(np.float64)
     rate = -A.astype(np.float64) * float(LOG2E)
@@ -201,7 +201,7 @@ def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     Returns y [L, C]."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
     w = np.clip(to_int16(delta * scan.drive_channel), 0, DELTA_HIGH)
-    beta = to_int16(B * scan.beta_scale)
+    beta = to_int16(B * scan.beta_scale[:, None])
     g = np.clip(to_int16((u * scan.input_channel) * scan.input_step[:, None]), -INPUT_HIGH, INPUT_HIGH)
     q = np.zeros_like(scan.a)
     y = np.empty(u.shape, np.float32)

@@ -166,6 +166,6 @@ def layer_norm(module: LayerNorm, x: Tensor) -> Tensor:
 
 @deploys(SelectiveScan)
 def selective_scan(module: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    delta, C = module.site_delta(delta), module.site_c(C)
+    delta, B, C = module.site_delta(delta), module.site_b(B), module.site_c(C)
     y = module.in_fixed_point(u, delta, A, B, C)
     return module.site_y(engine.float_scan(u, delta, B, C, forms.float_scan(module, A)) if y is None else y)

@@ -8,11 +8,12 @@ from torch import Tensor
 from visq.ops import backends
 from visq.ops._checks import require_shape
 from visq.ops.fixed_scan import cpp, naive  # noqa: F401  (they register themselves)
-from visq.runtime.scan import FixedScan
+from visq.runtime.fused_scan import IntegerScan
 
 
-def fixed_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: FixedScan) -> Tensor:
-    """h_t = Abar_t h_{t-1} + Bbar_t u_t, y_t = C_t h_t with the codes of Abar, Bbar and h in 16-bit fixed point.
+def fixed_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
+    """h_t = Abar_t h_{t-1} + Bbar_t u_t, y_t = C_t h_t in 16-bit fixed point, with codes of Abar, Bbar and h or, fused,
+    of h alone.
 
     docs/integer-semantics.md defines it, bit for bit; there is no gradient (`quantized_scan` has one).
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from visq.ops import _native, backends
 from visq.runtime import alone
 from visq.runtime.alone import Alone
-from visq.runtime.scan import FixedScan
+from visq.runtime.fused_scan import IntegerScan
 
 #: Packed kernels by the identity of their parameters, dropped with them.
 _KERNELS: dict[tuple[int, str], Alone] = {}
 
 
-def kernel_of(scan: FixedScan) -> Alone:
+def kernel_of(scan: IntegerScan) -> Alone:
     key = (id(scan), _native.isa())
     if key not in _KERNELS:
         _KERNELS[key] = alone.fixed_scan(_native.isa(), scan)
@@ -25,7 +25,7 @@ def kernel_of(scan: FixedScan) -> Alone:
 
 
 @backends.register("fixed_scan", "cpp")
-def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: FixedScan) -> Tensor:
+def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     codes = C.to(torch.int32) + torch.from_numpy(scan.C_zero.astype("int32"))[:, None]
     if ((codes < 0) | (codes > 255)).any():  # no codes of the quantizer the plan was made for

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from visq.ops import backends
-from visq.runtime.scan import FixedScan
-from visq.runtime.scan import fixed_scan as definition
+from visq.runtime.fused_scan import IntegerScan, integer_scan
 
 
 @backends.register("fixed_scan", "naive")
-def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: FixedScan) -> Tensor:
+def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     arrays = [x.detach().cpu().numpy() for x in (u, delta, B)]
     integers = C.detach().cpu().numpy().astype(np.int64)
-    ys = [definition(scan, *image) for image in zip(*arrays, integers, strict=True)]
+    ys = [integer_scan(scan, *image) for image in zip(*arrays, integers, strict=True)]
     return torch.from_numpy(np.stack(ys)).to(u.device) if ys else torch.empty_like(u)

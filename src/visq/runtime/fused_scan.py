@@ -1,0 +1,156 @@
+"""The selective scan of codes alone: Abar and Bbar are never rounded, because they are never stored.
+
+delta, A, B, C and the state have codes. Abar = exp(delta A) and Bbar u = (delta u) B are made of them in 16 bits, used
+at once and forgotten. docs/integer-semantics.md derives the formats and shows that nothing overflows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from visq.runtime.arithmetic import (
+    Floats,
+    Ints,
+    exp2_coefficients,
+    exp2_fixed,
+    mulhrs,
+    to_int16,
+)
+from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
+from visq.runtime.scan import SHRINK, FixedScan, exponent, fixed_scan, plan
+
+#: Limit of the input: what it adds, with what is kept of the state and half a code, stays within 16 bits.
+INPUT_HIGH = 14335
+#: Limit of what is kept of the state where its scale shrinks by more than half.
+KEPT_HIGH = 16384
+
+
+@dataclass(frozen=True)
+class FusedScan:
+    """Parameters of the recurrence.
+
+    Attributes:
+        delta_scale [C]: d = int16(delta * delta_scale), 0 where delta is negative.
+        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned; the exponent is d a, `shift` bits of it
+            after the point.
+        power [L, 4]: coefficients of 2^-f in Q14, times the ratio of the state's scales of steps t-1 and t.
+        lift [L]: how many times what is kept of the state is doubled for that ratio.
+        beta_scale [L]: beta = int16(B * beta_scale), B's code in the high bits of 16.
+        input_channel [C], input_step [L]: g = int16(((delta * u) * input_channel) * input_step).
+        C_zero [L]: C's integers plus this are bytes.
+        state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
+        y_channel [C], y_step [L]: y = sum * y_channel * y_step.
+    """
+
+    delta_scale: Floats
+    a: Ints
+    shift: int
+    power: Ints
+    lift: Ints
+    beta_scale: Floats
+    input_channel: Floats
+    input_step: Floats
+    C_zero: Ints
+    state_low: int
+    state_high: int
+    point: int
+    y_channel: Floats
+    y_step: Floats
+
+
+#: A scan without float32.
+IntegerScan = FixedScan | FusedScan
+
+
+def integer_form(
+    length: int,
+    A: Floats,
+    delta: Quantizer | None,
+    B: Quantizer | None,
+    C: Quantizer | None,
+    abar: Factor | None,
+    bbar: Factor | None,
+    h: StateQuantizer | None,
+) -> IntegerScan | str:
+    """The form of a scan without float32, or why it has none: fused where B has codes and Abar and Bbar have none."""
+    rounded = abar is not None or bbar is not None
+    if not rounded and delta is not None and B is not None and C is not None and h is not None:
+        return fuse(length, A, delta, B, C, h)
+    return plan(length, A, delta, C, abar, bbar, h)
+
+
+def fuse(length: int, A: Floats, delta: Quantizer, B: Quantizer, C: Quantizer, h: StateQuantizer) -> FusedScan | str:
+    """The fused form of a scan whose delta, B, C and state have codes, or why it has none and runs in float32."""
+    if not h.read_quantized:
+        return "y reads the state before it is rounded"
+    if (h.state != 1).any():
+        return "the state has a scale per state"
+    if h.low < -(2 ** (h.bits - 1)) or h.high >= 2 ** (h.bits - 1):
+        return "the state has unsigned codes"
+    for name, x in (("B", B), ("C", C)):
+        if not x.factors_out or (x.smooth != 1).any():
+            return f"{name} is not uniform with one scale per token"
+    found = exponent(A, delta)
+    if found is None:
+        return "delta * A spans too wide a range"
+    delta_scale, a, shift = found
+
+    step = np.broadcast_to(h.step, length).astype(np.float64)
+    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
+    lift = np.clip(np.ceil(np.log2(ratio)) - 1, 0, SHRINK - 1)
+    decay = np.minimum(ratio * 2.0 ** (14 - lift), 32767)
+
+    point = 14 - h.bits
+    B_step = np.broadcast_to(B.step_channel if B.step_token is None else B.step_token * B.step_channel, length)
+    reach = np.maximum(np.abs(B.low - B.zero), np.abs(B.high - B.zero)).max()
+    up = 2.0 ** np.floor(np.log2(32768 / float(reach)))  # of a code of B in 16 bits
+    with np.errstate(over="ignore"):
+        beta_scale = (up / B_step.astype(np.float64)).astype(np.float32)
+        input_channel = (1 / h.channel.astype(np.float64)).astype(np.float32)
+        input_step = (B_step / up * 2.0 ** (15 + point) / step).astype(np.float32)
+    if not (np.isfinite(beta_scale).all() and np.isfinite(input_channel).all() and np.isfinite(input_step).all()):
+        return "scales of B or of the state are too small for float32"
+    C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
+    return FusedScan(
+        delta_scale=delta_scale,
+        a=a,
+        shift=shift,
+        power=np.array([exp2_coefficients(unit) for unit in decay], np.int64),
+        lift=lift.astype(np.int64),
+        beta_scale=beta_scale,
+        input_channel=input_channel,
+        input_step=input_step,
+        C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
+        state_low=h.low,
+        state_high=h.high,
+        point=point,
+        y_channel=h.channel,
+        y_step=(step.astype(np.float32) * C_step).astype(np.float32),
+    )
+
+
+def integer_scan(scan: IntegerScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
+    """u, delta [L, C], B [L, N] decoded; C [L, N] integers (codes less zero point); all in scan order. Returns y
+    [L, C]."""
+    return fixed_scan(scan, u, delta, B, C) if isinstance(scan, FixedScan) else fused_scan(scan, u, delta, B, C)
+
+
+def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
+    """Arguments as in `integer_scan`."""
+    d = np.maximum(to_int16(delta * scan.delta_scale), 0)
+    beta = to_int16(B * scan.beta_scale[:, None])
+    g = to_int16(((delta * u) * scan.input_channel) * scan.input_step[:, None])
+    g = np.clip(g, -INPUT_HIGH, INPUT_HIGH)
+    q = np.zeros_like(scan.a)
+    y = np.empty(u.shape, np.float32)
+    for t in range(len(u)):
+        e = d[t, :, None] * scan.a
+        power = exp2_fixed((e >> (scan.shift - 16)) & 0xFFFF, tuple(scan.power[t]))
+        # The power is in Q14, so that scales may shrink by half, and the state doubled for it.
+        kept = mulhrs(q << (scan.point + 1), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
+        total = np.clip(kept, -KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[t], g[t, :, None])
+        q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
+        y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
+    return y
