@@ -32,6 +32,7 @@ from common import machine, subject_of, write_json
 from visq.analysis import compare, mcnemar
 from visq.models import load_model
 from visq.recipes import get_recipe
+from visq.recipes.catalog import packaged_families
 
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
 FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-rotated"]
@@ -40,7 +41,9 @@ FAMILIES += ["visq-learned"]
 COLUMNS = (
     *(("w4a4", "full"), ("w8a8", "full"), ("w4a4", "linear"), ("w6a6", "full"), ("w4a8", "full"), ("w8a8", "linear")),
     *(("w4a4h8", "full"), ("w6a6", "linear"), ("w4a8", "linear"), ("w6a6h8", "full")),
+    *((bits, "fused") for bits in ("w4a4", "w8a8", "w6a6", "w4a8", "w4a4h8", "w6a6h8")),
 )
+SCOPES = ("linear", "full", "fused")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4", "w6a6h8", "w4a4h8")
 #: In scope linear the second of a pair is the same recipe and is not measured again.
 SAME_LINEARS = {"qmamba": "omse", "visq": "ptq4vm-grid"}
@@ -58,7 +61,8 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
         for bits, scope in COLUMNS:
             for family in args.families:
                 repeated = scope == "linear" and SAME_LINEARS.get(family) in args.families
-                if scope in args.scopes and bits in args.bits and not repeated:
+                there = scope in packaged_families()[family].scopes and not repeated
+                if there and scope in args.scopes and bits in args.bits:
                     yield recipe_name(family, bits, scope), seed
 
 
@@ -119,6 +123,8 @@ def report(args: argparse.Namespace) -> None:
     for bits, scope in COLUMNS:
         table: Cell = {}
         for family in args.families:
+            if scope not in packaged_families()[family].scopes:
+                continue
             name = recipe_name(family, bits, scope)
             seeds = [found[name, seed] for seed in (0, 1, 2) if (name, seed) in found]
             if seeds:
@@ -187,7 +193,7 @@ def compare_with_best(table: Cell, first_seed: dict[str, Cell | None]) -> None:
 
 def markdown(result: Cell) -> str:
     lines = [f"FP32 {result['fp32_top1']:.2f} on {result['n']} images; quantized: {', '.join(result['backends'])}"]
-    for scope in ("linear", "full"):
+    for scope in SCOPES:
         lines += ["", f"## Scope {scope}", "", *overview(result["summary"], scope)]
     for title, table in result["summary"].items():
         lines += ["", f"## {title}", ""]
@@ -235,7 +241,7 @@ if __name__ == "__main__":
     parser.add_argument("--families", nargs="+", default=FAMILIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--bits", nargs="+", default=BITS)
-    parser.add_argument("--scopes", nargs="+", default=["linear", "full"])
+    parser.add_argument("--scopes", nargs="+", default=list(SCOPES))
     parser.add_argument("--backend", default="int", help="what is measured: int, the engine, or sim")
     parser.add_argument("--until", default="24:00", help="no new cell after this time of the day (HH:MM)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix")

@@ -526,8 +526,8 @@ void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y
   check_arena(y_offset, L * padded(D) * 4);
 }
 
-// What the scans in fixed point share. A state has `bits` bits and is in units of 2^-point of a code.
-void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool reverse, int point, int bits,
+// What the scans in fixed point share. What C is multiplied with is in units of 2^-point of a code, at most `largest`.
+void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool reverse, int point, int64_t largest,
                         int most_lift) {
   const int64_t L = op.rows, D = op.width, N = tensor(op.inputs[2]).width;
   const Quantizer* codes = tensor(op.inputs[3]).codes;
@@ -538,17 +538,15 @@ void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool r
        "a scan's steps do not fit");
   // What keeps every intermediate value in its lanes.
   need(s.shift >= 16 && s.shift <= 31, "a scan's shift is out of range");
-  need(bits >= 2 && bits <= 8 && point >= 1, "a scan's state is out of range");
-  int64_t largest = 255;
+  int64_t largest_C = 255;
   for (int64_t t = 0; t < L; ++t) {
     need(s.lift.at(t) >= 0 && s.lift.at(t) <= most_lift, "a scan's steps are out of range");
     const float zero = codes->zero_token[t];
     need(zero >= -32000 && zero <= 32000, "a zero point is out of range");
     const int64_t reach = static_cast<int64_t>(std::fabs(zero)) + 255;
-    if (reach > largest) largest = reach;
+    if (reach > largest_C) largest_C = reach;
   }
-  need(padded(N, 2) * (int64_t{1} << (bits + point - 1)) * largest < (int64_t{1} << 31),
-       "a scan's sums may leave 32 bits");
+  need(padded(N, 2) * largest * largest_C < (int64_t{1} << 31), "a scan's sums may leave 32 bits");
 
   const int64_t lanes = kernels_->lanes;
   p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse, p.shift = s.shift;
@@ -561,7 +559,7 @@ void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool r
     }
   p.a = packed;
   p.delta_scale = keep(s.delta_scale, p.C), p.input_channel = keep(s.input_channel, p.C);
-  // States, and so their sums, are in units of 2^-point; the product with a power of two is exact.
+  // The product with a power of two is exact.
   float* unit = keep<float>(p.C);
   for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(s.y_channel.at(c), -point);
   p.y_channel = unit;
@@ -585,7 +583,7 @@ void Engine::fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   const int end = 1 << (13 - point);
   need(point >= 6 && point <= 12 && state_low >= -end && state_high < end && state_low <= state_high,
        "a scan's state is out of range");
-  scan_steps(p.steps, op, arrays, reverse, point + 1, 14 - point, 2);
+  scan_steps(p.steps, op, arrays, reverse, point, 32767, 2);
   need(power.size == 4 * L, "a scan's power of two does not fit");
   int16_t* pairs = keep<int16_t>(8 * L);
   for (int64_t t = 0; t < L; ++t) {
@@ -611,7 +609,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
            s.bbar_bits <= 8,
        "a scan's bits are out of range");
   FixedScan& p = op.fixed_scan;
-  scan_steps(p.steps, op, arrays, reverse, s.point, 12 - s.point, 3);
+  scan_steps(p.steps, op, arrays, reverse, s.point, 2048, 3);
   const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0, bbar_end = 1 << (s.bbar_bits - 1);
   int64_t largest_abar = 0;
   if (!abar_lut.size) {

@@ -147,7 +147,7 @@ class Engine {
   ScanTable scan_table(Array<int16_t> lut, int least);
   Conv2d& conv2d(Operation::Kind kind, int input, int64_t kernel, int64_t padding);
   void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
-  void scan_steps(ScanSteps& p, Operation& op, const ScanArrays& arrays, bool reverse, int point, int bits,
+  void scan_steps(ScanSteps& p, Operation& op, const ScanArrays& arrays, bool reverse, int point, int64_t largest,
                   int most_lift);
   static void need_power(Array<int32_t> power, int64_t at, int most);
 

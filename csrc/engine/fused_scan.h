@@ -1,4 +1,5 @@
-// The selective scan whose Abar and Bbar have no codes, visq.runtime.fused_scan.fused_scan. Sums are plain ones: limits
+// The selective scan whose Abar and Bbar have no codes and whose y reads the states before they are rounded,
+// visq.runtime.fused_scan.fused_scan. Sums are plain ones: limits
 // of what enters them keep them in their lanes, and saturating ones would wait for the multiplications (on Zen 4).
 #pragma once
 #include "scan_loop.h"
@@ -57,11 +58,10 @@ struct FusedRecurrence {
       VISQ_EACH q[j] = K::adds(q[j], q[j]);
       VISQ_EACH q[j] = K::min(K::max(q[j], K::sset1(-kKeptHigh)), K::sset1(kKeptHigh));
     }
-    VISQ_EACH q[j] = K::add(K::add(q[j], round), K::mulhrs(K::spair(beta + j * 2), s.g));
-    VISQ_EACH q[j] = K::min(K::max(K::and_(q[j], mask), low), high);
-    VISQ_EACH q[j] = K::add(q[j], q[j]);
-    VISQ_EACH K::sstore(state + j * 2 * V::W, q[j]);
+    VISQ_EACH q[j] = K::add(q[j], K::mulhrs(K::spair(beta + j * 2), s.g));
     VISQ_EACH sum = K::dot16(sum, q[j], K::spair(C + j * 2));
+    VISQ_EACH q[j] = K::min(K::max(K::and_(K::add(q[j], round), mask), low), high);
+    VISQ_EACH K::sstore(state + j * 2 * V::W, K::add(q[j], q[j]));
     return sum;
   }
 };

@@ -22,6 +22,7 @@ from visq.recipes import get_recipe, list_recipes
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.cpu import CpuEngine
 from visq.runtime.forms import IntegerLinear, form_of, reason
+from visq.runtime.fused_scan import FusedScan
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Program, Scan, inputs
 
@@ -53,7 +54,7 @@ def quantized(model: VisionMamba, recipe: str, folder: Path) -> tuple[VisionMamb
     return simulation, bundle.config.program, bundle
 
 
-@pytest.mark.parametrize("scope", ["linear", "full"])
+@pytest.mark.parametrize("scope", ["linear", "full", "fused"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
     family: str, scope: str, model: VisionMamba, images: Tensor, tmp_path: Path
@@ -98,6 +99,17 @@ def test_scope_full_is_integers_everywhere(model: VisionMamba, tmp_path: Path) -
     forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
     assert {name: reason(form) for name, form in forms.items() if reason(form)} == {}
     assert isinstance(forms["head"], IntegerLinear) and isinstance(forms["patch_embed.proj"], IntegerLinear)
+
+
+def test_scope_fused_has_codes_for_all_that_is_stored(model: VisionMamba, tmp_path: Path) -> None:
+    _, program, bundle = quantized(model, "visq-w4a4-fused", tmp_path / "a")
+    forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
+    assert {name: reason(form) for name, form in forms.items() if reason(form)} == {}
+    assert isinstance(forms["layers.0.mixer.scan"], FusedScan) and isinstance(forms["layers.0.mixer.scan_b"], FusedScan)
+    # What is left in floating point is the residual stream.
+    stored = {name for name, tensor in program.tensors.items() if tensor.site is None}
+    whole = program.tensors[program.output].width
+    assert {program.tensors[name].width for name in stored} <= {GEOMETRY["embed_dim"], whole}
 
 
 def test_scope_linear_says_what_is_left_in_float(model: VisionMamba, tmp_path: Path) -> None:

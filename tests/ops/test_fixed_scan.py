@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from visq.errors import VisqError
 from visq.ops import _native, backends
 from visq.ops.fixed_scan import cpp
 from visq.quant.codebook import power
-from visq.quant.deployed import ScanPlan
+from visq.quant.deployed import ScanPlan, converted
 from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.site import SiteQuantizer
 from visq.quant.spec import Granularity, Named, Spec
+from visq.runtime import quantizers
+from visq.runtime.fused_scan import FusedScan, IntegerScan, integer_form
 from visq.runtime.scan import FixedScan
 
 ISAS = _native.present_isas()
@@ -28,7 +32,7 @@ class Case:
 
     def __init__(
         self, bits: int = 8, batch: int = 2, length: int = 9, channels: int = 20, states: int = 5, seed: int = 0,
-        table: bool = False, asymmetric: bool = False, jump: float = 1.0, divisors: bool = False,
+        table: bool = False, asymmetric: bool = False, jump: float = 1.0, divisors: bool = False, fused: bool = False,
     ) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.A = -torch.exp(torch.randn(channels, states, generator=g))
@@ -51,21 +55,29 @@ class Case:
         smooth = scale * (2 * high + 1) if divisors else None
         bbar_scale = bbar_scale * 4 if divisors else bbar_scale
         self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table, smooth=smooth)
+        B_zero = torch.randint(0, 2 * high + 2, (length,), generator=g).float() if asymmetric else None
+        B_spec = Spec(bits=bits, symmetric=not asymmetric, granularity="token")
+        B_scale = (torch.rand(length, generator=g) + 0.5) * 3.0 / high
+        self.B_quantizer = Quantizer(B_spec, B_scale, B_zero, axis=-2) if fused else None
         step = torch.linspace(0.05, 0.08, length) * 127 / high
         step[length // 2 :] /= jump
         state_spec = Spec(bits=bits, granularity=Granularity(kind="step"))
-        self.h = StateQuantizer(state_spec, step, torch.rand(channels, generator=g) + 0.5, torch.ones(states))
+        channel = torch.rand(channels, generator=g) + 0.5
+        self.h = StateQuantizer(state_spec, step, channel, torch.ones(states), read_quantized=not fused)
         self.u = torch.randn(batch, length, channels, generator=g)
         self.delta = self.delta_quantizer(torch.rand(batch, length, channels, generator=g))
         self.B = torch.randn(batch, length, states, generator=g)
+        if self.B_quantizer is not None:
+            self.B, self.abar, self.bbar = self.B_quantizer(self.B), None, None
         self.C = self.C_quantizer(torch.randn(batch, length, states, generator=g))
         self.length = length
 
-    def plan(self) -> FixedScan:
-        found = ScanPlan().get(
-            self.length, self.A, self.delta_quantizer, self.C_quantizer, self.abar, self.bbar, self.h
-        )
-        assert found is not None
+    def parts(self) -> tuple[SiteQuantizer | None, ...]:
+        return self.delta_quantizer, self.B_quantizer, self.C_quantizer, self.abar, self.bbar, self.h
+
+    def plan(self) -> IntegerScan:
+        found = ScanPlan().get(self.length, self.A, *self.parts())
+        assert type(found) is (FixedScan if self.B_quantizer is None else FusedScan)
         return found
 
     def run(self, name: str) -> np.ndarray:
@@ -75,7 +87,7 @@ class Case:
 
     def ideal(self) -> np.ndarray:
         quantizers = {"abar": self.abar, "bbar": self.bbar, "state": self.h}
-        arguments = {name: quantizer.scan_argument() for name, quantizer in quantizers.items()}
+        arguments = {name: quantizer.scan_argument() for name, quantizer in quantizers.items() if quantizer is not None}
         return ops.quantized_scan(self.u, self.delta, self.A, self.B, self.C, **arguments).numpy()
 
 
@@ -98,17 +110,19 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
         asymmetric=data.draw(st.booleans()),
         jump=data.draw(st.sampled_from([0.2, 1.0, 1.9, 3.0, 100.0])),
         divisors=data.draw(st.booleans()),
+        fused=data.draw(st.booleans()),
     )
     with _native.use_isa(isa):
         assert np.array_equal(case.run("cpp"), case.run("naive"))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("table", [False, True])
-@pytest.mark.parametrize("divisors", [False, True])
-def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, table: bool, divisors: bool) -> None:
+@pytest.mark.parametrize(
+    "form", [{"fused": True}, {}, {"table": True}, {"divisors": True}, {"table": True, "divisors": True}]
+)
+def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, form: dict[str, bool]) -> None:
     """Fixed point adds little to what quantizing adds anyway: the error against FP32 grows by less than a tenth."""
-    case = Case(bits=bits, batch=8, length=40, channels=32, states=8, table=table, divisors=divisors)
+    case = Case(bits=bits, batch=8, length=40, channels=32, states=8, **form)
     exact = ops.selective_scan(case.u, case.delta, case.A, case.B, case.C).numpy()
     ideal, fixed = (float(np.square(y - exact).mean()) for y in (case.ideal(), case.run("naive")))
     assert fixed < 1.1 * ideal + 1e-6
@@ -128,7 +142,7 @@ def test_threads_and_batches_do_not_matter() -> None:
 
 def test_the_plan_follows_its_quantizers() -> None:
     case, plan = Case(), ScanPlan()
-    parts = (case.delta_quantizer, case.C_quantizer, case.abar, case.bbar, case.h)
+    parts = case.parts()
     first = plan.get(case.length, case.A, *parts)
     assert plan.get(case.length, case.A.clone(), *parts) is first
     assert plan.get(case.length, 2 * case.A, *parts) is not first
@@ -136,14 +150,15 @@ def test_the_plan_follows_its_quantizers() -> None:
     with torch.no_grad():
         case.h.step.mul_(2)
     assert plan.get(case.length, case.A, *parts) is not second
-    assert plan.get(case.length, case.A, case.delta_quantizer, None, case.abar, case.bbar, case.h) is None
+    assert plan.get(case.length, case.A, *parts[:2], None, *parts[3:]) is None
 
 
 @needs_extension
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_packed_kernels_go_with_their_parameters(asymmetric: bool) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_packed_kernels_go_with_their_parameters(asymmetric: bool, fused: bool) -> None:
     before = len(cpp._KERNELS)
-    case = Case(asymmetric=asymmetric)
+    case = Case(asymmetric=asymmetric, fused=fused)
     scan = case.plan()
     ops.fixed_scan(case.u, case.delta, case.B, case.C_quantizer.integers(case.C), scan)
     assert len(cpp._KERNELS) == before + 1  # the kernel ran, not the definition
@@ -156,11 +171,45 @@ def test_scales_that_float32_cannot_invert_have_no_plan() -> None:
     case = Case(divisors=True)
     assert case.bbar.smooth is not None
     case.bbar.smooth.fill_(1e-38)
-    parts = (case.delta_quantizer, case.C_quantizer, case.abar, case.bbar, case.h)
-    assert ScanPlan().get(case.length, case.A, *parts) is None
+    assert ScanPlan().get(case.length, case.A, *case.parts()) is None
 
 
 def test_shapes_are_checked() -> None:
     case = Case()
     with pytest.raises(VisqError, match=r"B must be \[B, L, N\]"):
         ops.fixed_scan(case.u, case.delta, case.B[:, 1:], case.C, case.plan())
+
+
+@pytest.mark.parametrize("bits, share", [(4, 0.8), (8, 0.2)])
+def test_fusing_leaves_less_error(bits: int, share: float) -> None:
+    """Without codes of Abar and Bbar, and with y of sums that are not rounded, what is left is the state's rounding."""
+    errors = []
+    for fused in (False, True):
+        case = Case(bits=bits, batch=8, length=40, channels=32, states=8, fused=fused)
+        exact = ops.selective_scan(case.u, case.delta, case.A, case.B, case.C).numpy()
+        errors.append(float(np.square(case.run("naive") - exact).mean()))
+    assert errors[1] < share * errors[0]
+
+
+def unfused(**changes: object) -> str:
+    """Why a fused scan with `changes` to its quantizers has no form in fixed point."""
+    case = Case(fused=True)
+    makers = (*(quantizers.make_quantizer,) * 3, None, None, quantizers.make_state)
+    forms = [None if part is None else converted(part, make) for part, make in zip(case.parts(), makers, strict=True)]
+    names = ("delta", "B", "C", "abar", "bbar", "h")
+    for name, values in changes.items():
+        forms[names.index(name)] = replace(forms[names.index(name)], **values)
+    form = integer_form(case.length, case.A.numpy(), *forms)
+    assert isinstance(form, str)
+    return form
+
+
+def test_what_cannot_be_fused() -> None:
+    ones, table = np.ones(5, np.float32), np.arange(4, dtype=np.float32)
+    assert unfused(h={"read_quantized": True}) == "y reads the state after it is rounded"
+    assert unfused(h={"state": 2 * ones}) == "the state has a scale per state"
+    assert unfused(h={"low": 0, "high": 255}) == "the state has unsigned codes"
+    assert unfused(h={"channel": np.full(20, 1e-39, np.float32)}).endswith("too small for float32")
+    assert unfused(B={"table": table}) == "B is not uniform with one scale per token"
+    assert unfused(C={"smooth": 2 * ones}) == "C is not uniform with one scale per token"
+    assert unfused(delta={"step_channel": np.full(20, 1e6, np.float32)}) == "delta * A spans too wide a range"

@@ -91,6 +91,26 @@ def test_a_base_is_extended(tmp_path: Path, sites: list[str]) -> None:
     assert found["layers.0.mixer.scan.h"].bits == 5 and expected["layers.0.mixer.scan.h"].bits == 6
 
 
+def test_a_scope_extends_another_one(tmp_path: Path, sites: list[str]) -> None:
+    full, fused = get_recipe("visq-w4a4"), get_recipe("visq-w4a4-fused")
+    found, expected = fused.resolve(sites), full.resolve(sites)
+    scans = [f"layers.{i}.mixer.scan{direction}" for i in (0, 1) for direction in ("", "_b")]
+    assert set(expected) - set(found) == {f"{scan}.{site}" for scan in scans for site in ("abar", "bbar")}
+    assert set(found) - set(expected) == {f"{scan}.b" for scan in scans}
+    assert {name for name in found if found[name] != expected.get(name)} == {f"{s}.{x}" for s in scans for x in "bh"}
+    assert [found[f"{scan}.h"].estimator.params for scan in scans] == [{"read": "sum"}] * 4
+    assert fused.scope.transforms == full.scope.transforms
+    # A base's scope is whole before anything is laid over it.
+    rotated = get_recipe("visq-rotated-w4a4-fused").scope
+    assert rotated.transforms == get_recipe("visq-rotated-w4a4").scope.transforms and rotated.sites == fused.scope.sites
+
+    file = tmp_path / "mine.yaml"
+    text = "{name: mine, title: t, default_scope: a, scopes: {a: {extends: b}, c: {sites: []}}}"
+    file.write_text(text)
+    with pytest.raises(VisqError, match=r"scopes\.a\.extends must be one of c"):
+        get_recipe(file)
+
+
 def test_scopes_of_a_base_are_kept_and_added_to(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     rule = "{match: '@linears.weight', bits: weight}"

@@ -17,6 +17,7 @@ from visq.runtime.arithmetic import gelu, silu, softplus
 from visq.runtime.bundle import Weight
 from visq.runtime.cpu import EMULATED, CpuEngine, available, default_isa, has_isa, present_isas
 from visq.runtime.forms import FloatConv1d, FloatLinear, FloatScan, IntegerConv1d, IntegerLinear, WideLinear
+from visq.runtime.fused_scan import FusedScan
 from visq.runtime.oracle import Oracle
 from visq.runtime.program import Constant
 from visq.runtime.quantizers import Factor, StateQuantizer
@@ -428,6 +429,49 @@ def test_fixed_scan_keeps_to_16_bits(bits: int) -> None:
     assert isinstance(form, FixedScan) and form.lift.max() == 3
 
 
+FUSED = {"abar": None, "bbar": None, "read_quantized": False}
+
+
+@pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (9, 16, 2), (20, 33, 5), (26, 40, 16)])
+@pytest.mark.parametrize("b", ["tensor", "token asymmetric", "token"])
+@pytest.mark.parametrize("delta", ["unsigned", "channel", "token", "table"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_fused_scan(rows: int, width: int, states: int, b: str, delta: str, reverse: bool) -> None:
+    maker = Maker(12)
+    output = make_scan(maker, rows, width, states, b=b, c=b, delta=delta, reverse=reverse, **FUSED)
+    oracle = check(maker, output)
+    assert isinstance(oracle.forms[-1], FusedScan), oracle.forms[-1]
+    assert np.abs(oracle.tensors[output]).max() > 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("u", ["channel", "token", "table", None])
+@pytest.mark.parametrize("largest_u", [1e-3, 1.0, 1e3])
+def test_fused_scan_of_any_codes(bits: int, u: str | None, largest_u: float) -> None:
+    """An input far beyond the state's range, and one far below, while the state's scale shrinks and grows."""
+    maker = Maker(13)
+    output = make_scan(maker, 40, 20, 4, bits=bits, b="token asymmetric", u=u, largest_u=largest_u, **FUSED)
+    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
+    object.__setattr__(state, "step", np.resize(np.float32([1e-3, 8e-3, 2.5e-3, 0.5e-3]), 40))
+    form = check(maker, output).forms[-1]
+    assert isinstance(form, FusedScan) and set(form.lift) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fused_scan_keeps_to_16_bits(bits: int) -> None:
+    """States at their end, decays of one, a scale that shrinks eightfold and the largest input, all at once. The C++
+    sums wrap where the oracle's do not."""
+    maker = Maker(14)
+    output = make_scan(maker, 12, 24, 8, bits=bits, b="token", largest_u=1e3, **FUSED)
+    for name, values in list(maker.bundle.tensors.items()):
+        if values.shape == (24, 8):
+            maker.bundle.tensors[name] = np.full_like(values, -20)
+    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
+    object.__setattr__(state, "step", np.float32(1e-4 * 0.125 ** np.minimum(np.arange(12), 6)))
+    form = check(maker, output).forms[-1]
+    assert isinstance(form, FusedScan) and form.lift.max() == 2
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -436,6 +480,9 @@ def test_fixed_scan_keeps_to_16_bits(bits: int) -> None:
         {"abar": None, "bbar": "uniform channels"},
         {"abar": None, "bbar": "table channels", "h": None},
         {"abar": None, "bbar": None, "h": None},
+        {"abar": None, "bbar": None, "b": None, "read_quantized": False},
+        {"abar": None, "bbar": None, "c": "table", "read_quantized": False},
+        {"abar": None, "bbar": None},
         {"h": "states"},
         {"h": "steps", "read_quantized": False},
         {"abar": "table", "bbar": "table", "h": "states"},

@@ -100,7 +100,7 @@ class ScanJob(Job):
             step = self.state.search(inputs, step, groups, self.factors, self.spec, inner)
         if self.spec.granularity.kind == "tensor" and (step == step[0]).all():
             step = step[:1]  # one number, for sequences of any length
-        return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state)
+        return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state, self.state.read_quantized)
 
     def scan_inputs(self, images: int) -> ScanInputs:
         """The gathered inputs of the first `images` images, with the scan's FP32 output."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,15 +148,17 @@ class StateEstimator:
         search: chooses multipliers of the range, or None to keep it.
         images: how many images the search sees.
         percentile: of |h_t|, which makes the range that groups and multipliers refer to.
+        read_quantized: whether y reads the state rounded, or the sum it is rounded from.
     """
 
     search: Search | None
     images: int
     percentile: float
+    read_quantized: bool = True
 
 
 def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
-    """name is the site's.
+    """name is the site's. Any estimator takes `read`: `rounded`, as hardware that stores every state would, or `sum`.
 
     Raises:
         VisqError: an unknown estimator or parameter, a codebook.
@@ -176,8 +178,12 @@ def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
         raise VisqError(f"{name}: the hidden state knows estimators {', '.join(known)}, not {estimator.name}")
     if spec.codebook.name != "uniform":
         raise VisqError(f"{name}: the hidden state is quantized uniformly, not with codebook {spec.codebook.name}")
+    read = estimator.params.get("read", "rounded")
+    if read not in ("rounded", "sum"):
+        raise VisqError(f"{name}: y reads the state `rounded` or the `sum`, not {read}")
     try:
-        return known[estimator.name](**estimator.params)
+        made = known[estimator.name](**{key: value for key, value in estimator.params.items() if key != "read"})
+        return replace(made, read_quantized=read == "rounded")
     except TypeError as error:
         raise VisqError(f"{name}: estimator {estimator.name}: {str(error).replace('<lambda>()', 'it')}") from error
 
@@ -212,7 +218,7 @@ def scan_output(
         candidates=candidates,
         qmin=spec.qmin,
         qmax=spec.qmax,
-        read_quantized=True,
+        read_quantized=spec.estimator.params.get("read", "rounded") == "rounded",
         **inner,
     )
 

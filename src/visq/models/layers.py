@@ -134,7 +134,7 @@ class SelectiveScan(nn.Module):
 
     `softplus` makes delta of its projection. Sites: `delta`, `b`, `c`, `y` are ordinary activations; `abar`, `bbar`,
         `h` live inside the recurrence and are quantized by the scan kernel. Where all of them but `b` are quantized, or
-        all but `abar` and `bbar`, the scan runs in the engine's fixed point.
+        all but `abar` and `bbar`, the scan runs in one of the engine's two forms of fixed point.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
-"""The selective scan of codes alone: Abar and Bbar are never rounded, because they are never stored.
+"""The selective scan of codes alone: what is never stored is never rounded.
 
 delta, A, B, C and the state have codes. Abar = exp(delta A) and Bbar u = (delta u) B are made of them in 16 bits, used
-at once and forgotten. docs/integer-semantics.md derives the formats and shows that nothing overflows.
+at once and forgotten; y reads the sum that is then rounded to the state's codes. docs/integer-semantics.md derives the
+formats and shows that nothing overflows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class FusedScan:
         input_channel [C], input_step [L]: g = int16(((delta * u) * input_channel) * input_step).
         C_zero [L]: C's integers plus this are bytes.
         state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
-        y_channel [C], y_step [L]: y = sum * y_channel * y_step.
+        y_channel [C], y_step [L]: y = sum * 2^-point * y_channel * y_step.
     """
 
     delta_scale: Floats
@@ -83,8 +84,8 @@ def integer_form(
 
 def fuse(length: int, A: Floats, delta: Quantizer, B: Quantizer, C: Quantizer, h: StateQuantizer) -> FusedScan | str:
     """The fused form of a scan whose delta, B, C and state have codes, or why it has none and runs in float32."""
-    if not h.read_quantized:
-        return "y reads the state before it is rounded"
+    if h.read_quantized:
+        return "y reads the state after it is rounded"
     if (h.state != 1).any():
         return "the state has a scale per state"
     if h.low < -(2 ** (h.bits - 1)) or h.high >= 2 ** (h.bits - 1):
@@ -152,5 +153,6 @@ def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
         kept = mulhrs(q << (scan.point + 1), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
         total = np.clip(kept, -KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[t], g[t, :, None])
         q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
-        y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
+        unit = np.float32(2.0**-scan.point)
+        y[t] = ((total * C[t]).sum(-1).astype(np.float32) * (scan.y_channel * unit)) * scan.y_step[t]
     return y
