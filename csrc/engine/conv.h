@@ -11,6 +11,29 @@ VISQ_INLINE int64_t tap_row(const Conv& p, int64_t rows, int64_t t, int64_t k) {
   return at < rows ? at : -1;
 }
 
+// Four taps of a channel are the four bytes of a step of an integer sum.
+template <class V>
+VISQ_INLINE void four_taps(const Conv& p, const uint8_t* const* rows, int64_t missing, int64_t width, float* out) {
+  using K = Lanes<V>;
+  static_assert(V::W == 16);
+  alignas(64) static const uint8_t nothing[64] = {};
+  const int32_t* correction = p.correction + missing * padded(width);
+  for (int64_t c = 0; c < width; c += 64) {
+    const uint8_t* from[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t tap = k - (4 - p.K);
+      from[k] = tap < missing ? nothing : rows[tap] + c;
+    }
+    typename K::I x[4];
+    K::interleave(from, x);
+    for (int j = 0; j < 4 && c + j * 16 < width; ++j) {
+      const int64_t at = c + j * 16;
+      const auto sum = K::isub(K::dot(K::izero(), K::weights(p.four + at * 4), x[j]), K::iload(correction + at));
+      V::store(out + at, V::add(V::mul(K::to_float(sum), V::load(p.scale + at)), V::load(p.bias + at)));
+    }
+  }
+}
+
 template <class V>
 void int_conv_row(const Operation& op, const Frame& f, int64_t t, float* out) {
   using K = Lanes<V>;
@@ -24,6 +47,9 @@ void int_conv_row(const Operation& op, const Frame& f, int64_t t, float* out) {
     const int64_t at = tap_row(p, op.rows, t, k);
     missing += at < 0;
     rows[k] = at < 0 ? nullptr : f.row<uint8_t>(x, at);
+  }
+  if constexpr (K::kStep == 4) {
+    if (p.four) return four_taps<V>(p, rows, missing, op.width, out);
   }
   for (int64_t c = 0; c < op.width; c += V::W) {
     auto sum = K::isub(K::izero(), K::iload(p.correction + missing * width + c));

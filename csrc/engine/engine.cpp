@@ -455,7 +455,10 @@ void Engine::int_conv(int input, Array<int8_t> weight, Array<float> scale, Array
       correction[k * stride + c] = zero.at(c) * sum;
     }
   }
-  op.conv = {K, reverse, keep(bias, C), nullptr, taps, correction, keep(scale, C)};
+  int8_t* four = K <= 4 && kernels_->step == 4 ? keep<int8_t>(4 * padded(C, 64)) : nullptr;
+  for (int64_t c = 0; four && c < C; ++c)
+    for (int64_t k = 0; k < K; ++k) four[c * 4 + 4 - K + k] = weight.at(c * K + k);
+  op.conv = {K, reverse, keep(bias, C), nullptr, taps, four, correction, keep(scale, C)};
 }
 
 void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool reverse) {

@@ -74,6 +74,7 @@ struct Conv {
   const float* bias;
   const float* weight;       // float32: [K][C]
   const int32_t* taps;       // integers: [K][C]
+  const int8_t* four;        // at most four of them, after zeros: [C][4]; nullptr: more, or no instruction for them
   const int32_t* correction;  // [K][C]: zero[c] * (sum of the taps from k on)
   const float* scale;
 };
