@@ -36,7 +36,7 @@ WILD = st.one_of(
 )
 
 
-CASES = [("vim", "kscaled-w4a4"), ("vim", "visq-rotated-w4a4"), ("vmamba", "kscaled-w4a4")]
+CASES = [("vim", "kscaled-w4a4"), ("vim", "visq-rotated-w4a4-fused"), ("vmamba", "kscaled-w4a4")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
