@@ -126,7 +126,7 @@ def test_no_recipe_has_positions_without_positions(recipe: Recipe) -> None:
 
 
 ENDS = ("in", "weight", "out")
-INNER = ("delta", "abar", "bbar", "h", "c", "y")
+INNER = ("delta", "abar", "bbar", "h", "b", "c", "y")
 
 
 @torch.no_grad()

@@ -52,6 +52,8 @@ class ScanPlan:
         h: SiteQuantizer | None,
     ) -> IntegerScan | None:
         """The parameters; None where something is not quantized or has no fixed-point form."""
+        if delta is None or C is None or h is None:
+            return None
         parts = (delta, B, C, abar, bbar, h)
         if any(type(part) not in (Quantizer, StateQuantizer, type(None)) for part in parts):
             return None
