@@ -470,7 +470,7 @@ void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool 
   float* taps = keep<float>(K * stride);
   for (int64_t c = 0; c < C; ++c)
     for (int64_t k = 0; k < K; ++k) taps[k * stride + c] = weight.at(c * K + k);
-  op.conv = {K, reverse, keep(bias, C), taps, nullptr, nullptr, nullptr};
+  op.conv = {K, reverse, keep(bias, C), taps, nullptr, nullptr, nullptr, nullptr};
   if (x.codes) op.extra_floats = (kernels_->rows + K) * stride;
 }
 
