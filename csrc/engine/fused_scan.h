@@ -1,6 +1,6 @@
 // The selective scan whose Abar and Bbar have no codes and whose y reads the states before they are rounded,
-// visq.runtime.fused_scan.fused_scan. Sums are plain ones: limits
-// of what enters them keep them in their lanes, and saturating ones would wait for the multiplications (on Zen 4).
+// visq.runtime.fused_scan.fused_scan. Limits of what enters a sum keep it in its lane: saturating sums, which would
+// clamp the states for free, wait for the same units as multiplications (on Zen 4).
 #pragma once
 #include "scan_loop.h"
 

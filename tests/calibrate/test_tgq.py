@@ -75,7 +75,7 @@ def quantizer(inputs: ScanInputs, granularity: object, estimator: object, bits: 
     step, groups = step_scales(ranges.result(), factors, spec)
     if state.search is not None:
         step = state.search(inputs, step, groups, factors, spec, {})
-    return StateQuantizer(spec, step, factors.channel, factors.state)
+    return StateQuantizer(spec, step, factors.channel, factors.state, state.read_quantized)
 
 
 def loss(inputs: ScanInputs, found: StateQuantizer) -> float:
@@ -108,6 +108,14 @@ def test_searched_scales_beat_the_full_range() -> None:
         assert loss(inputs, quantizer(inputs, groups(4), estimator)) < loss(
             inputs, quantizer(inputs, groups(4), "minmax")
         )
+
+
+def test_the_greedy_search_is_for_what_y_reads() -> None:
+    inputs = scan()
+    rounded, of_sum = (quantizer(inputs, "step", {"name": "scan_output", "read": read}) for read in ("rounded", "sum"))
+    assert rounded.read_quantized and not of_sum.read_quantized
+    assert not of_sum.step.equal(rounded.step)
+    assert loss(inputs, of_sum) < loss(inputs, rounded)
 
 
 def test_mse_is_the_best_multiplier_of_each_group() -> None:
@@ -151,6 +159,7 @@ def test_a_state_that_is_never_excited_gets_a_harmless_scale() -> None:
         ({"estimator": {"name": "mse", "p": 3}}, "estimator mse"),
         ({"codebook": "power"}, "uniformly"),
         ({"estimator": {"name": "percentile", "percentile": 3}}, "above 50"),
+        ({"estimator": {"name": "minmax", "read": "twice"}}, "`rounded` or the `sum`, not twice"),
     ],
 )
 def test_bad_recipes_are_named(spec: dict[str, object], message: str) -> None:

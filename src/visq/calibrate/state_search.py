@@ -178,14 +178,18 @@ def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
         raise VisqError(f"{name}: the hidden state knows estimators {', '.join(known)}, not {estimator.name}")
     if spec.codebook.name != "uniform":
         raise VisqError(f"{name}: the hidden state is quantized uniformly, not with codebook {spec.codebook.name}")
-    read = estimator.params.get("read", "rounded")
-    if read not in ("rounded", "sum"):
+    if (read := estimator.params.get("read", "rounded")) not in ("rounded", "sum"):
         raise VisqError(f"{name}: y reads the state `rounded` or the `sum`, not {read}")
     try:
         made = known[estimator.name](**{key: value for key, value in estimator.params.items() if key != "read"})
-        return replace(made, read_quantized=read == "rounded")
+        return replace(made, read_quantized=reads_rounded(spec))
     except TypeError as error:
         raise VisqError(f"{name}: estimator {estimator.name}: {str(error).replace('<lambda>()', 'it')}") from error
+
+
+def reads_rounded(spec: Spec) -> bool:
+    """Whether y reads the state rounded (`read: rounded`), or the sum it is rounded from (`read: sum`)."""
+    return bool(spec.estimator.params.get("read", "rounded") == "rounded")
 
 
 def multipliers(candidates: int) -> Tensor:
@@ -218,7 +222,7 @@ def scan_output(
         candidates=candidates,
         qmin=spec.qmin,
         qmax=spec.qmax,
-        read_quantized=spec.estimator.params.get("read", "rounded") == "rounded",
+        read_quantized=reads_rounded(spec),
         **inner,
     )
 
