@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from visq import parallel
@@ -76,7 +76,8 @@ class Stream:
 
 def _load(path: Path, rows: int | None) -> tuple[Tensor, ...]:
     try:
-        tensors = load_file(path)
+        # Read by Python, which Ctrl-C ends as such: inside load_file it once looked like a damaged file.
+        tensors = load(path.read_bytes())
     except Exception as error:
         raise VisqError(f"calibration state {path} is damaged; delete {path.parent.parent} and start again") from error
     return tuple(tensors[str(i)][:rows] for i in range(len(tensors)))
