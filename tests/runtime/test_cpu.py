@@ -415,16 +415,20 @@ def test_fixed_scan_that_saturates(bits: int, largest_u: float) -> None:
     assert isinstance(check(maker, output).forms[-1], FixedScan)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_fixed_scan_keeps_to_16_bits(bits: int) -> None:
+def at_their_ends(maker: Maker) -> None:
     """States at their end, decays of one, a scale that shrinks eightfold and the largest input, all at once."""
-    maker = Maker(10)
-    output = make_scan(maker, 12, 24, 8, bits=bits, bbar="table" if bits == 2 else "uniform")
     for name, values in list(maker.bundle.tensors.items()):
         if values.shape == (24, 8):
             maker.bundle.tensors[name] = np.full_like(values, -20)
     state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
     object.__setattr__(state, "step", np.float32(1e-4 * 0.125 ** np.minimum(np.arange(12), 6)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fixed_scan_keeps_to_16_bits(bits: int) -> None:
+    maker = Maker(10)
+    output = make_scan(maker, 12, 24, 8, bits=bits, bbar="table" if bits == 2 else "uniform")
+    at_their_ends(maker)
     form = check(maker, output).forms[-1]
     assert isinstance(form, FixedScan) and form.lift.max() == 3
 
@@ -459,15 +463,10 @@ def test_fused_scan_of_any_codes(bits: int, u: str | None, largest_u: float) -> 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_fused_scan_keeps_to_16_bits(bits: int) -> None:
-    """States at their end, decays of one, a scale that shrinks eightfold and the largest input, all at once. The C++
-    sums wrap where the oracle's do not."""
+    """The C++ sums wrap where the oracle's do not."""
     maker = Maker(14)
     output = make_scan(maker, 12, 24, 8, bits=bits, b="token", largest_u=1e3, **FUSED)
-    for name, values in list(maker.bundle.tensors.items()):
-        if values.shape == (24, 8):
-            maker.bundle.tensors[name] = np.full_like(values, -20)
-    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateQuantizer))
-    object.__setattr__(state, "step", np.float32(1e-4 * 0.125 ** np.minimum(np.arange(12), 6)))
+    at_their_ends(maker)
     form = check(maker, output).forms[-1]
     assert isinstance(form, FusedScan) and form.lift.max() == 2
 

@@ -20,7 +20,17 @@ from visq.runtime.arithmetic import (
     to_int16,
 )
 from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
-from visq.runtime.scan import SHRINK, FixedScan, exponent, fixed_scan, plan
+from visq.runtime.scan import (
+    SHRINK,
+    FixedScan,
+    ScanSteps,
+    exponent,
+    fixed_scan,
+    plan,
+    read_out,
+    step_ratios,
+    token_step,
+)
 
 #: Limit of the input: what it adds, with what is kept of the state and half a code, stays within 16 bits.
 INPUT_HIGH = 14335
@@ -29,36 +39,16 @@ KEPT_HIGH = 16384
 
 
 @dataclass(frozen=True)
-class FusedScan:
-    """Parameters of the recurrence.
+class FusedScan(ScanSteps):
+    """Parameters of the recurrence without codes of Abar and Bbar; g = int16(((delta * u) * input_channel) *
+    input_step), and beta is B's code in the high bits of 16.
 
     Attributes:
-        delta_scale [C]: d = int16(delta * delta_scale), 0 where delta is negative.
-        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned; the exponent is d a, `shift` bits of it
-            after the point.
-        power [L, 4]: coefficients of 2^-f in Q14, times the ratio of the state's scales of steps t-1 and t.
-        lift [L]: how many times what is kept of the state is doubled for that ratio.
-        beta_scale [L]: beta = int16(B * beta_scale), B's code in the high bits of 16.
-        input_channel [C], input_step [L]: g = int16(((delta * u) * input_channel) * input_step).
-        C_zero [L]: C's integers plus this are bytes.
-        state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
-        y_channel [C], y_step [L]: y = sum * 2^-point * y_channel * y_step.
+        power [L, 4]: coefficients of 2^-f in Q14, times the ratio of the state's scales of steps t-1 and t, less `lift`
+            bits.
     """
 
-    delta_scale: Floats
-    a: Ints
-    shift: int
     power: Ints
-    lift: Ints
-    beta_scale: Floats
-    input_channel: Floats
-    input_step: Floats
-    C_zero: Ints
-    state_low: int
-    state_high: int
-    point: int
-    y_channel: Floats
-    y_step: Floats
 
 
 #: A scan without float32.
@@ -98,13 +88,12 @@ def fuse(length: int, A: Floats, delta: Quantizer, B: Quantizer, C: Quantizer, h
         return "delta * A spans too wide a range"
     delta_scale, a, shift = found
 
-    step = np.broadcast_to(h.step, length).astype(np.float64)
-    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
+    step, ratio = step_ratios(h, length)
     lift = np.clip(np.ceil(np.log2(ratio)) - 1, 0, SHRINK - 1)
     decay = np.minimum(ratio * 2.0 ** (14 - lift), 32767)
 
     point = 14 - h.bits
-    B_step = np.broadcast_to(B.step_channel if B.step_token is None else B.step_token * B.step_channel, length)
+    B_step = np.broadcast_to(token_step(B), length)
     reach = np.maximum(np.abs(B.low - B.zero), np.abs(B.high - B.zero)).max()
     up = 2.0 ** np.floor(np.log2(32768 / float(reach)))  # of a code of B in 16 bits
     with np.errstate(over="ignore"):
@@ -113,7 +102,6 @@ def fuse(length: int, A: Floats, delta: Quantizer, B: Quantizer, C: Quantizer, h
         input_step = (B_step / up * 2.0 ** (15 + point) / step).astype(np.float32)
     if not (np.isfinite(beta_scale).all() and np.isfinite(input_channel).all() and np.isfinite(input_step).all()):
         return "scales of B or of the state are too small for float32"
-    C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FusedScan(
         delta_scale=delta_scale,
         a=a,
@@ -123,12 +111,8 @@ def fuse(length: int, A: Floats, delta: Quantizer, B: Quantizer, C: Quantizer, h
         beta_scale=beta_scale,
         input_channel=input_channel,
         input_step=input_step,
-        C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
-        state_low=h.low,
-        state_high=h.high,
         point=point,
-        y_channel=h.channel,
-        y_step=(step.astype(np.float32) * C_step).astype(np.float32),
+        **read_out(C, h, length),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,44 +34,26 @@ DELTA_HIGH, INPUT_HIGH = 31743, 16375
 
 
 @dataclass(frozen=True)
-class FixedScan:
-    """Parameters of the fixed-point recurrence.
+class ScanSteps:
+    """Parameters that the forms of the fixed-point recurrence share.
 
     Attributes:
         delta_scale [C]: d = int16(delta * delta_scale), 0 where delta is negative.
         a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned; the exponent is d a, `shift` bits of it
             after the point.
-        abar_power: coefficients of 2^-f in units of 2^-abar_fraction of Abar's code, or in Q16 where there is a table.
-        abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] of Q15, its values in Q16.
-        decay [L]: Abar, its code in the high bits of 16 or its value in Q16, times decay is Abar times the ratio of the
-            scales of steps t-1 and t in Q15, less `lift` bits.
-        lift [L]: bits the state is shifted left by for that ratio.
-        drive_channel [C], beta_scale [L]: Bbar before rounding is int16(delta * drive_channel) int16(B * beta_scale),
-            and 0 where delta is negative.
-        bbar_low, bbar_high, bbar_bits: uniform Bbar, whose product has 12 - bbar_bits bits after the point of a code;
-            or bbar_lut [65536].
-        input_channel [C], input_step [L]: g = int16(u * input_channel * input_step).
+        lift [L]: bits by which what is kept of the state grows where its scale shrinks from one step to the next.
+        beta_scale [L]: beta = int16(B * beta_scale).
+        input_channel [C], input_step [L]: of g, the input in fixed point.
         C_zero [L]: C's integers plus this are bytes.
         state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
-        y_channel [C], y_step [L]: y = sum * y_channel * y_step.
+        y_channel [C], y_step [L]: y = sum * y_channel * y_step, the sum in codes of the state.
     """
 
     delta_scale: Floats
     a: Ints
     shift: int
-    abar_power: tuple[int, int, int, int]
-    abar_fraction: int
-    abar_high: int
-    abar_bits: int
-    abar_lut: Ints | None
-    decay: Ints
     lift: Ints
-    drive_channel: Floats
     beta_scale: Floats
-    bbar_low: int
-    bbar_high: int
-    bbar_bits: int
-    bbar_lut: Ints | None
     input_channel: Floats
     input_step: Floats
     C_zero: Ints
@@ -79,6 +62,33 @@ class FixedScan:
     point: int
     y_channel: Floats
     y_step: Floats
+
+
+@dataclass(frozen=True)
+class FixedScan(ScanSteps):
+    """Parameters of the recurrence with codes of Abar and Bbar; g = int16(u * input_channel * input_step).
+
+    Attributes:
+        abar_power: coefficients of 2^-f in units of 2^-abar_fraction of Abar's code, or in Q16 where there is a table.
+        abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] of Q15, its values in Q16.
+        decay [L]: Abar, its code in the high bits of 16 or its value in Q16, times decay is Abar times the ratio of the
+            scales of steps t-1 and t in Q15, less `lift` bits.
+        drive_channel [C]: Bbar before rounding is int16(delta * drive_channel) beta, and 0 where delta is negative.
+        bbar_low, bbar_high, bbar_bits: uniform Bbar, whose product has 12 - bbar_bits bits after the point of a code;
+            or bbar_lut [65536].
+    """
+
+    abar_power: tuple[int, int, int, int]
+    abar_fraction: int
+    abar_high: int
+    abar_bits: int
+    abar_lut: Ints | None
+    decay: Ints
+    drive_channel: Floats
+    bbar_low: int
+    bbar_high: int
+    bbar_bits: int
+    bbar_lut: Ints | None
 
 
 def plan(
@@ -107,8 +117,7 @@ def plan(
         return "delta * A spans too wide a range"
     delta_scale, a, shift = found
 
-    step = np.broadcast_to(h.step, length).astype(np.float64)
-    ratio = np.concatenate([[1.0], step[:-1] / step[1:]])
+    step, ratio = step_ratios(h, length)
     lift = np.clip(np.ceil(np.log2(ratio)), 0, SHRINK)
     if abar.table is None:
         # A code is at most 1 / scale, and half of one more may be added.
@@ -144,7 +153,6 @@ def plan(
         return "scales of Bbar or of the state are too small for float32"
 
     point = 12 - h.bits
-    C_step = C.step_channel if C.step_token is None else C.step_token * C.step_channel
     return FixedScan(
         delta_scale=delta_scale,
         a=a,
@@ -165,13 +173,32 @@ def plan(
         bbar_lut=bbar_lut,
         input_channel=input_channel,
         input_step=(unit * 2.0 ** (15 + point) / step).astype(np.float32),
-        C_zero=np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
-        state_low=h.low,
-        state_high=h.high,
         point=point,
-        y_channel=h.channel,
-        y_step=(step.astype(np.float32) * C_step).astype(np.float32),
+        **read_out(C, h, length),
     )
+
+
+def step_ratios(h: StateQuantizer, length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The state's scale of each step, and that of the step before in units of it."""
+    step = np.broadcast_to(h.step, length).astype(np.float64)
+    return step, np.concatenate([[1.0], step[:-1] / step[1:]])
+
+
+def token_step(x: Quantizer) -> Floats:
+    """The scale of each row, or the one there is."""
+    return x.step_channel if x.step_token is None else x.step_token * x.step_channel
+
+
+def read_out(C: Quantizer, h: StateQuantizer, length: int) -> dict[str, Any]:
+    """The parameters of `ScanSteps` that C and the state's codes make."""
+    step = np.broadcast_to(h.step, length).astype(np.float32)
+    return {
+        "C_zero": np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
+        "state_low": h.low,
+        "state_high": h.high,
+        "y_channel": h.channel,
+        "y_step": (step * token_step(C)).astype(np.float32),
+    }
 
 
 def exponent(A: Floats, delta: Quantizer) -> tuple[Floats, Ints, int] | None:
