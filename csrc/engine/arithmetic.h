@@ -17,20 +17,22 @@ template <class V, int U>
 VISQ_INLINE void exp2(typename V::T* x) {
   typename V::T whole[U], p[U];
   VISQ_EACH x[j] = clamp<V>(x[j], V::set1(-126.0f), V::set1(126.0f));
-  VISQ_EACH whole[j] = V::rint(x[j]);
-  VISQ_EACH x[j] = V::sub(x[j], whole[j]);
+  // A sum of this size has no room for a fraction: it rounds to nearest, and its low bits are the whole number's.
+  const auto shift = V::set1(12582912.0f);  // 1.5 * 2^23
+  VISQ_EACH whole[j] = V::add(x[j], shift);
+  VISQ_EACH x[j] = V::sub(x[j], V::sub(whole[j], shift));
   VISQ_EACH p[j] = V::add(V::mul(V::set1(kExp2[0]), x[j]), V::set1(kExp2[1]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[2]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[3]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[4]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(1.0f));
-  VISQ_EACH x[j] = V::mul(p[j], Lanes<V>::pow2(whole[j]));
+  VISQ_EACH x[j] = Lanes<V>::times_pow2(p[j], whole[j]);
 }
 
 template <class V, int U>
 VISQ_INLINE void silu(typename V::T* x) {
   typename V::T e[U];
-  VISQ_EACH e[j] = V::mul(Lanes<V>::neg(x[j]), V::set1(kLog2e));
+  VISQ_EACH e[j] = V::mul(x[j], V::set1(-kLog2e));
   exp2<V, U>(e);
   VISQ_EACH x[j] = V::div(x[j], V::add(V::set1(1.0f), e[j]));
 }
@@ -38,7 +40,7 @@ VISQ_INLINE void silu(typename V::T* x) {
 template <class V, int U>
 VISQ_INLINE void softplus(typename V::T* x) {
   typename V::T s[U], square[U], p[U];
-  VISQ_EACH s[j] = V::mul(Lanes<V>::neg(V::abs(x[j])), V::set1(kLog2e));
+  VISQ_EACH s[j] = V::mul(V::abs(x[j]), V::set1(-kLog2e));
   exp2<V, U>(s);
   VISQ_EACH s[j] = V::div(s[j], V::add(V::set1(2.0f), s[j]));
   VISQ_EACH square[j] = V::mul(s[j], s[j]);

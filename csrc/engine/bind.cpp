@@ -155,6 +155,7 @@ void bind(nb::module_& m) {
            [](Engine& e, int tensor, Out<uint8_t> out) {
              e.read_tensor(tensor, out.data(), static_cast<int64_t>(out.size()));
            })
+      .def("bodies", &Engine::bodies)
       .def("enable_profile", &Engine::enable_profile)
       .def("profile", &Engine::profile)
       .def_prop_ro("isa", [](const Engine& e) { return std::string(e.isa()); });

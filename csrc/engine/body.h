@@ -2,6 +2,7 @@
 #pragma once
 #include "conv.h"
 #include "conv2d.h"
+#include "elements.h"
 #include "linear.h"
 #include "maps.h"
 
@@ -92,63 +93,6 @@ VISQ_INLINE void layer_norm(const Step& s, const float* x, float* out) {
   }
 }
 
-template <class V, class F>
-VISQ_INLINE void map(const float* x, float* out, int64_t width, F f) {
-  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, f(V::load(x + c), c));
-}
-
-// Four vectors at a time; f(Number<how many>, vectors).
-template <class V, class F>
-VISQ_INLINE void map_lockstep(const float* x, float* out, int64_t width, F f) {
-  int64_t c = 0;
-  for (; c + 4 * V::W <= width; c += 4 * V::W) {
-    typename V::T v[4] = {V::load(x + c), V::load(x + c + V::W), V::load(x + c + 2 * V::W), V::load(x + c + 3 * V::W)};
-    f(Number<4>{}, v);
-    for (int j = 0; j < 4; ++j) V::store(out + c + j * V::W, v[j]);
-  }
-  for (; c < width; c += V::W) {
-    typename V::T v[1] = {V::load(x + c)};
-    f(Number<1>{}, v);
-    V::store(out + c, v[0]);
-  }
-}
-
-template <class V>
-VISQ_INLINE void row_step(const Step& s, const Frame& f, int64_t row, const float* x, const float* y, float* out) {
-  using T = typename V::T;
-  switch (s.op) {
-    case Step::kSilu: return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { silu<V, decltype(u)::value>(v); });
-    case Step::kSoftplus:
-      return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { softplus<V, decltype(u)::value>(v); });
-    case Step::kGelu: return map_lockstep<V>(x, out, s.width, [](auto u, T* v) { gelu<V, decltype(u)::value>(v); });
-    case Step::kNeg: return map<V>(x, out, s.width, [](T v, int64_t) { return Lanes<V>::neg(v); });
-    case Step::kAdd: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::add(v, V::load(y + c)); });
-    case Step::kMul: return map<V>(x, out, s.width, [y](T v, int64_t c) { return V::mul(v, V::load(y + c)); });
-    case Step::kAddConstant: {
-      const float* k = s.constant + row * s.constant_stride;
-      return map<V>(x, out, s.width, [k](T v, int64_t c) { return V::add(v, V::load(k + c)); });
-    }
-    case Step::kMulConstant: {
-      const float* k = s.constant + row * s.constant_stride;
-      return map<V>(x, out, s.width, [k](T v, int64_t c) { return V::mul(v, V::load(k + c)); });
-    }
-    case Step::kMulScalar: {
-      const T k = V::set1(s.value);
-      return map<V>(x, out, s.width, [k](T v, int64_t) { return V::mul(v, k); });
-    }
-    case Step::kRmsNorm: return rms_norm<V>(s, x, out);
-    case Step::kLayerNorm: return layer_norm<V>(s, x, out);
-    case Step::kRound: return round_row<V>(*s.codes, row, x, s.width, out);
-    case Step::kStore: {
-      const Tensor& t = f.tensors[s.tensor];
-      if (t.codes) return encode_row<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row));
-      __builtin_memcpy(f.row<float>(t, row), x, s.width * sizeof(float));
-      return;
-    }
-    default: return;
-  }
-}
-
 // visq.runtime.arithmetic.rotate: sums and differences, then every run of K channels by the matrix. `x` is the first of
 // two rows of `stride` floats, behind which there is room for the products. Whole vectors are written: what goes beyond
 // a run is overwritten by the next, or beyond the row.
@@ -172,51 +116,62 @@ void spread_row(const FloatLinear& p, int64_t width, float* x, int64_t stride, f
   for (int64_t i = 0; i < runs; ++i) __builtin_memcpy(out + i * p.K, products + i * p.N, p.K * sizeof(float));
 }
 
-// `count` rows, of which op.body_rows go through an instruction before the next one.
+template <class V>
+void rotate(const Step& s, const Rows& rows) {
+  const int64_t stride = padded(s.width);
+  float *out = rows.result(s, 0), *scratch = rows.room + (s.slot + stride) * rows.room_rows;
+  const auto divide = [&](int64_t i, float* to) {
+    const float* x = rows.operand(s.a, s.a_offset, i);
+    for (int64_t c = 0; c < s.width; c += V::W) V::store(to + c, V::mul(V::load(x + c), V::load(s.constant + c)));
+  };
+  if (s.linear->K == s.width) {
+    for (int64_t i = 0; i < rows.count; ++i) divide(i, scratch + i * stride);
+    return float_linear<V>(*s.linear, scratch, stride, rows.count, out, stride);
+  }
+  for (int64_t i = 0; i < rows.count; ++i) {
+    divide(i, scratch);
+    spread_row<V>(*s.linear, s.width, scratch, stride + kChannels, out + i * stride);
+  }
+}
+
+// An instruction that is no chain.
+template <class V>
+void whole_rows(const Step& s, const Rows& rows) {
+  const Frame& f = rows.frame;
+  const Tensor& t = f.tensors[s.tensor];
+  if (s.op == Step::kRotate) return rotate<V>(s, rows);
+  if (s.op == Step::kView) {
+    rows.registers[s.dst] = {f.row<float>(t, s.row < 0 ? rows.first : s.row), s.row < 0 ? t.stride : 0};
+    return;
+  }
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int64_t row = rows.first + i;
+    const float* x = rows.operand(s.a, s.a_offset, i);
+    float* out = rows.result(s, i);
+    switch (s.op) {
+      case Step::kLoadRow: float_row<V>(f, t, s.row < 0 ? row : s.row, out); break;
+      case Step::kRmsNorm: rms_norm<V>(s, x, out); break;
+      case Step::kLayerNorm: layer_norm<V>(s, x, out); break;
+      case Step::kRoundTable: round_row<V>(*s.codes, row, x, s.width, out); break;
+      case Step::kStoreTable: encode_row<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row)); break;
+      default: break;
+    }
+  }
+}
+
+// `count` rows, of which op.body_rows go through a segment before the next one.
 template <class V>
 void body(const Operation& op, const Frame& f, View source, int64_t first, int64_t count) {
-  View at[kRegisters];
+  View registers[kRegisters];
   float* room = f.scratch + op.tile_floats + op.extra_floats;
   for (int64_t begin = 0; begin < count; begin += op.body_rows) {
-    const int64_t rows = count - begin < op.body_rows ? count - begin : op.body_rows;
-    const int64_t row0 = first + begin;
-    at[0] = {source.data + begin * source.stride, source.stride};
-    for (const Step* s = op.steps; s != op.steps + op.step_count; ++s) {
-      float* out = room + s->slot * op.body_rows;
-      const int64_t stride = padded(s->width);
-      if (s->op == Step::kSlice) {
-        at[s->dst] = {at[s->a].data + s->offset, at[s->a].stride};
-        continue;
-      }
-      if (s->op == Step::kLoad) {
-        const Tensor& t = f.tensors[s->tensor];
-        if (!t.codes) {
-          at[s->dst] = {f.row<float>(t, s->row < 0 ? row0 : s->row), s->row < 0 ? t.stride : 0};
-          continue;
-        }
-        for (int64_t i = 0; i < rows; ++i)
-          float_row<V>(f, t, s->row < 0 ? row0 + i : s->row, out + i * stride);
-      } else if (s->op == Step::kRotate) {
-        float* scratch = room + (s->slot + stride) * op.body_rows;
-        const auto divide = [&](int64_t i, float* to) {
-          map<V>(at[s->a].data + i * at[s->a].stride, to, s->width,
-                 [s](typename V::T v, int64_t c) { return V::mul(v, V::load(s->constant + c)); });
-        };
-        if (s->linear->K == s->width) {
-          for (int64_t i = 0; i < rows; ++i) divide(i, scratch + i * stride);
-          float_linear<V>(*s->linear, scratch, stride, rows, out, stride);
-        } else {
-          for (int64_t i = 0; i < rows; ++i) {
-            divide(i, scratch);
-            spread_row<V>(*s->linear, s->width, scratch, stride + kChannels, out + i * stride);
-          }
-        }
-      } else {
-        for (int64_t i = 0; i < rows; ++i)
-          row_step<V>(*s, f, row0 + i, at[s->a].data + i * at[s->a].stride, at[s->b].data + i * at[s->b].stride,
-                      out + i * stride);
-      }
-      if (s->op != Step::kStore) at[s->dst] = {out, stride};
+    const int64_t left = count - begin;
+    const Rows rows = {f, registers, room, op.body_rows, first + begin, left < op.body_rows ? left : op.body_rows};
+    registers[0] = {source.data + begin * source.stride, source.stride};
+    for (const Segment* g = op.segments; g != op.segments + op.segment_count; ++g) {
+      for (const Step* s = g->steps; s != g->steps + g->count; ++s)
+        if (s->live) registers[s->dst] = {rows.result(*s, 0), padded(s->width)};
+      g->run ? g->run(g->steps, rows) : whole_rows<V>(*g->steps, rows);
     }
   }
 }

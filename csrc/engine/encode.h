@@ -1,69 +1,118 @@
-// Rows to bytes and back: visq.runtime.quantizers.
+// Values to bytes and back: visq.runtime.quantizers.
 #pragma once
 #include "arithmetic.h"
 #include "program.h"
 
 namespace visq::engine {
 
-// What a uniform quantizer has: scales along channels, along rows (or one that is not 1), zero points along channels.
-template <bool kChannel, bool kToken, bool kZero>
-struct Shape {
-  static constexpr bool by_channel = kChannel, by_token = kToken, zeros = kZero;
+#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
 };
 
-// f(Shape of the quantizer), so that loops over a row need not ask.
-template <class F>
-VISQ_INLINE void with_shape(const Quantizer& q, F f) {
-  if (q.zero)
-    q.by_token ? f(Shape<true, true, true>{}) : f(Shape<true, false, true>{});
-  else if (q.by_channel)
-    q.by_token ? f(Shape<true, true, false>{}) : f(Shape<true, false, false>{});
-  else
-    q.by_token ? f(Shape<false, true, false>{}) : f(Shape<false, false, false>{});
+// Four vectors at a time, then one: f(Number<how many>, first channel).
+template <class V, class F>
+VISQ_INLINE void by_vectors(int64_t width, F f) {
+  int64_t c = 0;
+  for (; c + 4 * V::W <= width; c += 4 * V::W) f(Number<4>{}, c);
+  for (; c < width; c += V::W) f(Number<1>{}, c);
 }
 
-// x * inverse, without the factors that are 1.
-template <class V, class S>
-VISQ_INLINE typename V::T scaled(const Quantizer& q, typename V::T token, const float* x, int64_t c) {
-  auto v = V::load(x + c);
-  if constexpr (S::by_channel) v = V::mul(v, V::load(q.inverse + c));
-  return S::by_token ? V::mul(v, token) : v;
-}
-
+// A quantizer without a table at one row, for U vectors from channel c on. A copy of what it needs: behind a store of
+// bytes, which may alias anything, every pointer would be read again.
 template <class V>
-VISQ_INLINE void encode_uniform(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
-  const auto token = V::set1(q.inverse_token[row]), low = V::set1(q.low), high = V::set1(q.high);
-  with_shape(q, [&](auto shape) {
-    using S = decltype(shape);
-    auto zero = V::set1(q.zero_token[row]);
-    int64_t c = 0;
-    if constexpr (!S::zeros) {
-      const int whole = static_cast<int>(q.zero_token[row]), least = static_cast<int>(q.low),
-                most = static_cast<int>(q.high);
-      for (; c + 4 * V::W <= width; c += 4 * V::W) {
-        const typename V::T v[4] = {scaled<V, S>(q, token, x, c), scaled<V, S>(q, token, x, c + V::W),
-                                    scaled<V, S>(q, token, x, c + 2 * V::W), scaled<V, S>(q, token, x, c + 3 * V::W)};
-        Lanes<V>::round_to_bytes(out + c, v, whole, least, most);
-      }
+struct Uniform {
+  using T = typename V::T;
+  using K = Lanes<V>;
+  bool by_channel, by_token;
+  const float *inverse, *step, *zero;  // zero nullptr: one for the row
+  const int16_t* packed_zero;
+  T token, token_step, row_zero, low, high;
+  int whole_zero, least, most;
+
+  __attribute__((always_inline)) Uniform(const Quantizer& q, int64_t row)
+      : by_channel(q.by_channel), by_token(q.by_token), inverse(q.inverse), step(q.step), zero(q.zero),
+        packed_zero(q.packed_zero), token(V::set1(q.inverse_token[row])), token_step(V::set1(q.step_token[row])),
+        row_zero(V::set1(q.zero_token[row])), low(V::set1(q.low)), high(V::set1(q.high)),
+        whole_zero(static_cast<int>(q.zero_token[row])), least(static_cast<int>(q.low)),
+        most(static_cast<int>(q.high)) {}
+
+  // x / scale. Factors that are 1 are left out.
+  template <int U>
+  __attribute__((always_inline)) void scaled(int64_t c, T* x) const {
+    if (by_channel) VISQ_EACH x[j] = V::mul(x[j], V::load(inverse + c + j * V::W));
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token);
+  }
+
+  template <int U>
+  __attribute__((always_inline)) void zeros(int64_t c, T* z) const {
+    VISQ_EACH z[j] = row_zero;
+    if (zero) VISQ_EACH z[j] = V::load(zero + c + j * V::W);
+  }
+
+  // Writes whole vectors; x is lost.
+  template <int U>
+  __attribute__((always_inline)) void encode(int64_t c, T* x, uint8_t* out) const {
+    scaled<U>(c, x);
+    if constexpr (U == 4) {
+      const auto z = K::sset1(whole_zero);
+      if (zero)
+        K::round_to_bytes(out, x, K::sload(packed_zero + c), K::sload(packed_zero + c + 2 * V::W), least, most);
+      else
+        K::round_to_bytes(out, x, z, z, least, most);
+    } else {
+      T z[U];
+      zeros<U>(c, z);
+      VISQ_EACH K::to_bytes(out + j * V::W, clamp<V>(V::add(V::rint(x[j]), z[j]), low, high));
     }
-    for (; c < width; c += V::W) {
-      if constexpr (S::zeros) zero = V::load(q.zero + c);
-      Lanes<V>::to_bytes(out + c, clamp<V>(V::add(V::rint(scaled<V, S>(q, token, x, c)), zero), low, high));
-    }
-  });
+  }
+
+  template <int U>
+  __attribute__((always_inline)) void decode(int64_t c, const uint8_t* codes, T* x) const {
+    T z[U];
+    zeros<U>(c, z);
+    VISQ_EACH x[j] = V::sub(K::bytes(codes + j * V::W), z[j]);
+    VISQ_EACH x[j] = V::mul(x[j], V::load(step + c + j * V::W));
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
+  }
+
+  // decode(encode(x)).
+  template <int U>
+  __attribute__((always_inline)) void round(int64_t c, T* x) const {
+    T z[U];
+    zeros<U>(c, z);
+    scaled<U>(c, x);
+    VISQ_EACH x[j] = V::sub(clamp<V>(V::add(V::rint(x[j]), z[j]), low, high), z[j]);
+    if (by_channel) VISQ_EACH x[j] = V::mul(x[j], V::load(step + c + j * V::W));
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
+  }
+};
+
+#undef VISQ_EACH
+
+// Nearest entries of a quantizer's table: f(channel, entry), or its position for `entries` = q.positions.
+template <class V, class F>
+VISQ_INLINE void nearest(const Quantizer& q, int64_t row, const float* x, int64_t width, const float* entries, F f) {
+  const typename V::Lookup entry{entries, q.thresholds, q.thresholds_count};
+  const auto token = V::set1(q.inverse_token[row]);
+  for (int64_t c = 0; c < width; c += V::W) f(c, entry(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), token)));
 }
 
 // Writes whole vectors: `out` has room for the padded width.
 template <class V>
 VISQ_INLINE void encode_row(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
-  if (q.table) {
-    const typename V::Lookup position{q.positions, q.thresholds, q.thresholds_count};
-    const auto token = V::set1(q.inverse_token[row]);
-    for (int64_t c = 0; c < width; c += V::W)
-      Lanes<V>::to_bytes(out + c, position(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), token)));
-  } else {
-    encode_uniform<V>(q, row, x, width, out);
-  }
+  if (q.table)
+    return nearest<V>(q, row, x, width, q.positions,
+                      [out](int64_t c, typename V::T code) { Lanes<V>::to_bytes(out + c, code); });
+  const Uniform<V> uniform(q, row);
+  by_vectors<V>(width, [&](auto u, int64_t c) {
+    constexpr int U = decltype(u)::value;
+    typename V::T v[U];
+    for (int j = 0; j < U; ++j) v[j] = V::load(x + c + j * V::W);
+    uniform.template encode<U>(c, v, out + c);
+  });
 }
 
 // W values from channel c on.
@@ -77,42 +126,25 @@ VISQ_INLINE typename V::T decode(const Quantizer& q, int64_t row, int64_t c, con
 
 template <class V>
 VISQ_INLINE void decode_row(const Quantizer& q, int64_t row, const uint8_t* codes, int64_t width, float* out) {
-  if (q.table) {
-    for (int64_t c = 0; c < width; c += V::W) V::store(out + c, decode<V>(q, row, c, codes + c));
-    return;
-  }
-  const auto token = V::set1(q.step_token[row]);
-  auto zero = V::set1(q.zero ? 0.0f : q.zero_token[row]);
-  for (int64_t c = 0; c < width; c += V::W) {
-    if (q.zero) zero = V::load(q.zero + c);
-    V::store(out + c, V::mul(V::mul(V::sub(Lanes<V>::bytes(codes + c), zero), V::load(q.step + c)), token));
-  }
+  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, decode<V>(q, row, c, codes + c));
 }
 
 // decode(encode(x)): `out` may not overlap x.
 template <class V>
 VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int64_t width, float* out) {
   if (q.table) {
-    const typename V::Lookup value{q.table, q.thresholds, q.thresholds_count};
-    const auto inverse = V::set1(q.inverse_token[row]), step = V::set1(q.step_token[row]);
-    for (int64_t c = 0; c < width; c += V::W) {
-      const auto v = value(V::mul(V::mul(V::load(x + c), V::load(q.inverse + c)), inverse));
+    const auto step = V::set1(q.step_token[row]);
+    return nearest<V>(q, row, x, width, q.table, [&](int64_t c, typename V::T v) {
       V::store(out + c, V::mul(V::mul(v, V::load(q.step + c)), step));
-    }
-    return;
+    });
   }
-  const auto inverse = V::set1(q.inverse_token[row]), step = V::set1(q.step_token[row]);
-  const auto low = V::set1(q.low), high = V::set1(q.high);
-  with_shape(q, [&](auto shape) {
-    using S = decltype(shape);
-    auto zero = V::set1(q.zero_token[row]);
-    for (int64_t c = 0; c < width; c += V::W) {
-      if constexpr (S::zeros) zero = V::load(q.zero + c);
-      const auto v = V::rint(scaled<V, S>(q, inverse, x, c));
-      auto value = V::sub(clamp<V>(V::add(v, zero), low, high), zero);
-      if constexpr (S::by_channel) value = V::mul(value, V::load(q.step + c));
-      V::store(out + c, S::by_token ? V::mul(value, step) : value);
-    }
+  const Uniform<V> uniform(q, row);
+  by_vectors<V>(width, [&](auto u, int64_t c) {
+    constexpr int U = decltype(u)::value;
+    typename V::T v[U];
+    for (int j = 0; j < U; ++j) v[j] = V::load(x + c + j * V::W);
+    uniform.template round<U>(c, v);
+    for (int j = 0; j < U; ++j) V::store(out + c + j * V::W, v[j]);
   });
 }
 

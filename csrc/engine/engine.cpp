@@ -22,10 +22,16 @@ namespace {
 constexpr int64_t kMaxSize = 1 << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;
 constexpr int64_t kMaxTasks = 4096;
+constexpr int64_t kNearFloats = 4096;  // of a body's registers, that stay in the first cache
 constexpr int kKinds = 14;
 const char* const kKindNames[kKinds] = {
     "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "float scan"};
+
+const char* const kOpNames[] = {"view",         "load",         "load_row", "silu",       "softplus", "gelu",  "neg",
+                                "add",          "mul",          "add_constant", "mul_constant", "mul_scalar", "rms_norm",
+                                "layer_norm",   "round",        "round_table",  "rotate",   "store",   "store_floats",
+                                "store_table"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
@@ -68,6 +74,17 @@ bool is_scan(Operation::Kind kind) {
   return kind == Operation::kFixedScan || kind == Operation::kFusedScan || kind == Operation::kFloatScan;
 }
 bool is_scan(const Operation& op) { return is_scan(op.kind); }
+
+bool writes(const Step& s) { return s.op != Step::kStore && s.op != Step::kStoreFloats && s.op != Step::kStoreTable; }
+bool reads_a(const Step& s) { return s.op != Step::kView && s.op != Step::kLoad && s.op != Step::kLoadRow; }
+bool is_binary(const Step& s) { return s.op == Step::kAdd || s.op == Step::kMul; }
+
+// Two vectors of 32-bit numbers packed to 16 bits go by quarters of 16 bytes: which of them comes at a place.
+int64_t packed_order(int64_t at, int64_t lanes) {
+  if (lanes < 4) return at;
+  const int64_t within = at % 8;
+  return (within < 4 ? 0 : lanes) + at / 8 * 4 + within % 4;
+}
 
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
@@ -250,6 +267,11 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
   for (int64_t r = 0; r < rows; ++r)
     need(zero_token.at(r) >= -16384 && zero_token.at(r) <= 16384, "a zero point is out of range");
   q->zero = zero.size ? keep(zero, width) : nullptr;
+  int16_t* packed_zero = zero.size ? keep<int16_t>(padded(width, 64)) : nullptr;
+  const int64_t lanes = kernels_->lanes, packed = width / (4 * lanes) * 4 * lanes;
+  for (int64_t i = 0; zero.size && i < packed; ++i)
+    packed_zero[i] = static_cast<int16_t>(zero.at(i / (2 * lanes) * 2 * lanes + packed_order(i % (2 * lanes), lanes)));
+  q->packed_zero = packed_zero;
   q->zero_token = keep(zero_token, rows);
   q->low = low, q->high = high;
   if (table.size) {
@@ -286,6 +308,7 @@ Operation& Engine::start(Operation::Kind kind, int64_t rows, int64_t width) {
   op = Operation{};
   op.kind = kind, op.rows = rows, op.width = width, op.body_rows = 1;
   widths_.assign(kRegisters, -1);
+  slices_.assign(kRegisters, {-1, 0});
   if (kind != Operation::kRows) widths_[0] = width;
   op.tile_floats = is_scan(kind) || kind == Operation::kRows ? 0 : kernels_->rows * padded(width);
   return op;
@@ -708,13 +731,20 @@ int64_t Engine::width_of(int reg) const {
 Step& Engine::step(Step::Op kind, int dst, int src, int64_t slot, int64_t room) {
   Operation& op = current();
   Step s = {};
-  s.op = kind, s.dst = dst, s.slot = slot;
-  if (src >= 0) s.a = src, s.width = width_of(src);
-  if (kind != Step::kStore) need(dst >= 0 && dst < kRegisters && widths_[dst] < 0, "a register is written twice");
+  s.op = kind, s.dst = dst, s.slot = slot, s.live = writes(s) && kind != Step::kView;
+  if (src >= 0) {
+    s.width = width_of(src);
+    s.a = slices_[src].reg < 0 ? src : slices_[src].reg, s.a_offset = slices_[src].offset;
+  }
+  if (writes(s)) need_new(dst);
   need(slot >= 0 && slot <= kMaxBytes && room >= 0 && room <= 4 * kMaxSize, "a slot is out of range");
   if (slot + room > op.slot_floats) op.slot_floats = slot + room;
   building_.back()->steps.push_back(s);
   return building_.back()->steps.back();
+}
+
+void Engine::need_new(int reg) const {
+  need(reg >= 0 && reg < kRegisters && widths_[reg] < 0, "a register is written twice");
 }
 
 void Engine::join() {
@@ -727,16 +757,18 @@ void Engine::join() {
 void Engine::load(int dst, int index, int64_t row, int64_t slot) {
   const Tensor& t = tensor(index);
   need(row < 0 ? t.rows == current().rows : row < t.rows, "no such row");
-  Step& s = step(Step::kLoad, dst, -1, slot, t.codes ? padded(t.width) : 0);
+  const Step::Op op = !t.codes ? Step::kView : row < 0 && !t.codes->table ? Step::kLoad : Step::kLoadRow;
+  Step& s = step(op, dst, -1, slot, t.codes ? padded(t.width) : 0);
   s.tensor = index, s.row = row < 0 ? -1 : row, s.width = t.width;
   widths_[dst] = t.width;
 }
 
 void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
+  current();
   need_size(width);
   need(offset >= 0 && offset + width <= width_of(src), "a slice beyond its register");
-  Step& s = step(Step::kSlice, dst, src, 0, 0);
-  s.offset = offset, s.width = width;
+  need_new(dst);
+  slices_[dst] = {slices_[src].reg < 0 ? src : slices_[src].reg, slices_[src].offset + offset};
   widths_[dst] = width;
 }
 
@@ -751,7 +783,8 @@ void Engine::unary(const std::string& name, int dst, int src, int64_t slot) {
 void Engine::binary(const std::string& name, int dst, int a, int b, int64_t slot) {
   need(name == "add" || name == "mul", "no such instruction");
   need(width_of(a) == width_of(b), "registers of different widths");
-  step(name == "add" ? Step::kAdd : Step::kMul, dst, a, slot, padded(width_of(a))).b = b;
+  Step& s = step(name == "add" ? Step::kAdd : Step::kMul, dst, a, slot, padded(width_of(a)));
+  s.b = slices_[b].reg < 0 ? b : slices_[b].reg, s.b_offset = slices_[b].offset;
   widths_[dst] = width_of(a);
 }
 
@@ -792,7 +825,7 @@ void Engine::round(int dst, int src, int quantizer, int64_t slot) {
   need(quantizer >= 0 && quantizer < static_cast<int>(quantizers_.size()), "no such quantizer");
   const Quantizer* codes = quantizers_[quantizer].get();
   need(codes->width == width_of(src) && codes->rows == current().rows, "a register does not fit its quantizer");
-  step(Step::kRound, dst, src, slot, padded(width_of(src))).codes = codes;
+  step(codes->table ? Step::kRoundTable : Step::kRound, dst, src, slot, padded(width_of(src))).codes = codes;
   widths_[dst] = width_of(src);
 }
 
@@ -817,7 +850,48 @@ void Engine::rotate(int dst, int src, Array<float> inverse_divisor, Array<float>
 void Engine::store(int src, int index) {
   const Tensor& t = tensor(index);
   need(t.rows == current().rows && t.width == width_of(src), "a stored row has another shape");
-  step(Step::kStore, 0, src, 0, 0).tensor = index;
+  const Step::Op op = !t.codes ? Step::kStoreFloats : t.codes->table ? Step::kStoreTable : Step::kStore;
+  step(op, 0, src, 0, 0).tensor = index;
+}
+
+// Cuts a body into what runs together: the first chain that fits, again and again.
+void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segments) const {
+  // Floats that are read in place stand between no others.
+  std::stable_partition(steps.begin(), steps.end(), [](const Step& s) { return s.op == Step::kView; });
+  const auto fits = [&](size_t at, const ChainShape& chain) {
+    if (at + static_cast<size_t>(chain.length) > steps.size()) return false;
+    const auto comes_from = [&](int link, int reg, int64_t offset) {
+      if (link >= 0) return steps[at + link].dst == reg && offset == 0 && steps[at + link].width == steps[at].width;
+      for (int64_t i = 0; i < chain.length; ++i)
+        if (writes(steps[at + i]) && steps[at + i].dst == reg) return false;
+      return true;
+    };
+    for (int64_t i = 0; i < chain.length; ++i) {
+      const Step& s = steps[at + i];
+      const LinkShape& link = chain.links[i];
+      if (s.op != link.op || s.width != steps[at].width) return false;
+      if (s.op != Step::kLoad && !comes_from(link.a, s.a, s.a_offset)) return false;
+      if (is_binary(s) && !comes_from(link.b, s.b, s.b_offset)) return false;
+    }
+    return true;
+  };
+  for (size_t at = 0; at < steps.size();) {
+    const ChainShape *chain = kernels_->chains, *end = chain + kernels_->chain_count;
+    while (chain != end && !fits(at, *chain)) ++chain;
+    const size_t count = chain == end ? 1 : static_cast<size_t>(chain->length);
+    segments.push_back({&steps[at], static_cast<int64_t>(count), chain == end ? nullptr : chain->run});
+    // Only what is read elsewhere is written.
+    for (size_t i = at; i < at + count; ++i) {
+      if (!writes(steps[i]) || steps[i].op == Step::kView) continue;
+      steps[i].live = false;
+      for (size_t j = 0; j < steps.size(); ++j) {
+        const bool reads = reads_a(steps[j]) && steps[j].a == steps[i].dst;
+        if ((j < at || j >= at + count) && (reads || (is_binary(steps[j]) && steps[j].b == steps[i].dst)))
+          steps[i].live = true;
+      }
+    }
+    at += count;
+  }
 }
 
 void Engine::finish(int64_t arena_bytes, int output) {
@@ -826,7 +900,12 @@ void Engine::finish(int64_t arena_bytes, int output) {
   tensor(output);
   arena_bytes_ = arena_bytes, output_ = output;
   for (auto& b : building_) {
-    b->op.steps = b->steps.data(), b->op.step_count = static_cast<int64_t>(b->steps.size());
+    chain_steps(b->steps, b->segments);
+    b->op.segments = b->segments.data(), b->op.segment_count = static_cast<int64_t>(b->segments.size());
+    b->op.step_count = static_cast<int64_t>(b->steps.size());
+    int64_t live = 0;
+    for (const Step& s : b->steps) live += s.live ? padded(s.width) : 0;
+    if (live * kTileRows <= kNearFloats) b->op.body_rows = kTileRows;
     b->op.parts = b->parts.data(), b->op.part_count = static_cast<int64_t>(b->parts.size());
     if (b->op.kind == Operation::kConcat) {
       int64_t count = 0;
@@ -964,6 +1043,20 @@ void Engine::read_tensor(int index, void* out, int64_t bytes) {
   for (int64_t r = 0; r < t.rows; ++r)
     std::memcpy(static_cast<char*>(out) + r * t.width * element, last_->arena + t.offset + r * t.stride * element,
                 static_cast<size_t>(t.width * element));
+}
+
+std::vector<std::string> Engine::bodies() const {
+  std::vector<std::string> found;
+  for (const Operation& op : operations_) {
+    std::string body;
+    for (const Segment* g = op.segments; g != op.segments + op.segment_count; ++g)
+      for (int64_t i = 0; i < g->count; ++i) {
+        if (!body.empty()) body += i ? " " : " | ";
+        body += kOpNames[g->steps[i].op];
+      }
+    found.push_back(body);
+  }
+  return found;
 }
 
 void Engine::enable_profile(bool on) {

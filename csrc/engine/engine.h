@@ -117,6 +117,9 @@ class Engine {
   const char* isa() const { return kernels_->name; }
 
   // Seconds of thread time by kind of source, and of bodies; counted while enabled.
+  // The instructions of each operation's body: those that run together separated by spaces, others by bars.
+  std::vector<std::string> bodies() const;
+
   void enable_profile(bool on);
   std::map<std::string, double> profile() const;
 
@@ -134,11 +137,17 @@ class Engine {
   T* keep(int64_t count);
   template <class T>
   const T* keep(Array<T> from, int64_t count, T fill = T());
+  struct Slice {
+    int reg;
+    int64_t offset;
+  };
+  void chain_steps(std::vector<Step>& steps, std::vector<Segment>& segments) const;
   Operation& start(Operation::Kind kind, int64_t rows, int64_t width);
   Operation& current();
   Step& step(Step::Op op, int dst, int src, int64_t slot, int64_t room);
   const Tensor& tensor(int index) const;
   int64_t width_of(int reg) const;
+  void need_new(int reg) const;
   void check_arena(int64_t offset, int64_t bytes);
   IntLinear& start_int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
                               Array<float> token, Array<float> bias, bool wide);
@@ -164,13 +173,16 @@ class Engine {
   struct Building {
     Operation op;
     std::vector<Step> steps;
+    std::vector<Segment> segments;
     std::vector<Part> parts;
     bool joins = false;
   };
   std::vector<std::unique_ptr<Building>> building_;
   std::vector<Operation> operations_;
   std::vector<Phase> phases_;
-  std::vector<int64_t> widths_;  // of the registers of the operation at hand, -1: unwritten
+  // Of the registers of the operation at hand: widths, -1 where unwritten; and, for slices, what they are slices of.
+  std::vector<int64_t> widths_;
+  std::vector<Slice> slices_;
   int64_t needed_arena_ = 0, arena_bytes_ = 0, scratch_floats_ = 0;
   int output_ = -1;
   bool finished_ = false, profile_ = false;

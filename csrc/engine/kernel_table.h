@@ -26,7 +26,8 @@ void scan(const Operation& op, const Frame& f, int64_t block) {
 template <class V>
 const Kernels* kernel_table(const char* name) {
   static const Kernels table = {
-      name, V::W, TileShape<V>::kPanel, Lanes<V>::kStep, source<V>, body<V>, prepare_scan<V>, scan<V>,
+      name,    V::W,    TileShape<V>::kPanel, Lanes<V>::kStep,     source<V>,
+      body<V>, prepare_scan<V>, scan<V>, ChainList<V>::chains, ChainList<V>::count,
   };
   return &table;
 }

@@ -16,19 +16,14 @@ struct Lanes<VecScalar> {
   static constexpr int kStep = 2;
   VISQ_INLINE T bytes(const uint8_t* p) { return *p; }
   VISQ_INLINE void to_bytes(uint8_t* p, T x) { *p = static_cast<uint8_t>(x); }
-  // Four vectors: clamp(rint(x) + zero, low, high) of whole numbers within 16 bits, 0 <= low, high <= 255. NaN is high.
-  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
-    for (int j = 0; j < 4; ++j) {
-      const T most = x[j] < 32767.0f ? x[j] : 32767.0f;
-      const int code = static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)) + zero;
-      p[j] = static_cast<uint8_t>(code < low ? low : code > high ? high : code);
-    }
-  }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return table[*at]; }
-  VISQ_INLINE T pow2(T n) {
-    union { uint32_t bits; float value; } u;
-    u.bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
-    return u.value;
+  // p 2^n, a normal number, where the low bits of `n` hold n.
+  VISQ_INLINE T times_pow2(T p, T n) {
+    uint32_t bits, exponent;
+    __builtin_memcpy(&bits, &p, 4), __builtin_memcpy(&exponent, &n, 4);
+    bits += exponent << 23;
+    __builtin_memcpy(&p, &bits, 4);
+    return p;
   }
   VISQ_INLINE T neg(T x) { return -x; }
   VISQ_INLINE T sqrt(T x) { return __builtin_sqrtf(x); }
@@ -69,6 +64,16 @@ struct Lanes<VecScalar> {
     return x;
   }
   VISQ_INLINE void sstore(void* p, S x) { __builtin_memcpy(p, &x, sizeof x); }
+  // Four vectors: clamp(rint(x) + zero, low, high) of whole numbers within 16 bits, 0 <= low, high <= 255. NaN is high.
+  // Zeros are in the order of packed_zero_at.
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, S zero01, S zero23, int low, int high) {
+    for (int j = 0; j < 4; ++j) {
+      const T most = x[j] < 32767.0f ? x[j] : 32767.0f;
+      const int zero = (j < 2 ? zero01 : zero23).v[j % 2];
+      const int code = static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)) + zero;
+      p[j] = static_cast<uint8_t>(code < low ? low : code > high ? high : code);
+    }
+  }
   VISQ_INLINE S spair(const int16_t* p) { return sload(p); }
   VISQ_INLINE S sset1(int x) { return {{static_cast<int16_t>(x), static_cast<int16_t>(x)}}; }
   // Rounded to 16 bits, saturated, each into both states of its channel; NaN is 32767.
@@ -133,17 +138,20 @@ struct Lanes<VecAvx2> {
     const T most = _mm256_set1_ps(32767.0f);
     return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps(a, most)), _mm256_cvtps_epi32(_mm256_min_ps(b, most)));
   }
-  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
-    const __m256i z = sset1(zero), least = sset1(low), most = sset1(high);
-    const __m256i a = min(max(adds(rounded(x[0], x[1]), z), least), most);
-    const __m256i b = min(max(adds(rounded(x[2], x[3]), z), least), most);
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, __m256i zero01, __m256i zero23, int low, int high) {
+    const __m256i least = sset1(low), most = sset1(high);
+    const __m256i a = min(max(adds(rounded(x[0], x[1]), zero01), least), most);
+    const __m256i b = min(max(adds(rounded(x[2], x[3]), zero23), least), most);
     // Packing goes by halves: its 32-bit pieces are out of order.
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
   }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm256_i32gather_ps(table, ibytes(at), 4); }
-  VISQ_INLINE T pow2(T n) { return VecAvx2::pow2(_mm256_cvttps_epi32(n)); }
+  VISQ_INLINE T times_pow2(T p, T n) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  }
   VISQ_INLINE T neg(T x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
   VISQ_INLINE T sqrt(T x) { return _mm256_sqrt_ps(x); }
   VISQ_INLINE T to_float(I x) { return _mm256_cvtepi32_ps(x); }
@@ -237,17 +245,17 @@ struct Lanes512 {
     const T most = _mm512_set1_ps(32767.0f);
     return _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_min_ps(a, most)), _mm512_cvtps_epi32(_mm512_min_ps(b, most)));
   }
-  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, int zero, int low, int high) {
-    const __m512i z = sset1(zero), least = sset1(low), most = sset1(high);
-    const __m512i a = min(max(adds(rounded(x[0], x[1]), z), least), most);
-    const __m512i b = min(max(adds(rounded(x[2], x[3]), z), least), most);
+  VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, __m512i zero01, __m512i zero23, int low, int high) {
+    const __m512i least = sset1(low), most = sset1(high);
+    const __m512i a = min(max(adds(rounded(x[0], x[1]), zero01), least), most);
+    const __m512i b = min(max(adds(rounded(x[2], x[3]), zero23), least), most);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
   }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm512_i32gather_ps(ibytes(at), table, 4); }
-  VISQ_INLINE T pow2(T n) {
-    const __m512i biased = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  VISQ_INLINE T times_pow2(T p, T n) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
   }
   VISQ_INLINE T neg(T x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
   VISQ_INLINE T sqrt(T x) { return _mm512_sqrt_ps(x); }

@@ -31,6 +31,7 @@ struct Quantizer {
   const float *inverse_token, *step_token;  // [rows]
   bool by_channel, by_token;                // whether any of them is not 1
   const float* zero;                        // [width], or nullptr where it goes with the rows
+  const int16_t* packed_zero;  // the same, in the order of Lanes::round_to_bytes
   const float* zero_token;                  // [rows]
   float low, high;
   // With a table: byte = how many thresholds lie below, x = table[byte] * step. `positions` is 0, 1, 2, ...
@@ -151,14 +152,18 @@ struct Part {
   const float* constant;
 };
 
+// Loads and stores are of codes without a table but for: kView, floats in place; kLoadRow, codes with a table or of a
+// fixed row; kRoundTable and kStoreTable.
 struct Step {
-  enum Op { kLoad, kSlice, kSilu, kSoftplus, kGelu, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar, kRmsNorm,
-            kLayerNorm, kRound, kRotate, kStore };
+  enum Op { kView, kLoad, kLoadRow, kSilu, kSoftplus, kGelu, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar,
+            kRmsNorm, kLayerNorm, kRound, kRoundTable, kRotate, kStore, kStoreFloats, kStoreTable };
   Op op;
   int dst, a, b;
+  int64_t a_offset, b_offset;  // the first channel of an operand that is a slice of its register
+  bool live;  // dst is read outside of the chain
   int64_t width;
   int64_t slot;  // of dst, in floats, per row
-  int64_t offset, row;  // kSlice; kLoad, -1 for the row at hand
+  int64_t row;  // kView, kLoadRow: -1 for the row at hand
   float value, eps;
   int tensor;
   const Quantizer* codes;
@@ -166,6 +171,28 @@ struct Step {
   int64_t constant_stride;
   const float* bias;  // kLayerNorm
   const FloatLinear* linear;  // kRotate: [m, m], of runs of m after sums and differences at distance m, 2 m, ...
+};
+
+struct Rows;
+
+// Instructions that run together, a row at a time (csrc/engine/elements.h). Operands are the links they come from, or
+// -1: their registers' rows in memory.
+struct LinkShape {
+  Step::Op op;
+  int a, b;
+};
+
+struct ChainShape {
+  const LinkShape* links;
+  int64_t length;
+  void (*run)(const Step*, const Rows&);
+};
+
+// What runs together of a body: a chain, or one instruction that is none (run nullptr).
+struct Segment {
+  const Step* steps;
+  int64_t count;
+  void (*run)(const Step*, const Rows&);
 };
 
 struct Operation {
@@ -186,8 +213,8 @@ struct Operation {
   FusedScan fused_scan;
   FloatScan float_scan;
   int64_t y_offset;  // of a scan's y in the arena, [rows][padded width]
-  const Step* steps;
-  int64_t step_count;
+  const Segment* segments;
+  int64_t segment_count, step_count;
   int64_t body_rows;  // how many rows the body takes at a time
   // Floats of scratch: of a tile of register 0, of what a source needs beside it, of the body's registers per row.
   int64_t tile_floats, extra_floats, slot_floats;
@@ -213,6 +240,19 @@ struct View {
   int64_t stride;
 };
 
+// Rows on their way through a body.
+struct Rows {
+  const Frame& frame;
+  View* registers;
+  float* room;
+  int64_t room_rows, first, count;
+
+  VISQ_SHARED const float* operand(int reg, int64_t offset, int64_t i) const {
+    return registers[reg].data + i * registers[reg].stride + offset;
+  }
+  VISQ_SHARED float* result(const Step& s, int64_t i) const { return room + s.slot * room_rows + i * padded(s.width); }
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -222,6 +262,8 @@ struct Kernels {
   void (*body)(const Operation&, const Frame&, View, int64_t first, int64_t count);
   void (*prepare_scan)(const Operation&, const Frame&);              // once per thread, before its first block
   void (*scan)(const Operation&, const Frame&, int64_t block);  // kChannels channels
+  const ChainShape* chains;  // of two that fit, the first is taken
+  int64_t chain_count;
   int64_t rows = kTileRows;  // at most that a source computes at a time, for which scratch has room
 
   // Whether an integer linear layer is computed by AMX: if it fills a tile. Below that a tile, which takes as long

@@ -1,0 +1,278 @@
+// Row instructions that go element by element, and chains of them whose values stay in registers: alone, an instruction
+// spends more time on reading and writing its rows than on computing.
+#pragma once
+#include <utility>
+
+#include "encode.h"
+
+namespace visq::engine {
+
+// One instruction at one row: made of the step and what belongs to the row, then applied to U vectors from channel c
+// on, `a` and `b` being its operands.
+template <class V, Step::Op kOp>
+struct Element;
+
+#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+#define VISQ_INLINED __attribute__((always_inline))
+
+template <class V>
+struct Stateless {
+  using T = typename V::T;
+  VISQ_INLINED Stateless(const Step&, const Frame&, int64_t) {}
+};
+
+template <class V>
+struct Element<V, Step::kSilu> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = a[j];
+    silu<V, U>(out);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kSoftplus> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = a[j];
+    softplus<V, U>(out);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kGelu> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = a[j];
+    gelu<V, U>(out);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kNeg> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = Lanes<V>::neg(a[j]);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kAdd> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T* b, T* out) const {
+    VISQ_EACH out[j] = V::add(a[j], b[j]);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kMul> : Stateless<V> {
+  using Stateless<V>::Stateless;
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T* b, T* out) const {
+    VISQ_EACH out[j] = V::mul(a[j], b[j]);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kMulScalar> {
+  const typename V::T scalar;
+  VISQ_INLINED Element(const Step& s, const Frame&, int64_t) : scalar(V::set1(s.value)) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = V::mul(a[j], scalar);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kAddConstant> {
+  const float* constant;
+  VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = V::add(a[j], V::load(constant + c + j * V::W));
+  }
+};
+
+template <class V>
+struct Element<V, Step::kMulConstant> {
+  const float* constant;
+  VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = V::mul(a[j], V::load(constant + c + j * V::W));
+  }
+};
+
+template <class V>
+struct Element<V, Step::kRound> {
+  const Uniform<V> codes;
+  VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : codes(*s.codes, row) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+    VISQ_EACH out[j] = a[j];
+    codes.template round<U>(c, out);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kLoad> {
+  const Uniform<V> codes;
+  const uint8_t* bytes;
+  VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row)
+      : codes(*f.tensors[s.tensor].codes, row), bytes(f.row<uint8_t>(f.tensors[s.tensor], row)) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T*, const T*, T* out) const {
+    codes.template decode<U>(c, bytes + c, out);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kStoreFloats> {
+  float* floats;
+  VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row) : floats(f.row<float>(f.tensors[s.tensor], row)) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T*) const {
+    VISQ_EACH V::store(floats + c + j * V::W, a[j]);
+  }
+};
+
+template <class V>
+struct Element<V, Step::kStore> {
+  const Uniform<V> codes;
+  uint8_t* bytes;
+  VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row)
+      : codes(*f.tensors[s.tensor].codes, row), bytes(f.row<uint8_t>(f.tensors[s.tensor], row)) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T*) const {
+    T x[U];
+    VISQ_EACH x[j] = a[j];
+    codes.template encode<U>(c, x, bytes + c);
+  }
+};
+
+// A link of a chain: an instruction, and which links its operands come from.
+constexpr int kMemory = -1;  // from none: the operand is read from its register's row
+
+template <Step::Op kOp, int kA = kMemory, int kB = kMemory>
+struct Link {
+  static constexpr LinkShape shape = {kOp, kA, kB};
+};
+
+// A link at one row of a chain. What a later instruction outside the chain reads is written, too.
+template <class V, class L>
+struct LinkAt {
+  static constexpr bool kBinary = L::shape.op == Step::kAdd || L::shape.op == Step::kMul;
+  static constexpr bool kReads = L::shape.op != Step::kLoad;
+  static constexpr bool kWrites = L::shape.op != Step::kStore && L::shape.op != Step::kStoreFloats;
+  const Element<V, L::shape.op> element;
+  const float *a, *b;
+  float* out;
+
+  VISQ_INLINED LinkAt(const Step& s, const Rows& rows, int64_t i)
+      : element(s, rows.frame, rows.first + i), a(nullptr), b(nullptr), out(nullptr) {
+    if (kReads && L::shape.a == kMemory) a = rows.operand(s.a, s.a_offset, i);
+    if (kBinary && L::shape.b == kMemory) b = rows.operand(s.b, s.b_offset, i);
+    if (kWrites && s.live) out = rows.result(s, i);
+  }
+
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, T (*values)[U], int link) const {
+    T x[U], y[U];
+    if constexpr (kReads && L::shape.a == kMemory) VISQ_EACH x[j] = V::load(a + c + j * V::W);
+    if constexpr (kReads && L::shape.a != kMemory) VISQ_EACH x[j] = values[L::shape.a][j];
+    if constexpr (kBinary && L::shape.b == kMemory) VISQ_EACH y[j] = V::load(b + c + j * V::W);
+    if constexpr (kBinary && L::shape.b != kMemory) VISQ_EACH y[j] = values[L::shape.b][j];
+    element.template apply<U, T>(c, x, y, values[link]);
+    if constexpr (kWrites)
+      if (out) VISQ_EACH V::store(out + c + j * V::W, values[link][j]);
+  }
+};
+
+template <class V, class... Links>
+struct Chain {
+  template <size_t I, class L>
+  struct Place : LinkAt<V, L> {
+    using LinkAt<V, L>::LinkAt;
+  };
+
+  template <class Indices>
+  struct Row;
+  template <size_t... I>
+  struct Row<std::index_sequence<I...>> : Place<I, Links>... {
+    VISQ_INLINED Row(const Step* steps, const Rows& rows, int64_t i) : Place<I, Links>(steps[I], rows, i)... {}
+    template <int U>
+    VISQ_INLINED void apply(int64_t c) const {
+      typename V::T values[sizeof...(I)][U];
+      (Place<I, Links>::template apply<U>(c, values, I), ...);
+    }
+  };
+
+  static void run(const Step* steps, const Rows& rows) {
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const Row<std::index_sequence_for<Links...>> row(steps, rows, i);
+      by_vectors<V>(steps->width, [&](auto u, int64_t c)
+                        VISQ_INLINED { row.template apply<decltype(u)::value>(c); });
+    }
+  }
+};
+
+template <class... Links>
+struct Shapes {
+  static constexpr LinkShape links[] = {Links::shape...};
+};
+
+template <class V, class... Links>
+constexpr ChainShape chain() {
+  return {Shapes<Links...>::links, sizeof...(Links), Chain<V, Links...>::run};
+}
+
+// What bodies of Vim and VMamba consist of; of two that fit, the first is taken. Each instruction is also a chain.
+template <class V>
+struct ChainList {
+  using S = Step;
+  static constexpr ChainShape chains[] = {
+      // y of both scans with D u, gated.
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
+            Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>, Link<S::kLoad>,
+            Link<S::kMul, 8, 9>, Link<S::kMulScalar, 10>, Link<S::kStore, 11>>(),
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
+            Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>, Link<S::kLoad>,
+            Link<S::kMul, 8, 9>, Link<S::kMulScalar, 10>>(),
+      // The same of floats.
+      chain<V, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 0>, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 2>,
+            Link<S::kAdd, 1, 3>, Link<S::kSilu>, Link<S::kMul, 4, 5>, Link<S::kMulScalar, 6>, Link<S::kStore, 7>>(),
+      // y of two scans with D u.
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
+            Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,
+            Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
+      // A convolution's activation.
+      chain<V, Link<S::kRound>, Link<S::kSilu, 0>, Link<S::kRound, 1>, Link<S::kStore, 2>, Link<S::kStore, 1>>(),
+      chain<V, Link<S::kRound>, Link<S::kSilu, 0>, Link<S::kStore, 1>>(),
+      chain<V, Link<S::kSilu>, Link<S::kRound, 0>, Link<S::kStore, 1>, Link<S::kStore, 0>>(),
+      chain<V, Link<S::kSilu>, Link<S::kStore, 0>, Link<S::kStoreFloats, 0>>(),
+      // Activations of linear layers, and the residual stream.
+      chain<V, Link<S::kGelu>, Link<S::kRound, 0>, Link<S::kStore, 1>>(),
+      chain<V, Link<S::kSilu>, Link<S::kStore, 0>>(),
+      chain<V, Link<S::kSoftplus>, Link<S::kStore, 0>>(),
+      chain<V, Link<S::kSoftplus>, Link<S::kStoreFloats, 0>>(),
+      chain<V, Link<S::kRound>, Link<S::kAdd, kMemory, 0>>(),
+
+      chain<V, Link<S::kSilu>>(), chain<V, Link<S::kSoftplus>>(), chain<V, Link<S::kGelu>>(),
+      chain<V, Link<S::kNeg>>(), chain<V, Link<S::kAdd>>(), chain<V, Link<S::kMul>>(),
+      chain<V, Link<S::kAddConstant>>(), chain<V, Link<S::kMulConstant>>(), chain<V, Link<S::kMulScalar>>(),
+      chain<V, Link<S::kRound>>(), chain<V, Link<S::kLoad>>(), chain<V, Link<S::kStore>>(),
+      chain<V, Link<S::kStoreFloats>>(),
+  };
+  static constexpr int64_t count = sizeof chains / sizeof *chains;
+};
+
+#undef VISQ_EACH
+#undef VISQ_INLINED
+
+}  // namespace visq::engine
