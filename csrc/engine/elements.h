@@ -8,11 +8,11 @@
 namespace visq::engine {
 
 // One instruction at one row: made of the step and what belongs to the row, then applied to U vectors from channel c
-// on, `a` and `b` being its operands.
+// on, `a` and `b` being its operands. A rounding leaves its codes in `b`.
 template <class V, Step::Op kOp>
 struct Element;
 
-#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+#define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 #define VISQ_INLINED __attribute__((always_inline))
 
 template <class V>
@@ -25,7 +25,7 @@ template <class V>
 struct Element<V, Step::kSilu> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = a[j];
     silu<V, U>(out);
   }
@@ -35,7 +35,7 @@ template <class V>
 struct Element<V, Step::kSoftplus> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = a[j];
     softplus<V, U>(out);
   }
@@ -45,7 +45,7 @@ template <class V>
 struct Element<V, Step::kGelu> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = a[j];
     gelu<V, U>(out);
   }
@@ -55,7 +55,7 @@ template <class V>
 struct Element<V, Step::kNeg> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = Lanes<V>::neg(a[j]);
   }
 };
@@ -64,7 +64,7 @@ template <class V>
 struct Element<V, Step::kAdd> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T* b, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T* b, T* out) const {
     VISQ_EACH out[j] = V::add(a[j], b[j]);
   }
 };
@@ -73,7 +73,7 @@ template <class V>
 struct Element<V, Step::kMul> : Stateless<V> {
   using Stateless<V>::Stateless;
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T* b, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T* b, T* out) const {
     VISQ_EACH out[j] = V::mul(a[j], b[j]);
   }
 };
@@ -83,7 +83,7 @@ struct Element<V, Step::kMulScalar> {
   const typename V::T scalar;
   VISQ_INLINED Element(const Step& s, const Frame&, int64_t) : scalar(V::set1(s.value)) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = V::mul(a[j], scalar);
   }
 };
@@ -93,7 +93,7 @@ struct Element<V, Step::kAddConstant> {
   const float* constant;
   VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t c, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = V::add(a[j], V::load(constant + c + j * V::W));
   }
 };
@@ -103,7 +103,7 @@ struct Element<V, Step::kMulConstant> {
   const float* constant;
   VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t c, const T* a, T*, T* out) const {
     VISQ_EACH out[j] = V::mul(a[j], V::load(constant + c + j * V::W));
   }
 };
@@ -113,9 +113,9 @@ struct Element<V, Step::kRound> {
   const Uniform<V> codes;
   VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : codes(*s.codes, row) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t c, const T* a, T* b, T* out) const {
     VISQ_EACH out[j] = a[j];
-    codes.template round<U>(c, out);
+    codes.template round<U>(c, out, b);
   }
 };
 
@@ -126,7 +126,7 @@ struct Element<V, Step::kLoad> {
   VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row)
       : codes(*f.tensors[s.tensor].codes, row), bytes(f.row<uint8_t>(f.tensors[s.tensor], row)) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T*, const T*, T* out) const {
+  VISQ_INLINED void apply(int64_t c, const T*, T*, T* out) const {
     codes.template decode<U>(c, bytes + c, out);
   }
 };
@@ -136,7 +136,7 @@ struct Element<V, Step::kStoreFloats> {
   float* floats;
   VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row) : floats(f.row<float>(f.tensors[s.tensor], row)) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T*) const {
+  VISQ_INLINED void apply(int64_t c, const T* a, T*, T*) const {
     VISQ_EACH V::store(floats + c + j * V::W, a[j]);
   }
 };
@@ -148,10 +148,25 @@ struct Element<V, Step::kStore> {
   VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row)
       : codes(*f.tensors[s.tensor].codes, row), bytes(f.row<uint8_t>(f.tensors[s.tensor], row)) {}
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, const T*, T*) const {
+  VISQ_INLINED void apply(int64_t c, const T* a, T*, T*) const {
     T x[U];
     VISQ_EACH x[j] = a[j];
     codes.template encode<U>(c, x, bytes + c);
+  }
+};
+
+// A store of codes that a rounding before has made.
+template <class V>
+struct Element<V, Step::kStoreRounded> {
+  uint8_t* bytes;
+  VISQ_INLINED Element(const Step& s, const Frame& f, int64_t row) : bytes(f.row<uint8_t>(f.tensors[s.tensor], row)) {}
+  template <int U, class T>
+  VISQ_INLINED void apply(int64_t c, const T* a, T*, T*) const {
+    if constexpr (U % 4 == 0) {
+      for (int j = 0; j < U; j += 4) Lanes<V>::to_bytes4(bytes + c + j * V::W, a + j);
+    } else {
+      VISQ_EACH Lanes<V>::to_bytes(bytes + c + j * V::W, a[j]);
+    }
   }
 };
 
@@ -168,7 +183,9 @@ template <class V, class L>
 struct LinkAt {
   static constexpr bool kBinary = L::shape.op == Step::kAdd || L::shape.op == Step::kMul;
   static constexpr bool kReads = L::shape.op != Step::kLoad;
-  static constexpr bool kWrites = L::shape.op != Step::kStore && L::shape.op != Step::kStoreFloats;
+  static constexpr bool kRounds = L::shape.op == Step::kRound, kRounded = L::shape.op == Step::kStoreRounded;
+  static constexpr bool kWrites =
+      L::shape.op != Step::kStore && L::shape.op != Step::kStoreFloats && L::shape.op != Step::kStoreRounded;
   const Element<V, L::shape.op> element;
   const float *a, *b;
   float* out;
@@ -180,14 +197,15 @@ struct LinkAt {
     if (kWrites && s.live) out = rows.result(s, i);
   }
 
+  // `values` and the codes of roundings, by link.
   template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, T (*values)[U], int link) const {
+  VISQ_INLINED void apply(int64_t c, T (*values)[U], T (*codes)[U], int link) const {
     T x[U], y[U];
     if constexpr (kReads && L::shape.a == kMemory) VISQ_EACH x[j] = V::load(a + c + j * V::W);
-    if constexpr (kReads && L::shape.a != kMemory) VISQ_EACH x[j] = values[L::shape.a][j];
+    if constexpr (kReads && L::shape.a != kMemory) VISQ_EACH x[j] = (kRounded ? codes : values)[L::shape.a][j];
     if constexpr (kBinary && L::shape.b == kMemory) VISQ_EACH y[j] = V::load(b + c + j * V::W);
     if constexpr (kBinary && L::shape.b != kMemory) VISQ_EACH y[j] = values[L::shape.b][j];
-    element.template apply<U, T>(c, x, y, values[link]);
+    element.template apply<U, T>(c, x, kRounds ? codes[link] : y, values[link]);
     if constexpr (kWrites)
       if (out) VISQ_EACH V::store(out + c + j * V::W, values[link][j]);
   }
@@ -207,8 +225,8 @@ struct Chain {
     VISQ_INLINED Row(const Step* steps, const Rows& rows, int64_t i) : Place<I, Links>(steps[I], rows, i)... {}
     template <int U>
     VISQ_INLINED void apply(int64_t c) const {
-      typename V::T values[sizeof...(I)][U];
-      (Place<I, Links>::template apply<U>(c, values, I), ...);
+      typename V::T values[sizeof...(I)][U], codes[sizeof...(I)][U];
+      (Place<I, Links>::template apply<U>(c, values, codes, I), ...);
     }
   };
 
@@ -252,9 +270,10 @@ struct ChainList {
       chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,
             Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
       // A convolution's activation.
-      chain<V, Link<S::kRound>, Link<S::kSilu, 0>, Link<S::kRound, 1>, Link<S::kStore, 2>, Link<S::kStore, 1>>(),
+      chain<V, Link<S::kRound>, Link<S::kSilu, 0>, Link<S::kRound, 1>, Link<S::kStore, 2>,
+            Link<S::kStoreRounded, 2>>(),
       chain<V, Link<S::kRound>, Link<S::kSilu, 0>, Link<S::kStore, 1>>(),
-      chain<V, Link<S::kSilu>, Link<S::kRound, 0>, Link<S::kStore, 1>, Link<S::kStore, 0>>(),
+      chain<V, Link<S::kSilu>, Link<S::kRound, 0>, Link<S::kStore, 1>, Link<S::kStoreRounded, 1>>(),
       chain<V, Link<S::kSilu>, Link<S::kStore, 0>, Link<S::kStoreFloats, 0>>(),
       // Activations of linear layers, and the residual stream.
       chain<V, Link<S::kGelu>, Link<S::kRound, 0>, Link<S::kStore, 1>>(),

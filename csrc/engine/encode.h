@@ -5,17 +5,20 @@
 
 namespace visq::engine {
 
-#define VISQ_EACH _Pragma("GCC unroll 4") for (int j = 0; j < U; ++j)
+#define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 
 template <int N>
 struct Number {
   static constexpr int value = N;
 };
 
-// Four vectors at a time, then one: f(Number<how many>, first channel).
+// Eight vectors at a time where there are registers for them, four, then one: f(Number<how many>, first channel). One
+// alone is a long chain of dependent instructions.
 template <class V, class F>
 VISQ_INLINE void by_vectors(int64_t width, F f) {
   int64_t c = 0;
+  if constexpr (V::W == 16)
+    for (; c + 8 * V::W <= width; c += 8 * V::W) f(Number<8>{}, c);
   for (; c + 4 * V::W <= width; c += 4 * V::W) f(Number<4>{}, c);
   for (; c < width; c += V::W) f(Number<1>{}, c);
 }
@@ -56,12 +59,13 @@ struct Uniform {
   template <int U>
   __attribute__((always_inline)) void encode(int64_t c, T* x, uint8_t* out) const {
     scaled<U>(c, x);
-    if constexpr (U == 4) {
-      const auto z = K::sset1(whole_zero);
-      if (zero)
-        K::round_to_bytes(out, x, K::sload(packed_zero + c), K::sload(packed_zero + c + 2 * V::W), least, most);
-      else
-        K::round_to_bytes(out, x, z, z, least, most);
+    if constexpr (U % 4 == 0) {
+      for (int j = 0; j < U; j += 4) {
+        auto z01 = K::sset1(whole_zero), z23 = z01;
+        const int16_t* z = packed_zero + c + j * V::W;
+        if (zero) z01 = K::sload(z), z23 = K::sload(z + 2 * V::W);
+        K::round_to_bytes(out + j * V::W, x + j, z01, z23, least, most);
+      }
     } else {
       T z[U];
       zeros<U>(c, z);
@@ -78,13 +82,14 @@ struct Uniform {
     if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
   }
 
-  // decode(encode(x)).
+  // decode(encode(x)), and the codes on the way there.
   template <int U>
-  __attribute__((always_inline)) void round(int64_t c, T* x) const {
+  __attribute__((always_inline)) void round(int64_t c, T* x, T* code) const {
     T z[U];
     zeros<U>(c, z);
     scaled<U>(c, x);
-    VISQ_EACH x[j] = V::sub(clamp<V>(V::add(V::rint(x[j]), z[j]), low, high), z[j]);
+    VISQ_EACH code[j] = clamp<V>(V::add(V::rint(x[j]), z[j]), low, high);
+    VISQ_EACH x[j] = V::sub(code[j], z[j]);
     if (by_channel) VISQ_EACH x[j] = V::mul(x[j], V::load(step + c + j * V::W));
     if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
   }
@@ -141,9 +146,9 @@ VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int6
   const Uniform<V> uniform(q, row);
   by_vectors<V>(width, [&](auto u, int64_t c) {
     constexpr int U = decltype(u)::value;
-    typename V::T v[U];
+    typename V::T v[U], codes[U];
     for (int j = 0; j < U; ++j) v[j] = V::load(x + c + j * V::W);
-    uniform.template round<U>(c, v);
+    uniform.template round<U>(c, v, codes);
     for (int j = 0; j < U; ++j) V::store(out + c + j * V::W, v[j]);
   });
 }

@@ -869,7 +869,15 @@ void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segment
     for (int64_t i = 0; i < chain.length; ++i) {
       const Step& s = steps[at + i];
       const LinkShape& link = chain.links[i];
-      if (s.op != link.op || s.width != steps[at].width) return false;
+      if (s.width != steps[at].width) return false;
+      if (link.op == Step::kStoreRounded) {
+        const Step& round = steps[at + link.a];
+        if (s.op != Step::kStore || tensors_[s.tensor].codes != round.codes || s.a != round.a ||
+            s.a_offset != round.a_offset)
+          return false;
+        continue;
+      }
+      if (s.op != link.op) return false;
       if (s.op != Step::kLoad && !comes_from(link.a, s.a, s.a_offset)) return false;
       if (is_binary(s) && !comes_from(link.b, s.b, s.b_offset)) return false;
     }

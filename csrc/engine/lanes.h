@@ -16,6 +16,9 @@ struct Lanes<VecScalar> {
   static constexpr int kStep = 2;
   VISQ_INLINE T bytes(const uint8_t* p) { return *p; }
   VISQ_INLINE void to_bytes(uint8_t* p, T x) { *p = static_cast<uint8_t>(x); }
+  VISQ_INLINE void to_bytes4(uint8_t* p, const T* x) {
+    for (int j = 0; j < 4; ++j) to_bytes(p + j, x[j]);
+  }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return table[*at]; }
   // p 2^n, a normal number, where the low bits of `n` hold n.
   VISQ_INLINE T times_pow2(T p, T n) {
@@ -134,6 +137,16 @@ struct Lanes<VecAvx2> {
     const __m128i shorts = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(shorts, shorts));
   }
+  VISQ_INLINE __m256i shorts(T a, T b) {
+    return _mm256_packs_epi32(_mm256_cvttps_epi32(a), _mm256_cvttps_epi32(b));
+  }
+  VISQ_INLINE void to_bytes4(uint8_t* p, const T* x) { store_bytes(p, shorts(x[0], x[1]), shorts(x[2], x[3])); }
+  // Packing goes by halves: its 32-bit pieces are out of order.
+  VISQ_INLINE void store_bytes(uint8_t* p, __m256i a, __m256i b) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+  }
   VISQ_INLINE __m256i rounded(T a, T b) {
     const T most = _mm256_set1_ps(32767.0f);
     return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps(a, most)), _mm256_cvtps_epi32(_mm256_min_ps(b, most)));
@@ -142,10 +155,7 @@ struct Lanes<VecAvx2> {
     const __m256i least = sset1(low), most = sset1(high);
     const __m256i a = min(max(adds(rounded(x[0], x[1]), zero01), least), most);
     const __m256i b = min(max(adds(rounded(x[2], x[3]), zero23), least), most);
-    // Packing goes by halves: its 32-bit pieces are out of order.
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+    store_bytes(p, a, b);
   }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm256_i32gather_ps(table, ibytes(at), 4); }
   VISQ_INLINE T times_pow2(T p, T n) {
@@ -241,6 +251,15 @@ struct Lanes512 {
   VISQ_INLINE void to_bytes(uint8_t* p, T x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
   }
+  VISQ_INLINE __m512i shorts(T a, T b) {
+    return _mm512_packs_epi32(_mm512_cvttps_epi32(a), _mm512_cvttps_epi32(b));
+  }
+  VISQ_INLINE void to_bytes4(uint8_t* p, const T* x) { store_bytes(p, shorts(x[0], x[1]), shorts(x[2], x[3])); }
+  // Packing goes by quarters: its 32-bit pieces are out of order.
+  VISQ_INLINE void store_bytes(uint8_t* p, __m512i a, __m512i b) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
+  }
   VISQ_INLINE __m512i rounded(T a, T b) {
     const T most = _mm512_set1_ps(32767.0f);
     return _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_min_ps(a, most)), _mm512_cvtps_epi32(_mm512_min_ps(b, most)));
@@ -249,8 +268,7 @@ struct Lanes512 {
     const __m512i least = sset1(low), most = sset1(high);
     const __m512i a = min(max(adds(rounded(x[0], x[1]), zero01), least), most);
     const __m512i b = min(max(adds(rounded(x[2], x[3]), zero23), least), most);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
+    store_bytes(p, a, b);
   }
   VISQ_INLINE T pick(const float* table, const uint8_t* at) { return _mm512_i32gather_ps(ibytes(at), table, 4); }
   VISQ_INLINE T times_pow2(T p, T n) {

@@ -153,10 +153,10 @@ struct Part {
 };
 
 // Loads and stores are of codes without a table but for: kView, floats in place; kLoadRow, codes with a table or of a
-// fixed row; kRoundTable and kStoreTable.
+// fixed row; kRoundTable and kStoreTable. kStoreRounded, in chains only, stores the codes of a rounding.
 struct Step {
   enum Op { kView, kLoad, kLoadRow, kSilu, kSoftplus, kGelu, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar,
-            kRmsNorm, kLayerNorm, kRound, kRoundTable, kRotate, kStore, kStoreFloats, kStoreTable };
+            kRmsNorm, kLayerNorm, kRound, kRoundTable, kRotate, kStore, kStoreFloats, kStoreTable, kStoreRounded };
   Op op;
   int dst, a, b;
   int64_t a_offset, b_offset;  // the first channel of an operand that is a slice of its register
