@@ -31,7 +31,7 @@ const char* const kKindNames[kKinds] = {
 const char* const kOpNames[] = {"view",         "load",         "load_row", "silu",       "softplus", "gelu",  "neg",
                                 "add",          "mul",          "add_constant", "mul_constant", "mul_scalar", "rms_norm",
                                 "layer_norm",   "round",        "round_table",  "rotate",   "store",   "store_floats",
-                                "store_table"};
+                                "store_table",  "store_rounded"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
@@ -75,7 +75,9 @@ bool is_scan(Operation::Kind kind) {
 }
 bool is_scan(const Operation& op) { return is_scan(op.kind); }
 
-bool writes(const Step& s) { return s.op != Step::kStore && s.op != Step::kStoreFloats && s.op != Step::kStoreTable; }
+bool writes(const Step& s) {
+  return s.op != Step::kStore && s.op != Step::kStoreFloats && s.op != Step::kStoreTable && s.op != Step::kStoreRounded;
+}
 bool reads_a(const Step& s) { return s.op != Step::kView && s.op != Step::kLoad && s.op != Step::kLoadRow; }
 bool is_binary(const Step& s) { return s.op == Step::kAdd || s.op == Step::kMul; }
 
@@ -890,6 +892,7 @@ void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segment
     segments.push_back({&steps[at], static_cast<int64_t>(count), chain == end ? nullptr : chain->run});
     // Only what is read elsewhere is written.
     for (size_t i = at; i < at + count; ++i) {
+      if (chain != end) steps[i].op = chain->links[i - at].op;
       if (!writes(steps[i]) || steps[i].op == Step::kView) continue;
       steps[i].live = false;
       for (size_t j = 0; j < steps.size(); ++j) {

@@ -94,6 +94,19 @@ def test_a_network_wide_enough_for_tiles(recipe: str, images: Tensor, tmp_path: 
             assert np.array_equal(CpuEngine(program, bundle, threads=threads, isa=isa)(images.numpy()), expected), isa
 
 
+@pytest.mark.parametrize("recipe", ["visq-w8a8", "visq-w4a4-fused", "kscaled-w8a8"])
+def test_values_of_a_body_stay_in_registers(recipe: str, model: VisionMamba, tmp_path: Path) -> None:
+    """What takes time in a Vim runs in chains, whatever the recipe."""
+    _, program, bundle = quantized(model, recipe, tmp_path / "a")
+    for isa in ISAS:
+        bodies = CpuEngine(program, bundle, threads=1, isa=isa).bodies
+        assert bodies["layers.0.mixer.in_proj"] == "store | store | silu store"
+        assert bodies["layers.0.mixer.conv1d"] == "round silu round store store_rounded"
+        assert bodies["layers.0.mixer.dt_proj"] == "softplus store"
+        gated = "load load mul_constant add round load mul_constant add add load mul mul_scalar store"
+        assert bodies["layers.0.mixer.scan_b"] == gated
+
+
 def test_scope_full_is_integers_everywhere(model: VisionMamba, tmp_path: Path) -> None:
     _, program, bundle = quantized(model, "kscaled-w4a4", tmp_path / "a")
     forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}

@@ -54,7 +54,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("kind", QUANTIZERS)
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 16), (13, 37), (30, 100)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 16), (13, 37), (30, 100), (3, 128), (7, 261)])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_encode_and_decode(kind: str, rows: int, width: int, reverse: bool) -> None:
     maker = Maker(rows + width)

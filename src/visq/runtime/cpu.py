@@ -168,6 +168,11 @@ class CpuEngine:
             found[name] = value
         return found
 
+    @property
+    def bodies(self) -> dict[str, str]:
+        """Row instructions by operation: those of a chain, whose values stay in registers, between bars."""
+        return dict(zip((op.name for op in self.program.operations), self._engine.bodies(), strict=True))
+
     def enable_profile(self, on: bool = True) -> None:
         """Count from now on, from zero."""
         self._engine.enable_profile(on)
