@@ -81,7 +81,16 @@ def main() -> None:
         room = args.keep or Path(temporary)
         room.mkdir(parents=True, exist_ok=True)
         folders = [artifact(args.model, recipe, room) for recipe in recipes]
-        command = [sys.executable, __file__, "--threads", args.threads, "--batch", args.batch, "--seconds", args.seconds]
+        command = [
+            sys.executable,
+            __file__,
+            "--threads",
+            args.threads,
+            "--batch",
+            args.batch,
+            "--seconds",
+            args.seconds,
+        ]
         command += ["--take", *folders]
         samples: list[dict[str, Any]] = []
         for _ in range(args.processes):

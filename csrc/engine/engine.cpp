@@ -28,10 +28,10 @@ const char* const kKindNames[kKinds] = {
     "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "float scan"};
 
-const char* const kOpNames[] = {"view",         "load",         "load_row", "silu",       "softplus", "gelu",  "neg",
-                                "add",          "mul",          "add_constant", "mul_constant", "mul_scalar", "rms_norm",
-                                "layer_norm",   "round",        "round_table",  "rotate",   "store",   "store_floats",
-                                "store_table",  "store_rounded"};
+const char* const kOpNames[] = {
+    "view",         "load",       "load_row", "silu",       "softplus", "gelu",        "neg",
+    "add",          "mul",        "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm",
+    "round",        "round_table", "rotate",  "store",      "store_floats", "store_table", "store_rounded"};
 
 void need(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
@@ -80,13 +80,6 @@ bool writes(const Step& s) {
 }
 bool reads_a(const Step& s) { return s.op != Step::kView && s.op != Step::kLoad && s.op != Step::kLoadRow; }
 bool is_binary(const Step& s) { return s.op == Step::kAdd || s.op == Step::kMul; }
-
-// Two vectors of 32-bit numbers packed to 16 bits go by quarters of 16 bytes: which of them comes at a place.
-int64_t packed_order(int64_t at, int64_t lanes) {
-  if (lanes < 4) return at;
-  const int64_t within = at % 8;
-  return (within < 4 ? 0 : lanes) + at / 8 * 4 + within % 4;
-}
 
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
@@ -247,6 +240,18 @@ void Engine::check_arena(int64_t offset, int64_t bytes) {
   if (offset + bytes > needed_arena_) needed_arena_ = offset + bytes;
 }
 
+// In the order of Lanes::round_to_bytes, which packs two vectors into 16 bits by quarters of 16 bytes: four numbers of
+// the first vector, four of the second, and so on.
+const int16_t* Engine::pack_zeros(Array<float> zero) {
+  const int64_t lanes = kernels_->lanes, pair = 2 * lanes, quarter = lanes < 4 ? lanes : 4;
+  int16_t* packed = keep<int16_t>(padded(zero.size, 64));
+  for (int64_t i = 0; i < zero.size / pair * pair; ++i) {
+    const int64_t at = i % pair, vector = at / quarter % 2, element = at / (2 * quarter) * quarter + at % quarter;
+    packed[i] = static_cast<int16_t>(zero.at(i - at + vector * lanes + element));
+  }
+  return packed;
+}
+
 int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Array<float> step,
                           Array<float> inverse_token, Array<float> step_token, Array<float> zero,
                           Array<float> zero_token, float low, float high, Array<float> table, Array<float> thresholds) {
@@ -266,14 +271,11 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
   for (int64_t c = 0; c < width; ++c) q->by_channel = q->by_channel || inverse.at(c) != 1 || step.at(c) != 1;
   for (int64_t r = 0; r < rows; ++r) q->by_token = q->by_token || inverse_token.at(r) != 1 || step_token.at(r) != 1;
   // Codes are made in 16 bits.
-  for (int64_t r = 0; r < rows; ++r)
-    need(zero_token.at(r) >= -16384 && zero_token.at(r) <= 16384, "a zero point is out of range");
+  for (const Array<float>& zeros : {zero, zero_token})
+    for (int64_t i = 0; i < zeros.size; ++i)
+      need(zeros.at(i) >= -16384 && zeros.at(i) <= 16384, "a zero point is out of range");
   q->zero = zero.size ? keep(zero, width) : nullptr;
-  int16_t* packed_zero = zero.size ? keep<int16_t>(padded(width, 64)) : nullptr;
-  const int64_t lanes = kernels_->lanes, packed = width / (4 * lanes) * 4 * lanes;
-  for (int64_t i = 0; zero.size && i < packed; ++i)
-    packed_zero[i] = static_cast<int16_t>(zero.at(i / (2 * lanes) * 2 * lanes + packed_order(i % (2 * lanes), lanes)));
-  q->packed_zero = packed_zero;
+  q->packed_zero = zero.size ? pack_zeros(zero) : nullptr;
   q->zero_token = keep(zero_token, rows);
   q->low = low, q->high = high;
   if (table.size) {
@@ -310,7 +312,8 @@ Operation& Engine::start(Operation::Kind kind, int64_t rows, int64_t width) {
   op = Operation{};
   op.kind = kind, op.rows = rows, op.width = width, op.body_rows = 1;
   widths_.assign(kRegisters, -1);
-  slices_.assign(kRegisters, {-1, 0});
+  slices_.clear();
+  for (int reg = 0; reg < kRegisters; ++reg) slices_.push_back({reg, 0});
   if (kind != Operation::kRows) widths_[0] = width;
   op.tile_floats = is_scan(kind) || kind == Operation::kRows ? 0 : kernels_->rows * padded(width);
   return op;
@@ -593,7 +596,7 @@ void Engine::scan_steps(ScanSteps& p, Operation& op, const ScanArrays& s, bool r
   p.y_channel = unit;
   p.beta_scale = keep(s.beta_scale, L), p.input_step = keep(s.input_step, L), p.y_step = keep(s.y_step, L);
   p.lift = keep(s.lift, L);
-  op.extra_floats = padded(L * p.N, 32) + p.N * kChannels + 64;
+  op.extra_floats = padded(L * p.N + kChannels, 32) + p.N * kChannels + 64;
 }
 
 // Descending coefficients: no difference is negative, and the power at most the first of them.
@@ -734,10 +737,7 @@ Step& Engine::step(Step::Op kind, int dst, int src, int64_t slot, int64_t room) 
   Operation& op = current();
   Step s = {};
   s.op = kind, s.dst = dst, s.slot = slot, s.live = writes(s) && kind != Step::kView;
-  if (src >= 0) {
-    s.width = width_of(src);
-    s.a = slices_[src].reg < 0 ? src : slices_[src].reg, s.a_offset = slices_[src].offset;
-  }
+  if (src >= 0) s.width = width_of(src), s.a = slices_[src].reg, s.a_offset = slices_[src].offset;
   if (writes(s)) need_new(dst);
   need(slot >= 0 && slot <= kMaxBytes && room >= 0 && room <= 4 * kMaxSize, "a slot is out of range");
   if (slot + room > op.slot_floats) op.slot_floats = slot + room;
@@ -770,7 +770,7 @@ void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
   need_size(width);
   need(offset >= 0 && offset + width <= width_of(src), "a slice beyond its register");
   need_new(dst);
-  slices_[dst] = {slices_[src].reg < 0 ? src : slices_[src].reg, slices_[src].offset + offset};
+  slices_[dst] = {slices_[src].reg, slices_[src].offset + offset};
   widths_[dst] = width;
 }
 
@@ -786,7 +786,7 @@ void Engine::binary(const std::string& name, int dst, int a, int b, int64_t slot
   need(name == "add" || name == "mul", "no such instruction");
   need(width_of(a) == width_of(b), "registers of different widths");
   Step& s = step(name == "add" ? Step::kAdd : Step::kMul, dst, a, slot, padded(width_of(a)));
-  s.b = slices_[b].reg < 0 ? b : slices_[b].reg, s.b_offset = slices_[b].offset;
+  s.b = slices_[b].reg, s.b_offset = slices_[b].offset;
   widths_[dst] = width_of(a);
 }
 

@@ -151,6 +151,7 @@ class Engine {
   void check_arena(int64_t offset, int64_t bytes);
   IntLinear& start_int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
                               Array<float> token, Array<float> bias, bool wide);
+  const int16_t* pack_zeros(Array<float> zero);
   const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
   Factor factor(const FactorArrays& arrays);
   ScanTable scan_table(Array<int16_t> lut, int least);

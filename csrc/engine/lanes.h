@@ -85,6 +85,8 @@ struct Lanes<VecScalar> {
     return sset1(static_cast<int>(__builtin_rintf(most > -32768.0f ? most : -32768.0f)));
   }
   VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) { to_x = both(x), to_y = both(y); }
+  // W of them, rounded and saturated.
+  VISQ_INLINE void store_shorts(int16_t* p, T x) { *p = both(x).v[0]; }
   VISQ_INLINE S add(S a, S b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
   VISQ_INLINE S adds(S a, S b) {
     return each([&](int i) {
@@ -199,6 +201,10 @@ struct Lanes<VecAvx2> {
     const __m256i packed = _mm256_packs_epi32(whole(x), whole(y));
     to_x = _mm256_unpacklo_epi16(packed, packed), to_y = _mm256_unpackhi_epi16(packed, packed);
   }
+  VISQ_INLINE void store_shorts(int16_t* p, T x) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole(x), whole(x)), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
   VISQ_INLINE S add(S a, S b) { return _mm256_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm256_sub_epi16(a, b); }
   VISQ_INLINE S adds(S a, S b) { return _mm256_adds_epi16(a, b); }
@@ -310,6 +316,9 @@ struct Lanes512 {
   VISQ_INLINE void both(T x, T y, S& to_x, S& to_y) {
     const __m512i packed = _mm512_packs_epi32(whole(x), whole(y));
     to_x = _mm512_unpacklo_epi16(packed, packed), to_y = _mm512_unpackhi_epi16(packed, packed);
+  }
+  VISQ_INLINE void store_shorts(int16_t* p, T x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(whole(x)));
   }
   VISQ_INLINE S add(S a, S b) { return _mm512_add_epi16(a, b); }
   VISQ_INLINE S sub(S a, S b) { return _mm512_sub_epi16(a, b); }

@@ -17,36 +17,29 @@ struct ScanRoom {
 
 VISQ_INLINE ScanRoom scan_room(const ScanSteps& p, float* scratch) {
   int16_t* beta = reinterpret_cast<int16_t*>(scratch);
-  const int64_t each = padded(p.L * p.N, 32);
+  const int64_t each = padded(p.L * p.N + kChannels, 32);  // whole vectors are written
   return {beta, beta + each, beta + 2 * each};
 }
 
 VISQ_INLINE int64_t scan_row(int64_t L, bool reverse, int64_t s) { return reverse ? L - 1 - s : s; }
 
-template <class V>
-VISQ_INLINE typename V::T to_short(typename V::T x) {
-  return clamp<V>(V::rint(x), V::set1(-32768.0f), V::set1(32767.0f));
-}
-
-// beta and C in scan order; what pads N to an even number is zero.
+// beta and C in scan order; what pads N to an even number is zero. Of what is written, the next
+// step overwrites what goes beyond this one.
 template <class V>
 void prepare_steps(const ScanSteps& p, const Operation& op, const Frame& f) {
+  using K = Lanes<V>;
   const Tensor &B = f.tensors[op.inputs[2]], &C = f.tensors[op.inputs[3]];
   const ScanRoom room = scan_room(p, f.scratch);
-  alignas(64) float values[V::W];
   for (int64_t s = 0; s < p.L; ++s) {
     const int64_t t = scan_row(p.L, p.reverse, s);
-    const uint8_t* codes = f.row<uint8_t>(C, t);
-    const int zero = static_cast<int>(C.codes->zero_token[t]);
-    for (int64_t n = 0; n < C.width; ++n) room.C[s * p.N + n] = static_cast<int16_t>(codes[n] - zero);
-    if (p.N > C.width) room.C[s * p.N + C.width] = 0;
+    int16_t *beta = room.beta + s * p.N, *c = room.C + s * p.N;
+    const auto scale = V::set1(p.beta_scale[s]), zero = V::set1(C.codes->zero_token[t]);
     for (int64_t n = 0; n < p.N; n += V::W) {
       const auto x = B.codes ? decode<V>(*B.codes, t, n, f.row<uint8_t>(B, t) + n) : V::load(f.row<float>(B, t) + n);
-      V::store(values, to_short<V>(V::mul(x, V::set1(p.beta_scale[s]))));
-      for (int64_t i = 0; i < V::W && n + i < B.width; ++i)
-        room.beta[s * p.N + n + i] = static_cast<int16_t>(values[i]);
+      K::store_shorts(beta + n, V::mul(x, scale));
+      K::store_shorts(c + n, V::sub(K::bytes(f.row<uint8_t>(C, t) + n), zero));
     }
-    if (p.N > B.width) room.beta[s * p.N + B.width] = 0;
+    if (p.N > B.width) beta[B.width] = c[B.width] = 0;
   }
 }
 

@@ -116,9 +116,7 @@ def residual(maker: Body) -> str:
     maker.start()
     x = maker.load(before)
     total = maker.binary("add", x, maker.round(0))
-    norm = ir.RmsNorm(
-        dst=maker.register(), src=total, weight=Constant(name=maker.parameter(maker.wide)), eps=1e-5
-    )
+    norm = ir.RmsNorm(dst=maker.register(), src=total, weight=Constant(name=maker.parameter(maker.wide)), eps=1e-5)
     maker.store(maker.step(norm, maker.wide), maker.kind)
     return maker.store(total)
 
