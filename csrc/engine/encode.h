@@ -32,13 +32,13 @@ struct Uniform {
   bool by_channel, by_token;
   const float *inverse, *step, *zero;  // zero nullptr: one for the row
   const int16_t* packed_zero;
-  T token, token_step, row_zero, low, high;
+  float token, token_step, row_zero, low, high;
   int whole_zero, least, most;
 
   __attribute__((always_inline)) Uniform(const Quantizer& q, int64_t row)
       : by_channel(q.by_channel), by_token(q.by_token), inverse(q.inverse), step(q.step), zero(q.zero),
-        packed_zero(q.packed_zero), token(V::set1(q.inverse_token[row])), token_step(V::set1(q.step_token[row])),
-        row_zero(V::set1(q.zero_token[row])), low(V::set1(q.low)), high(V::set1(q.high)),
+        packed_zero(q.packed_zero), token(q.inverse_token[row]), token_step(q.step_token[row]),
+        row_zero(q.zero_token[row]), low(q.low), high(q.high),
         whole_zero(static_cast<int>(q.zero_token[row])), least(static_cast<int>(q.low)),
         most(static_cast<int>(q.high)) {}
 
@@ -46,12 +46,12 @@ struct Uniform {
   template <int U>
   __attribute__((always_inline)) void scaled(int64_t c, T* x) const {
     if (by_channel) VISQ_EACH x[j] = V::mul(x[j], V::load(inverse + c + j * V::W));
-    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token);
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], V::set1(token));
   }
 
   template <int U>
   __attribute__((always_inline)) void zeros(int64_t c, T* z) const {
-    VISQ_EACH z[j] = row_zero;
+    VISQ_EACH z[j] = V::set1(row_zero);
     if (zero) VISQ_EACH z[j] = V::load(zero + c + j * V::W);
   }
 
@@ -69,7 +69,7 @@ struct Uniform {
     } else {
       T z[U];
       zeros<U>(c, z);
-      VISQ_EACH K::to_bytes(out + j * V::W, clamp<V>(V::add(V::rint(x[j]), z[j]), low, high));
+      VISQ_EACH K::to_bytes(out + j * V::W, clamp<V>(V::add(V::rint(x[j]), z[j]), V::set1(low), V::set1(high)));
     }
   }
 
@@ -79,7 +79,7 @@ struct Uniform {
     zeros<U>(c, z);
     VISQ_EACH x[j] = V::sub(K::bytes(codes + j * V::W), z[j]);
     VISQ_EACH x[j] = V::mul(x[j], V::load(step + c + j * V::W));
-    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], V::set1(token_step));
   }
 
   // decode(encode(x)), and the codes on the way there.
@@ -88,10 +88,10 @@ struct Uniform {
     T z[U];
     zeros<U>(c, z);
     scaled<U>(c, x);
-    VISQ_EACH code[j] = clamp<V>(V::add(V::rint(x[j]), z[j]), low, high);
+    VISQ_EACH code[j] = clamp<V>(V::add(V::rint(x[j]), z[j]), V::set1(low), V::set1(high));
     VISQ_EACH x[j] = V::sub(code[j], z[j]);
     if (by_channel) VISQ_EACH x[j] = V::mul(x[j], V::load(step + c + j * V::W));
-    if (by_token) VISQ_EACH x[j] = V::mul(x[j], token_step);
+    if (by_token) VISQ_EACH x[j] = V::mul(x[j], V::set1(token_step));
   }
 };
 
