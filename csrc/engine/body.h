@@ -152,8 +152,8 @@ void whole_rows(const Step& s, const Rows& rows) {
       case Step::kLoadRow: float_row<V>(f, t, s.row < 0 ? row : s.row, out); break;
       case Step::kRmsNorm: rms_norm<V>(s, x, out); break;
       case Step::kLayerNorm: layer_norm<V>(s, x, out); break;
-      case Step::kRoundTable: round_row<V>(*s.codes, row, x, s.width, out); break;
-      case Step::kStoreTable: encode_row<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row)); break;
+      case Step::kRoundTable: round_by_table<V>(*s.codes, row, x, s.width, out); break;
+      case Step::kStoreTable: encode_by_table<V>(*t.codes, row, x, s.width, f.row<uint8_t>(t, row)); break;
       default: break;
     }
   }

@@ -230,11 +230,17 @@ struct Chain {
     }
   };
 
+  // Eight vectors at a time where there are registers for them, four, then one: one alone is a long chain of dependent
+  // instructions.
   static void run(const Step* steps, const Rows& rows) {
+    const int64_t width = steps->width;
     for (int64_t i = 0; i < rows.count; ++i) {
       const Row<std::index_sequence_for<Links...>> row(steps, rows, i);
-      by_vectors<V>(steps->width, [&](auto u, int64_t c)
-                        VISQ_INLINED { row.template apply<decltype(u)::value>(c); });
+      int64_t c = 0;
+      if constexpr (V::W == 16)
+        for (; c + 8 * V::W <= width; c += 8 * V::W) row.template apply<8>(c);
+      for (; c + 4 * V::W <= width; c += 4 * V::W) row.template apply<4>(c);
+      for (; c < width; c += V::W) row.template apply<1>(c);
     }
   }
 };
@@ -265,6 +271,8 @@ struct ChainList {
       chain<V, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 0>, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 2>,
             Link<S::kAdd, 1, 3>, Link<S::kSilu>, Link<S::kMul, 4, 5>, Link<S::kMulScalar, 6>, Link<S::kStore, 7>>(),
       // y of two scans with D u.
+      chain<V, Link<S::kLoad>, Link<S::kMulConstant>, Link<S::kAdd, 0, 1>, Link<S::kRound>, Link<S::kMulConstant>,
+            Link<S::kAdd, 3, 4>, Link<S::kAdd, 2, 5>, Link<S::kStoreFloats, 6>>(),
       chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
             Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
       chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,

@@ -7,22 +7,6 @@ namespace visq::engine {
 
 #define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-// Eight vectors at a time where there are registers for them, four, then one: f(Number<how many>, first channel). One
-// alone is a long chain of dependent instructions.
-template <class V, class F>
-VISQ_INLINE void by_vectors(int64_t width, F f) {
-  int64_t c = 0;
-  if constexpr (V::W == 16)
-    for (; c + 8 * V::W <= width; c += 8 * V::W) f(Number<8>{}, c);
-  for (; c + 4 * V::W <= width; c += 4 * V::W) f(Number<4>{}, c);
-  for (; c < width; c += V::W) f(Number<1>{}, c);
-}
-
 // A quantizer without a table at one row, for U vectors from channel c on. A copy of what it needs: behind a store of
 // bytes, which may alias anything, every pointer would be read again.
 template <class V>
@@ -62,8 +46,10 @@ struct Uniform {
     if constexpr (U % 4 == 0) {
       for (int j = 0; j < U; j += 4) {
         auto z01 = K::sset1(whole_zero), z23 = z01;
-        const int16_t* z = packed_zero + c + j * V::W;
-        if (zero) z01 = K::sload(z), z23 = K::sload(z + 2 * V::W);
+        if (zero) {
+          const int16_t* z = packed_zero + c + j * V::W;
+          z01 = K::sload(z), z23 = K::sload(z + 2 * V::W);
+        }
         K::round_to_bytes(out + j * V::W, x + j, z01, z23, least, most);
       }
     } else {
@@ -97,7 +83,7 @@ struct Uniform {
 
 #undef VISQ_EACH
 
-// Nearest entries of a quantizer's table: f(channel, entry), or its position for `entries` = q.positions.
+// With a table: f(channel, its nearest entries), or their positions where `entries` are q.positions.
 template <class V, class F>
 VISQ_INLINE void nearest(const Quantizer& q, int64_t row, const float* x, int64_t width, const float* entries, F f) {
   const typename V::Lookup entry{entries, q.thresholds, q.thresholds_count};
@@ -107,16 +93,17 @@ VISQ_INLINE void nearest(const Quantizer& q, int64_t row, const float* x, int64_
 
 // Writes whole vectors: `out` has room for the padded width.
 template <class V>
-VISQ_INLINE void encode_row(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
-  if (q.table)
-    return nearest<V>(q, row, x, width, q.positions,
-                      [out](int64_t c, typename V::T code) { Lanes<V>::to_bytes(out + c, code); });
-  const Uniform<V> uniform(q, row);
-  by_vectors<V>(width, [&](auto u, int64_t c) {
-    constexpr int U = decltype(u)::value;
-    typename V::T v[U];
-    for (int j = 0; j < U; ++j) v[j] = V::load(x + c + j * V::W);
-    uniform.template encode<U>(c, v, out + c);
+VISQ_INLINE void encode_by_table(const Quantizer& q, int64_t row, const float* x, int64_t width, uint8_t* out) {
+  nearest<V>(q, row, x, width, q.positions,
+             [out](int64_t c, typename V::T code) { Lanes<V>::to_bytes(out + c, code); });
+}
+
+// decode(encode(x)).
+template <class V>
+VISQ_INLINE void round_by_table(const Quantizer& q, int64_t row, const float* x, int64_t width, float* out) {
+  const auto step = V::set1(q.step_token[row]);
+  nearest<V>(q, row, x, width, q.table, [&](int64_t c, typename V::T v) {
+    V::store(out + c, V::mul(V::mul(v, V::load(q.step + c)), step));
   });
 }
 
@@ -132,25 +119,6 @@ VISQ_INLINE typename V::T decode(const Quantizer& q, int64_t row, int64_t c, con
 template <class V>
 VISQ_INLINE void decode_row(const Quantizer& q, int64_t row, const uint8_t* codes, int64_t width, float* out) {
   for (int64_t c = 0; c < width; c += V::W) V::store(out + c, decode<V>(q, row, c, codes + c));
-}
-
-// decode(encode(x)): `out` may not overlap x.
-template <class V>
-VISQ_INLINE void round_row(const Quantizer& q, int64_t row, const float* x, int64_t width, float* out) {
-  if (q.table) {
-    const auto step = V::set1(q.step_token[row]);
-    return nearest<V>(q, row, x, width, q.table, [&](int64_t c, typename V::T v) {
-      V::store(out + c, V::mul(V::mul(v, V::load(q.step + c)), step));
-    });
-  }
-  const Uniform<V> uniform(q, row);
-  by_vectors<V>(width, [&](auto u, int64_t c) {
-    constexpr int U = decltype(u)::value;
-    typename V::T v[U], codes[U];
-    for (int j = 0; j < U; ++j) v[j] = V::load(x + c + j * V::W);
-    uniform.template round<U>(c, v, codes);
-    for (int j = 0; j < U; ++j) V::store(out + c + j * V::W, v[j]);
-  });
 }
 
 // Row `row` of a tensor as floats: in place where it holds floats, else decoded into `room`.

@@ -19,6 +19,11 @@ struct IntRows {
   int64_t row;  // of `x` in its tensor
 };
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
 // f(Number<n>) for an n from 1 to N that is known at run time.
 template <int N, class F>
 VISQ_INLINE void with_number(int64_t n, F f) {
