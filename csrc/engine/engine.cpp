@@ -673,21 +673,23 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
 
 // `least`: the value of the first entry.
 ScanTable Engine::scan_table(Array<int16_t> lut, int least) {
-  if (!lut.size) return {nullptr, nullptr, nullptr};
-  int16_t *thresholds = keep<int16_t>(32), *values = keep<int16_t>(32);
-  int64_t steps = 0;
-  values[0] = lut.at(0);
-  for (int64_t i = 1; i < lut.size; ++i) {
-    if (lut.at(i) == lut.at(i - 1)) continue;
-    if (steps < 31) thresholds[steps] = static_cast<int16_t>(i + least), values[steps + 1] = lut.at(i);
-    ++steps;
+  if (!lut.size) return {nullptr, 0, nullptr, nullptr};
+  std::vector<int16_t> thresholds, values = {lut.at(0)};
+  for (int64_t i = 1; i < lut.size; ++i)
+    if (lut.at(i) != lut.at(i - 1)) thresholds.push_back(static_cast<int16_t>(i + least)), values.push_back(lut.at(i));
+  const int64_t steps = static_cast<int64_t>(thresholds.size());
+  const int16_t* copy = keep(lut, lut.size);
+  if (steps > kManySteps) return {copy, steps, nullptr, nullptr};
+  // What is beyond the last threshold has the last value.
+  const bool few = steps <= kFewSteps;
+  const size_t entries = few ? kFewSteps + 1 : kManySteps + 1, groups = few ? entries : entries / 4;
+  thresholds.resize(entries, 32767), values.resize(entries, lut.at(lut.size - 1));
+  int16_t *packed_thresholds = keep<int16_t>(entries), *packed_values = keep<int16_t>(entries);
+  for (size_t i = 0; i < entries; ++i) {
+    const size_t to = few ? i : i % 4 * groups + i / 4;
+    packed_thresholds[to] = thresholds[i], packed_values[to] = values[i];
   }
-  for (int64_t s = steps; s < 32; ++s) {
-    thresholds[s] = 32767;
-    if (s + 1 < 32) values[s + 1] = lut.at(lut.size - 1);
-  }
-  const bool few = steps <= 31;
-  return {keep(lut, lut.size), few ? thresholds : nullptr, few ? values : nullptr};
+  return {copy, steps, packed_thresholds, packed_values};
 }
 
 Factor Engine::factor(const FactorArrays& arrays) {

@@ -19,13 +19,15 @@ VISQ_SHARED constexpr bool bbar_table(ScanForm form) {
   return form == ScanForm::kBbarTable || form == ScanForm::kBothTables;
 }
 
-// The table's value; `at` is x counted from the table's first entry.
-template <class V>
-VISQ_INLINE typename Lanes<V>::S pick(const ScanTable& table, typename Lanes<V>::S x, typename Lanes<V>::S at) {
-  if constexpr (Lanes<V>::kSearches) {
-    if (table.thresholds) return Lanes<V>::search(table.thresholds, table.values, x);
+// The table's values for U registers, in place; `first` is what its first entry is for.
+template <class V, int U>
+VISQ_INLINE void pick(const ScanTable& table, int first, typename Lanes<V>::S* x) {
+  using K = Lanes<V>;
+  if constexpr (K::kSearches) {
+    if (table.steps <= kFewSteps) return K::template search32<U>(table.thresholds, table.values, x);
+    if (table.steps <= kManySteps) return K::template search256<U>(table.thresholds, table.values, x);
   }
-  return Lanes<V>::pick16(table.lut, at);
+  VISQ_EACH x[j] = K::pick16(table.lut, K::sub(x[j], K::sset1(first)));
 }
 
 // States and y are in units of 2^-point.
@@ -40,7 +42,7 @@ struct FixedRecurrence {
   T delta_scale, drive_channel, input_channel;
   bool halves;
   Count whole, join, abar_fraction, abar_up, bbar_up, to_table;
-  S power[4], abar_round, abar_high, abar_mask, bbar_round, bbar_mask, bbar_low, bbar_high, lut_base;
+  S power[4], abar_round, abar_high, abar_mask, bbar_round, bbar_mask, bbar_low, bbar_high;
   S state_round, state_mask, state_low, state_high;
 
   struct Step {
@@ -61,7 +63,6 @@ struct FixedRecurrence {
     bbar_up = K::count(4);
     bbar_round = K::sset1(1 << (point - 1)), bbar_mask = K::sset1(-(1 << point));
     bbar_low = K::sset1(p.bbar_low * (1 << point)), bbar_high = K::sset1(p.bbar_high * (1 << point));
-    lut_base = K::sset1(-32768);
     state_round = K::sset1(1 << (p.point - 1)), state_mask = K::sset1(-(1 << p.point));
     state_low = K::sset1(p.state_low * (1 << p.point)), state_high = K::sset1(p.state_high * (1 << p.point));
   }
@@ -85,7 +86,7 @@ struct FixedRecurrence {
     power16<V, U, kForm == ScanForm::kAligned>(s.d, a, power, halves, whole, join, t);
     if constexpr (abar_table(kForm)) {
       VISQ_EACH t[j] = K::shr(t[j], to_table);
-      VISQ_EACH t[j] = pick<V>(p.abar_table, t[j], t[j]);
+      pick<V, U>(p.abar_table, 0, t);
     } else if constexpr (kForm == ScanForm::kAligned) {
       VISQ_EACH t[j] = K::and_(K::add(t[j], abar_round), abar_mask);
     } else {
@@ -100,7 +101,7 @@ struct FixedRecurrence {
   __attribute__((always_inline)) void bbar16(const Step& s, const int16_t* beta, S* out) const {
     VISQ_EACH out[j] = K::mulhrs(s.w, K::spair(beta + j * 2));
     if constexpr (bbar_table(kForm)) {
-      VISQ_EACH out[j] = pick<V>(p.bbar_table, out[j], K::add(out[j], lut_base));
+      pick<V, U>(p.bbar_table, -32768, out);
     } else {
       VISQ_EACH out[j] = K::and_(K::add(out[j], bbar_round), bbar_mask);
       VISQ_EACH out[j] = K::shl(K::min(K::max(out[j], bbar_low), bbar_high), bbar_up);

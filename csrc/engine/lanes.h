@@ -342,15 +342,39 @@ struct Lanes512 {
     const __m512i odd = _mm512_i32gather_epi32(_mm512_srli_epi32(at, 16), table, 2);
     return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
   }
-  // values[how many of 31 ascending thresholds are not above x]: by permutes, where gathers are slow.
-  VISQ_INLINE S search(const int16_t* thresholds, const int16_t* values, S x) {
-    const S t = sload(thresholds);
-    S at = _mm512_setzero_si512();
-    for (int half = 16; half; half /= 2) {
-      const S probe = _mm512_permutexvar_epi16(_mm512_add_epi16(at, sset1(half - 1)), t);
-      at = _mm512_mask_add_epi16(at, _mm512_cmpge_epi16_mask(x, probe), at, sset1(half));
-    }
-    return _mm512_permutexvar_epi16(at, sload(values));
+  // values[how many ascending thresholds are not above x] of U registers, in place: by permutes, where gathers are slow.
+  // 31 thresholds and 32 values.
+  template <int U>
+  VISQ_INLINE void search32(const int16_t* thresholds, const int16_t* values, S* x) {
+    const S t = sload(thresholds), v = sload(values);
+    S at[U];
+    for (int j = 0; j < U; ++j) at[j] = sset1(0);
+    for (int half = 16; half; half /= 2)
+      for (int j = 0; j < U; ++j)
+        at[j] = advance(at[j], half, _mm512_permutexvar_epi16(_mm512_add_epi16(at[j], sset1(half - 1)), t), x[j]);
+    for (int j = 0; j < U; ++j) x[j] = _mm512_permutexvar_epi16(at[j], v);
+  }
+  // 255 and 256, in groups of four: [k][64] has number k of each. The last threshold of each finds the group.
+  template <int U>
+  VISQ_INLINE void search256(const int16_t* thresholds, const int16_t* values, S* x) {
+    S at[U], found[U];
+    for (int j = 0; j < U; ++j) at[j] = sset1(0);
+    for (int half = 32; half; half /= 2)
+      for (int j = 0; j < U; ++j)
+        at[j] = advance(at[j], half, pick64(thresholds + 3 * 64, _mm512_add_epi16(at[j], sset1(half - 1))), x[j]);
+    for (int j = 0; j < U; ++j) found[j] = pick64(values, at[j]);
+    for (int k = 0; k < 3; ++k)
+      for (int j = 0; j < U; ++j) {
+        const __mmask32 beyond = _mm512_cmpge_epi16_mask(x[j], pick64(thresholds + k * 64, at[j]));
+        found[j] = _mm512_mask_mov_epi16(found[j], beyond, pick64(values + (k + 1) * 64, at[j]));
+      }
+    for (int j = 0; j < U; ++j) x[j] = found[j];
+  }
+  VISQ_INLINE S advance(S at, int half, S probe, S x) {
+    return _mm512_mask_add_epi16(at, _mm512_cmpge_epi16_mask(x, probe), at, sset1(half));
+  }
+  VISQ_INLINE S pick64(const int16_t* table, S at) {
+    return _mm512_permutex2var_epi16(sload(table), at, sload(table + 32));
   }
 };
 

@@ -89,10 +89,12 @@ struct Conv2d {
   const float* scale;
 };
 
-// A step function of 16 bits. With at most 32 steps also as a search: values[how many thresholds are not above].
+// A step function of 16 bits: values[how many thresholds are not above], as Lanes512::search32 or search256 want them.
+constexpr int64_t kFewSteps = 31, kManySteps = 255;
 struct ScanTable {
-  const int16_t* lut;                   // by the value, from the least one on; nullptr: there is no table
-  const int16_t *thresholds, *values;  // [31], ascending, and [32]; nullptr: too many steps
+  const int16_t* lut;  // by the value, from the least one on; nullptr: there is no table
+  int64_t steps;
+  const int16_t *thresholds, *values;  // nullptr: more steps than a search is made for
 };
 
 // Of a scan in fixed point.
