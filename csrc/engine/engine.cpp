@@ -127,9 +127,11 @@ struct Engine::Worker {
   }
 };
 
-// Work is published one phase after the other in one word, (generation << 32 | next task << 16 | tasks). Whoever is
-// free takes the next task; the leader goes on when all tasks of a phase are done. A helper that comes late, or never,
-// costs time but is not waited for: only what it has taken is.
+// Work is published one phase after the other in one word, (generation << 32 | first task left << 16 | end of those
+// left). Whoever is free takes the next task, the leader and every other helper from the front, the rest from the back:
+// a thread mostly gets the rows, or the channels, that it had in the phase before, which its own cache holds. The leader
+// goes on when all tasks of a phase are done. A helper that comes late, or never, costs time but is not waited for: only
+// what it has taken is.
 struct Engine::Run {
   Engine& engine;
   const float* images;
@@ -146,10 +148,11 @@ struct Engine::Run {
   bool take(int index) {
     uint64_t seen = ticket.load(std::memory_order_acquire);
     if (seen == kOver) return false;
-    const uint64_t next = seen >> 16 & 0xffff, tasks = seen & 0xffff;
-    if (next >= tasks) return false;
-    if (!ticket.compare_exchange_weak(seen, seen + (1 << 16), std::memory_order_acq_rel)) return true;
-    work(index, static_cast<int64_t>(seen >> 32), static_cast<int64_t>(next));
+    const uint64_t first = seen >> 16 & 0xffff, end = seen & 0xffff;
+    if (first >= end) return false;
+    const bool front = index % 2 == 0;
+    if (!ticket.compare_exchange_weak(seen, front ? seen + (1 << 16) : seen - 1, std::memory_order_acq_rel)) return true;
+    work(index, static_cast<int64_t>(seen >> 32), static_cast<int64_t>(front ? first : end - 1));
     done.fetch_add(1, std::memory_order_release);
     return true;
   }
