@@ -142,7 +142,7 @@ struct Engine::Run {
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<int64_t> done{0};
 
-  static constexpr uint64_t kOver = ~uint64_t{0};
+  static constexpr uint64_t kOver = ~uint64_t{0}, kWholeImages = 1;  // generations; those after are phases
 
   // One task of the phase that is open; false when there is none left.
   bool take(int index) {
@@ -150,19 +150,19 @@ struct Engine::Run {
     if (seen == kOver) return false;
     const uint64_t first = seen >> 16 & 0xffff, end = seen & 0xffff;
     if (first >= end) return false;
-    const bool front = index % 2 == 0;
+    const bool front = index % 2 == 0 || seen >> 32 == kWholeImages;  // whose last one stays in its arena
     if (!ticket.compare_exchange_weak(seen, front ? seen + (1 << 16) : seen - 1, std::memory_order_acq_rel)) return true;
     work(index, static_cast<int64_t>(seen >> 32), static_cast<int64_t>(front ? first : end - 1));
     done.fetch_add(1, std::memory_order_release);
     return true;
   }
 
-  // Generation 1: whole images. Later ones: the phases of the images that follow, one image after the other.
+  // Phases are those of the images that follow the whole ones, one image after the other.
   void work(int index, int64_t generation, int64_t task) {
     Engine& e = engine;
     Worker& worker = *e.workers_[index];
     const int64_t image_floats = e.image_floats(), width = e.output_width();
-    if (generation == 1) {
+    if (generation == kWholeImages) {
       e.run_image(worker, task, images + task * image_floats, out + task * width);
       if (task == batch - 1) e.last_ = &worker;
       return;
@@ -187,7 +187,7 @@ struct Engine::Run {
     Engine& e = engine;
     const int64_t phases = static_cast<int64_t>(e.phases_.size());
     leader_processor.store(processor());
-    if (whole) open(index, 1, whole);
+    if (whole) open(index, kWholeImages, whole);
     for (int64_t image = whole; image < batch; ++image) {
       for (int64_t p = 0; p < phases; ++p) open(index, 2 + (image - whole) * phases + p, e.phases_[p].tasks);
       e.write_output(*e.workers_[0], out + image * e.output_width());
