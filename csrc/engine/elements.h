@@ -7,74 +7,25 @@
 
 namespace visq::engine {
 
-// One instruction at one row: made of the step and what belongs to the row, then applied to U vectors from channel c
-// on, `a` and `b` being its operands. A rounding leaves its codes in `b`.
-template <class V, Step::Op kOp>
-struct Element;
-
 #define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 #define VISQ_INLINED __attribute__((always_inline))
 
-template <class V>
-struct Stateless {
-  using T = typename V::T;
-  VISQ_INLINED Stateless(const Step&, const Frame&, int64_t) {}
-};
-
-template <class V>
-struct Element<V, Step::kSilu> : Stateless<V> {
-  using Stateless<V>::Stateless;
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = a[j];
-    silu<V, U>(out);
-  }
-};
-
-template <class V>
-struct Element<V, Step::kSoftplus> : Stateless<V> {
-  using Stateless<V>::Stateless;
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = a[j];
-    softplus<V, U>(out);
-  }
-};
-
-template <class V>
-struct Element<V, Step::kGelu> : Stateless<V> {
-  using Stateless<V>::Stateless;
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = a[j];
-    gelu<V, U>(out);
-  }
-};
-
-template <class V>
-struct Element<V, Step::kNeg> : Stateless<V> {
-  using Stateless<V>::Stateless;
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = Lanes<V>::neg(a[j]);
-  }
-};
-
-template <class V>
-struct Element<V, Step::kAdd> : Stateless<V> {
-  using Stateless<V>::Stateless;
+// One instruction at one row: made of the step and what belongs to the row, then applied to U vectors from channel c
+// on, `a` and `b` being its operands. A rounding leaves its codes in `b`. This is what those have that need nothing else.
+template <class V, Step::Op kOp>
+struct Element {
+  VISQ_INLINED Element(const Step&, const Frame&, int64_t) {}
   template <int U, class T>
   VISQ_INLINED void apply(int64_t, const T* a, T* b, T* out) const {
-    VISQ_EACH out[j] = V::add(a[j], b[j]);
-  }
-};
-
-template <class V>
-struct Element<V, Step::kMul> : Stateless<V> {
-  using Stateless<V>::Stateless;
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t, const T* a, T* b, T* out) const {
-    VISQ_EACH out[j] = V::mul(a[j], b[j]);
+    static_assert(kOp == Step::kSilu || kOp == Step::kSoftplus || kOp == Step::kGelu || kOp == Step::kNeg ||
+                  kOp == Step::kAdd || kOp == Step::kMul);
+    VISQ_EACH out[j] = a[j];
+    if constexpr (kOp == Step::kSilu) silu<V, U>(out);
+    if constexpr (kOp == Step::kSoftplus) softplus<V, U>(out);
+    if constexpr (kOp == Step::kGelu) gelu<V, U>(out);
+    if constexpr (kOp == Step::kNeg) VISQ_EACH out[j] = Lanes<V>::neg(a[j]);
+    if constexpr (kOp == Step::kAdd) VISQ_EACH out[j] = V::add(a[j], b[j]);
+    if constexpr (kOp == Step::kMul) VISQ_EACH out[j] = V::mul(a[j], b[j]);
   }
 };
 
