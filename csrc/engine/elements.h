@@ -39,24 +39,28 @@ struct Element<V, Step::kMulScalar> {
   }
 };
 
-template <class V>
-struct Element<V, Step::kAddConstant> {
+template <class V, Step::Op kOp>
+struct WithConstant {
   const float* constant;
-  VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
+  VISQ_INLINED WithConstant(const Step& s, const Frame&, int64_t row)
+      : constant(s.constant + row * s.constant_stride) {}
   template <int U, class T>
   VISQ_INLINED void apply(int64_t c, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = V::add(a[j], V::load(constant + c + j * V::W));
+    VISQ_EACH {
+      const T k = V::load(constant + c + j * V::W);
+      out[j] = kOp == Step::kAddConstant ? V::add(a[j], k) : V::mul(a[j], k);
+    }
   }
 };
 
 template <class V>
-struct Element<V, Step::kMulConstant> {
-  const float* constant;
-  VISQ_INLINED Element(const Step& s, const Frame&, int64_t row) : constant(s.constant + row * s.constant_stride) {}
-  template <int U, class T>
-  VISQ_INLINED void apply(int64_t c, const T* a, T*, T* out) const {
-    VISQ_EACH out[j] = V::mul(a[j], V::load(constant + c + j * V::W));
-  }
+struct Element<V, Step::kAddConstant> : WithConstant<V, Step::kAddConstant> {
+  using WithConstant<V, Step::kAddConstant>::WithConstant;
+};
+
+template <class V>
+struct Element<V, Step::kMulConstant> : WithConstant<V, Step::kMulConstant> {
+  using WithConstant<V, Step::kMulConstant>::WithConstant;
 };
 
 template <class V>
@@ -132,11 +136,8 @@ struct Link {
 // A link at one row of a chain. What a later instruction outside the chain reads is written, too.
 template <class V, class L>
 struct LinkAt {
-  static constexpr bool kBinary = L::shape.op == Step::kAdd || L::shape.op == Step::kMul;
-  static constexpr bool kReads = L::shape.op != Step::kLoad;
+  static constexpr bool kBinary = is_binary(L::shape.op), kReads = reads(L::shape.op), kWrites = writes(L::shape.op);
   static constexpr bool kRounds = L::shape.op == Step::kRound, kRounded = L::shape.op == Step::kStoreRounded;
-  static constexpr bool kWrites =
-      L::shape.op != Step::kStore && L::shape.op != Step::kStoreFloats && L::shape.op != Step::kStoreRounded;
   const Element<V, L::shape.op> element;
   const float *a, *b;
   float* out;

@@ -75,12 +75,6 @@ bool is_scan(Operation::Kind kind) {
 }
 bool is_scan(const Operation& op) { return is_scan(op.kind); }
 
-bool writes(const Step& s) {
-  return s.op != Step::kStore && s.op != Step::kStoreFloats && s.op != Step::kStoreTable && s.op != Step::kStoreRounded;
-}
-bool reads_a(const Step& s) { return s.op != Step::kView && s.op != Step::kLoad && s.op != Step::kLoadRow; }
-bool is_binary(const Step& s) { return s.op == Step::kAdd || s.op == Step::kMul; }
-
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
 double row_nanoseconds(const Operation& op) {
@@ -741,9 +735,9 @@ int64_t Engine::width_of(int reg) const {
 Step& Engine::step(Step::Op kind, int dst, int src, int64_t slot, int64_t room) {
   Operation& op = current();
   Step s = {};
-  s.op = kind, s.dst = dst, s.slot = slot, s.live = writes(s) && kind != Step::kView;
+  s.op = kind, s.dst = dst, s.slot = slot, s.live = writes(s.op) && kind != Step::kView;
   if (src >= 0) s.width = width_of(src), s.a = slices_[src].reg, s.a_offset = slices_[src].offset;
-  if (writes(s)) need_new(dst);
+  if (writes(s.op)) need_new(dst);
   need(slot >= 0 && slot <= kMaxBytes && room >= 0 && room <= 4 * kMaxSize, "a slot is out of range");
   if (slot + room > op.slot_floats) op.slot_floats = slot + room;
   building_.back()->steps.push_back(s);
@@ -870,7 +864,7 @@ void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segment
     const auto comes_from = [&](int link, int reg, int64_t offset) {
       if (link >= 0) return steps[at + link].dst == reg && offset == 0 && steps[at + link].width == steps[at].width;
       for (int64_t i = 0; i < chain.length; ++i)
-        if (writes(steps[at + i]) && steps[at + i].dst == reg) return false;
+        if (writes(steps[at + i].op) && steps[at + i].dst == reg) return false;
       return true;
     };
     for (int64_t i = 0; i < chain.length; ++i) {
@@ -885,8 +879,8 @@ void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segment
         continue;
       }
       if (s.op != link.op) return false;
-      if (s.op != Step::kLoad && !comes_from(link.a, s.a, s.a_offset)) return false;
-      if (is_binary(s) && !comes_from(link.b, s.b, s.b_offset)) return false;
+      if (reads(s.op) && !comes_from(link.a, s.a, s.a_offset)) return false;
+      if (is_binary(s.op) && !comes_from(link.b, s.b, s.b_offset)) return false;
     }
     return true;
   };
@@ -898,11 +892,11 @@ void Engine::chain_steps(std::vector<Step>& steps, std::vector<Segment>& segment
     // Only what is read elsewhere is written.
     for (size_t i = at; i < at + count; ++i) {
       if (chain != end) steps[i].op = chain->links[i - at].op;
-      if (!writes(steps[i]) || steps[i].op == Step::kView) continue;
+      if (!writes(steps[i].op) || steps[i].op == Step::kView) continue;
       steps[i].live = false;
       for (size_t j = 0; j < steps.size(); ++j) {
-        const bool reads = reads_a(steps[j]) && steps[j].a == steps[i].dst;
-        if ((j < at || j >= at + count) && (reads || (is_binary(steps[j]) && steps[j].b == steps[i].dst)))
+        const bool first = reads(steps[j].op) && steps[j].a == steps[i].dst;
+        if ((j < at || j >= at + count) && (first || (is_binary(steps[j].op) && steps[j].b == steps[i].dst)))
           steps[i].live = true;
       }
     }

@@ -68,7 +68,7 @@ struct Lanes<VecScalar> {
   }
   VISQ_INLINE void sstore(void* p, S x) { __builtin_memcpy(p, &x, sizeof x); }
   // Four vectors: clamp(rint(x) + zero, low, high) of whole numbers within 16 bits, 0 <= low, high <= 255. NaN is high.
-  // Zeros are in the order of packed_zero_at.
+  // Zeros are in the order of Engine::pack_zeros.
   VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, S zero01, S zero23, int low, int high) {
     for (int j = 0; j < 4; ++j) {
       const T most = x[j] < 32767.0f ? x[j] : 32767.0f;

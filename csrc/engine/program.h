@@ -175,6 +175,14 @@ struct Step {
   const FloatLinear* linear;  // kRotate: [m, m], of runs of m after sums and differences at distance m, 2 m, ...
 };
 
+VISQ_SHARED constexpr bool writes(Step::Op op) {
+  return op != Step::kStore && op != Step::kStoreFloats && op != Step::kStoreTable && op != Step::kStoreRounded;
+}
+VISQ_SHARED constexpr bool reads(Step::Op op) {
+  return op != Step::kView && op != Step::kLoad && op != Step::kLoadRow;
+}
+VISQ_SHARED constexpr bool is_binary(Step::Op op) { return op == Step::kAdd || op == Step::kMul; }
+
 struct Rows;
 
 // Instructions that run together, a row at a time (csrc/engine/elements.h). Operands are the links they come from, or
