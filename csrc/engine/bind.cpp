@@ -94,25 +94,25 @@ void bind(nb::module_& m) {
       .def("float_conv2d", [](Engine& e, int input, int64_t kernel, int64_t padding, In<float> weight,
                               In<float> bias) { e.float_conv2d(input, kernel, padding, array(weight), array(bias)); })
       .def("fixed_scan",
-           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict n, nb::dict steps,
+           [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, nb::dict n, nb::dict steps,
               In<int32_t> abar_power, In<int16_t> abar_lut, In<int16_t> bbar_lut, In<float> drive_channel,
               In<int32_t> decay) {
              const auto i = [&](const char* name) { return number<int>(n, name); };
              const ScanNumbers numbers = {i("abar_fraction"), i("abar_high"), i("abar_bits"), i("bbar_low"),
                                           i("bbar_high"), i("bbar_bits"), i("state_low"), i("state_high"), i("point")};
-             e.fixed_scan(u, delta, B, C, y_offset, reverse, numbers, scan_arrays(steps), array(abar_power),
+             e.fixed_scan(u, delta, B, C, y, reverse, numbers, scan_arrays(steps), array(abar_power),
                           array(abar_lut), array(bbar_lut), array(drive_channel), array(decay));
            })
       .def("fused_scan",
-           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, nb::dict steps,
+           [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, nb::dict steps,
               In<int32_t> power, int low, int high, int point) {
-             e.fused_scan(u, delta, B, C, y_offset, reverse, scan_arrays(steps), array(power), low, high, point);
+             e.fused_scan(u, delta, B, C, y, reverse, scan_arrays(steps), array(power), low, high, point);
            })
       .def("float_scan",
-           [](Engine& e, int u, int delta, int B, int C, int64_t y_offset, bool reverse, In<float> A, nb::dict abar,
+           [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, In<float> A, nb::dict abar,
               nb::dict bbar, In<float> bbar_channel, In<float> bbar_inverse, In<float> step, In<float> scale, float low,
               float high, bool read_quantized) {
-             e.float_scan(u, delta, B, C, y_offset, reverse, array(A), factor(abar), factor(bbar),
+             e.float_scan(u, delta, B, C, y, reverse, array(A), factor(abar), factor(bbar),
                          array(bbar_channel), array(bbar_inverse), array(step),
                           array(scale), low, high, read_quantized);
            })

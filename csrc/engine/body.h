@@ -39,8 +39,9 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kFixedScan:
     case Operation::kFusedScan:
     case Operation::kFloatScan: {
-      const int64_t stride = padded(op.width);
-      return {reinterpret_cast<const float*>(f.arena + op.y_offset) + first * stride, stride};
+      const Tensor& y = f.tensors[op.y];
+      if (y.codes) break;
+      return {f.row<float>(y, first), y.stride};
     }
     case Operation::kRows: break;
   }

@@ -213,20 +213,18 @@ struct ChainList {
   using S = Step;
   static constexpr ChainShape chains[] = {
       // y of both scans with D u, gated.
-      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,
             Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>, Link<S::kLoad>,
             Link<S::kMul, 8, 9>, Link<S::kMulScalar, 10>, Link<S::kStore, 11>>(),
-      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
+      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,
             Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>, Link<S::kLoad>,
             Link<S::kMul, 8, 9>, Link<S::kMulScalar, 10>>(),
       // The same of floats.
       chain<V, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 0>, Link<S::kMulConstant>, Link<S::kAdd, kMemory, 2>,
             Link<S::kAdd, 1, 3>, Link<S::kSilu>, Link<S::kMul, 4, 5>, Link<S::kMulScalar, 6>, Link<S::kStore, 7>>(),
       // y of two scans with D u.
-      chain<V, Link<S::kLoad>, Link<S::kMulConstant>, Link<S::kAdd, 0, 1>, Link<S::kRound>, Link<S::kMulConstant>,
+      chain<V, Link<S::kLoad>, Link<S::kMulConstant>, Link<S::kAdd, 0, 1>, Link<S::kLoad>, Link<S::kMulConstant>,
             Link<S::kAdd, 3, 4>, Link<S::kAdd, 2, 5>, Link<S::kStoreFloats, 6>>(),
-      chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kRound>,
-            Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
       chain<V, Link<S::kLoad>, Link<S::kLoad>, Link<S::kMulConstant, 1>, Link<S::kAdd, 0, 2>, Link<S::kLoad>,
             Link<S::kLoad>, Link<S::kMulConstant, 5>, Link<S::kAdd, 4, 6>, Link<S::kAdd, 3, 7>>(),
       // A convolution's activation.

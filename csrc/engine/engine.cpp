@@ -75,6 +75,11 @@ bool is_scan(Operation::Kind kind) {
 }
 bool is_scan(const Operation& op) { return is_scan(op.kind); }
 
+// A task of a scan: as many blocks as fill a line of codes, so that no two threads write to one.
+constexpr int64_t kTaskBlocks = 64 / kChannels;
+int64_t scan_blocks(const Operation& op) { return padded(op.width) / kChannels; }
+int64_t scan_tasks(const Operation& op, int64_t each) { return (scan_blocks(op) + each - 1) / each; }
+
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
 double row_nanoseconds(const Operation& op) {
@@ -113,7 +118,7 @@ double now() {
 struct Engine::Worker {
   char* arena = nullptr;
   float* scratch = nullptr;
-  int64_t prepared = -1;  // the phase whose scan this thread has prepared
+  int64_t prepared = -1;  // the scan, counted over all images, that this thread has prepared
   double source_seconds[kKinds] = {}, body_seconds[kKinds] = {};
   ~Worker() {
     std::free(arena);
@@ -164,8 +169,7 @@ struct Engine::Run {
     const int64_t phases = static_cast<int64_t>(e.phases_.size());
     const int64_t image = whole + (generation - 2) / phases, phase = (generation - 2) % phases;
     // All threads work in the arena of the leader, which is the first worker.
-    e.run_phase(worker, e.workers_[0]->arena, e.phases_[phase], image * phases + phase, task,
-                images + image * image_floats);
+    e.run_phase(worker, e.workers_[0]->arena, e.phases_[phase], image, task, images + image * image_floats);
   }
 
   void open(int index, int64_t generation, int64_t tasks) {
@@ -543,15 +547,17 @@ void Engine::float_conv2d(int input, int64_t kernel, int64_t padding, Array<floa
   current().extra_floats = stride;
 }
 
-void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset) {
+void Engine::scan_shape(Operation& op, int u, int delta, int B, int C, int y) {
   const int64_t L = op.rows, D = op.width;
   for (const int index : {u, delta})
     need(tensor(index).rows == L && tensor(index).width == D, "a scan's shapes differ");
   for (const int index : {B, C})
     need(tensor(index).rows == L && tensor(index).width == tensor(B).width, "a scan's shapes differ");
   op.inputs[0] = u, op.inputs[1] = delta, op.inputs[2] = B, op.inputs[3] = C;
-  op.y_offset = y_offset;
-  check_arena(y_offset, L * padded(D) * 4);
+  const Tensor& out = tensor(y);
+  need(out.rows == L && out.width == D && !(out.codes && out.codes->table), "a scan's y does not fit");
+  op.y = y;
+  if (out.codes) widths_[0] = -1;
 }
 
 // What the scans in fixed point share. What C is multiplied with is in units of 2^-point of a code, at most `largest`.
@@ -602,11 +608,11 @@ void Engine::need_power(Array<int32_t> power, int64_t at, int most) {
     need(power.at(i) >= 0 && power.at(i) <= (i > at ? power.at(i - 1) : most), "a scan's power of two is out of range");
 }
 
-void Engine::fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanArrays& arrays,
+void Engine::fused_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays,
                         Array<int32_t> power, int state_low, int state_high, int point) {
   const int64_t L = tensor(u).rows;
   Operation& op = start(Operation::kFusedScan, L, tensor(u).width);
-  scan_shape(op, u, delta, B, C, y_offset);
+  scan_shape(op, u, delta, B, C, y);
   FusedScan& p = op.fused_scan;
   const int end = 1 << (13 - point);
   need(point >= 6 && point <= 12 && state_low >= -end && state_high < end && state_low <= state_high,
@@ -621,12 +627,12 @@ void Engine::fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool r
   p.power = pairs, p.state_low = state_low, p.state_high = state_high, p.point = point;
 }
 
-void Engine::fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& s,
+void Engine::fixed_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanNumbers& s,
                         const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut,
                         Array<int16_t> bbar_lut, Array<float> drive_channel, Array<int32_t> decay) {
   const int64_t L = tensor(u).rows, D = tensor(u).width;
   Operation& op = start(Operation::kFixedScan, L, D);
-  scan_shape(op, u, delta, B, C, y_offset);
+  scan_shape(op, u, delta, B, C, y);
   need(drive_channel.size == D && decay.size == L && abar_power.size == 4, "a scan's channels or steps do not fit");
   need(abar_lut.size == 0 || abar_lut.size == 32768, "a scan's table does not fit");
   need(bbar_lut.size == 0 || bbar_lut.size == 65536, "a scan's table does not fit");
@@ -700,13 +706,13 @@ Factor Engine::factor(const FactorArrays& arrays) {
           table ? static_cast<int>(arrays.thresholds.size) : 0};
 }
 
-void Engine::float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
+void Engine::float_scan(int u, int delta, int B, int C, int y, bool reverse, Array<float> A,
                         const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
                         Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
                         bool read_quantized) {
   const int64_t L = tensor(u).rows, D = tensor(u).width, N = tensor(B).width;
   Operation& op = start(Operation::kFloatScan, L, D);
-  scan_shape(op, u, delta, B, C, y_offset);
+  scan_shape(op, u, delta, B, C, y);
   need(A.size == D * N && bbar_channel.size == D && bbar_inverse.size == D && (step.size == 0 || step.size == L) &&
            scale.size == (step.size ? D * N : 0),
        "a scan's parameters do not fit");
@@ -750,8 +756,9 @@ void Engine::need_new(int reg) const {
 
 void Engine::join() {
   need(building_.size() > 1 && !finished_, "no operation to join");
-  need(!is_scan(building_.back()->op) && building_.back()->op.rows == building_[building_.size() - 2]->op.rows,
-       "an operation of other rows, or a scan, joins none");
+  const Operation &op = building_.back()->op, &before = building_[building_.size() - 2]->op;
+  need(op.rows == before.rows && (!is_scan(op) || is_scan(before)),
+       "an operation joins those of as many rows, and a scan joins scans");
   building_.back()->joins = true;
 }
 
@@ -926,18 +933,30 @@ void Engine::finish(int64_t arena_bytes, int output) {
     const int64_t floats = op.tile_floats + op.extra_floats + op.slot_floats * op.body_rows + 256;
     if (floats > scratch_floats_) scratch_floats_ = floats;
     const int index = static_cast<int>(operations_.size());
-    if (is_scan(op)) {
-      const int64_t blocks = padded(op.width) / kChannels, each = (blocks + kMaxTasks - 1) / kMaxTasks;
-      phases_.push_back({index, index + 1, true, (blocks + each - 1) / each, each});
+    if (!b->joins) {
+      if (is_scan(op)) phases_.push_back({index, index, true, 0, kTaskBlocks});
+      phases_.push_back({index, index, false, 0, 0});
     }
-    if (b->joins)
-      phases_.back().last = index + 1;
-    else
-      phases_.push_back({index, index + 1, false, 0, 0});
+    if (is_scan(op)) phases_[phases_.size() - 2].last = index + 1;
+    phases_.back().last = index + 1;
     operations_.push_back(op);
   }
+  // What a phase of rows does is in bodies, but scans write codes themselves.
+  const auto idle = [&](const Phase& phase) {
+    return !phase.scan && std::all_of(operations_.begin() + phase.first, operations_.begin() + phase.last,
+                                      [](const Operation& op) { return op.step_count == 0; });
+  };
+  phases_.erase(std::remove_if(phases_.begin(), phases_.end(), idle), phases_.end());
   for (Phase& phase : phases_) {
-    if (phase.scan) continue;
+    if (phase.scan) {
+      const auto count = [&] {
+        phase.tasks = 0;
+        for (int op = phase.first; op < phase.last; ++op) phase.tasks += scan_tasks(operations_[op], phase.each);
+        return phase.tasks;
+      };
+      while (count() > kMaxTasks) phase.each *= 2;
+      continue;
+    }
     double cost = 0;
     for (int op = phase.first; op < phase.last; ++op) {
       cost += row_nanoseconds(operations_[op]);
@@ -955,7 +974,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
 
 int64_t Engine::output_width() const { return output_ < 0 ? 0 : tensors_[output_].width; }
 
-void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task,
+void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t image_index, int64_t task,
                        const float* image) {
   Frame f = {tensors_.data(), arena, image, channels_, size_, worker.scratch};
   double start = profile_ ? now() : 0;
@@ -965,17 +984,20 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     to += end - start;
     start = end;
   };
-  const int64_t first = task * phase.each;
   if (phase.scan) {
-    const Operation& op = operations_[phase.first];
+    int index = phase.first;
+    for (; task >= scan_tasks(operations_[index], phase.each); ++index)
+      task -= scan_tasks(operations_[index], phase.each);
+    const Operation& op = operations_[index];
+    const int64_t serial = image_index * static_cast<int64_t>(operations_.size()) + index;
     if (worker.prepared != serial) kernels_->prepare_scan(op, f);
     worker.prepared = serial;
-    const int64_t blocks = padded(op.width) / kChannels;
-    for (int64_t b = first; b < first + phase.each && b < blocks; ++b) kernels_->scan(op, f, b);
+    for (int64_t b = task * phase.each; b < (task + 1) * phase.each && b < scan_blocks(op); ++b)
+      kernels_->scan(op, f, b);
     charge(worker.source_seconds[op.kind]);
     return;
   }
-  const int64_t rows = operations_[phase.first].rows, end = first + phase.each < rows ? first + phase.each : rows;
+  const int64_t first = task * phase.each, rows = operations_[phase.first].rows, end = first + phase.each < rows ? first + phase.each : rows;
   for (int64_t row = first; row < end; row += phase.rows) {
     const int64_t count = end - row < phase.rows ? end - row : phase.rows;
     for (int i = phase.first; i < phase.last; ++i) {
@@ -992,7 +1014,7 @@ void Engine::run_image(Worker& worker, int64_t index, const float* image, float*
   const int64_t phases = static_cast<int64_t>(phases_.size());
   for (int64_t p = 0; p < phases; ++p)
     for (int64_t task = 0; task < phases_[p].tasks; ++task)
-      run_phase(worker, worker.arena, phases_[p], index * phases + p, task, image);
+      run_phase(worker, worker.arena, phases_[p], index, task, image);
   write_output(worker, out);
 }
 

@@ -69,18 +69,19 @@ class Engine {
   void int_conv2d(int input, int64_t kernel, int64_t padding, Array<int8_t> weight, Array<float> scale,
                   Array<int32_t> zero, Array<float> bias);
   void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
-  void fixed_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanNumbers& numbers,
+  void fixed_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanNumbers& numbers,
                   const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
                   Array<float> drive_channel, Array<int32_t> decay);
-  void fused_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, const ScanArrays& arrays,
+  void fused_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays,
                   Array<int32_t> power, int state_low, int state_high, int point);
-  void float_scan(int u, int delta, int B, int C, int64_t y_offset, bool reverse, Array<float> A,
+  void float_scan(int u, int delta, int B, int C, int y, bool reverse, Array<float> A,
                   const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
                   bool read_quantized);
 
   // The operation at hand may follow the one before tile by tile: of what that and those it follows write, it reads
-  // only the row at hand, and nothing that is written shares memory with what they read.
+  // only the row at hand, and nothing that is written shares memory with what they read. A scan follows scans of whose
+  // bodies it reads nothing: they are computed together, then all bodies.
   void join();
 
   void load(int dst, int tensor, int64_t row, int64_t slot);
@@ -128,7 +129,7 @@ class Engine {
   struct Run;
   struct Phase {
     int first, last;  // operations [first, last), tile by tile
-    bool scan;        // the blocks of a scan's channels; otherwise rows
+    bool scan;        // the blocks of scans' channels, one scan after the other; otherwise rows
     int64_t tasks, each;
     int64_t rows = kTileRows;  // at a time
   };
@@ -156,12 +157,13 @@ class Engine {
   Factor factor(const FactorArrays& arrays);
   ScanTable scan_table(Array<int16_t> lut, int least);
   Conv2d& conv2d(Operation::Kind kind, int input, int64_t kernel, int64_t padding);
-  void scan_shape(Operation& op, int u, int delta, int B, int C, int64_t y_offset);
+  void scan_shape(Operation& op, int u, int delta, int B, int C, int y);
   void scan_steps(ScanSteps& p, Operation& op, const ScanArrays& arrays, bool reverse, int point, int64_t largest,
                   int most_lift);
   static void need_power(Array<int32_t> power, int64_t at, int most);
 
-  void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t serial, int64_t task, const float* image);
+  void run_phase(Worker& worker, char* arena, const Phase& phase, int64_t image_index, int64_t task,
+                 const float* image);
   void run_image(Worker& worker, int64_t index, const float* image, float* out);
   void write_output(Worker& worker, float* out);
   void participate(Run& run);

@@ -222,7 +222,7 @@ struct Operation {
   FixedScan fixed_scan;
   FusedScan fused_scan;
   FloatScan float_scan;
-  int64_t y_offset;  // of a scan's y in the arena, [rows][padded width]
+  int y;  // the tensor of a scan's y: codes, which no register holds, or floats
   const Segment* segments;
   int64_t segment_count, step_count;
   int64_t body_rows;  // how many rows the body takes at a time

@@ -76,12 +76,11 @@ def activation(maker: Body) -> str:
 
 def gate(maker: Body) -> str:
     """y of two scans with D u, times the gate."""
-    y, u, reverse_u, z = (maker.random(maker.rows, maker.wide, maker.kind) for _ in range(4))
+    y, reverse_y, u, reverse_u, z = (maker.random(maker.rows, maker.wide, maker.kind) for _ in range(5))
     maker.start()
     first = maker.load(y)
     total = maker.binary("add", first, maker.constant(maker.load(u)))
-    rounded = maker.round(0)
-    other = maker.binary("add", rounded, maker.constant(maker.load(reverse_u)))
+    other = maker.binary("add", maker.load(reverse_y), maker.constant(maker.load(reverse_u)))
     total = maker.binary("add", total, other)
     gated = maker.scalar(maker.binary("mul", total, maker.load(z)))
     return maker.store(gated, "token asymmetric")
@@ -123,7 +122,7 @@ def residual(maker: Body) -> str:
 
 BODIES = {
     "activation": (activation, "round silu round store store_rounded"),
-    "gate": (gate, "load load mul_constant add round load mul_constant add add load mul mul_scalar store"),
+    "gate": (gate, "load load mul_constant add load load mul_constant add add load mul mul_scalar store"),
     "gate of floats": (gate_of_floats, "mul_constant add mul_constant add add silu mul mul_scalar store"),
     "silu": (ends("silu"), "silu store store_floats"),
     "softplus": (ends("softplus"), "softplus store"),

@@ -311,7 +311,7 @@ def test_convolution(K: int, rows: int, width: int, reverse: bool, kind: str | N
 # --- the scan
 
 
-def make_scan(
+def start_scan(
     maker: Maker,
     rows: int,
     width: int,
@@ -328,7 +328,7 @@ def make_scan(
     reverse: bool = False,
     read_quantized: bool = True,
     largest_u: float = 1.0,
-) -> str:
+) -> None:
     rng = maker.rng
 
     def factor(kind: str | None, signed: bool, top: float) -> str | None:
@@ -378,6 +378,11 @@ def make_scan(
         rows,
         width,
     )
+
+
+def make_scan(maker: Maker, rows: int, width: int, states: int, **options: object) -> str:
+    """y as codes and as floats."""
+    start_scan(maker, rows, width, states, **options)  # type: ignore[arg-type]
     maker.store(kind="tensor")
     return maker.store()
 

@@ -15,7 +15,7 @@ from visq.runtime.cpu import LANES, LEVELS, LINE, Lives, add_float_scan, add_int
 from visq.runtime.forms import FloatScan
 from visq.runtime.fused_scan import IntegerScan
 
-#: Writes the operation: (engine, indices of the tensors it reads, offset of a scan's y) -> register of the result.
+#: Writes the operation: (engine, indices of the tensors it reads, that of a scan's y) -> register of the result.
 Write = Callable[[Any, list[int], int], int]
 
 
@@ -45,8 +45,9 @@ class Alone:
             quantizer = self._bytes(rows, width, codes) if coded and codes is not None else -1
             self._inputs.append(self._engine.add_tensor(rows, width, arena.take(rows * stride), quantizer))
         rows, width = result
-        y, out = (arena.take(rows * pad(width, LANES) * 4) for _ in range(2))
-        found = self._engine.add_tensor(rows, width, out, -1)
+        y, found = (
+            self._engine.add_tensor(rows, width, arena.take(rows * pad(width, LANES) * 4), -1) for _ in range(2)
+        )
         self._engine.store(write(self._engine, self._inputs, y), found)
         # Read by whole vectors, the last row may be read beyond its end.
         self._engine.finish(arena.size + 4 * LINE, found)

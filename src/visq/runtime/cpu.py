@@ -59,6 +59,7 @@ from visq.runtime.program import (
 )
 from visq.runtime.quantizers import Factor, Quantizer
 from visq.runtime.scan import FixedScan
+from visq.runtime.schedule import origins, scans_together
 
 try:
     from visq import _C
@@ -124,6 +125,7 @@ class CpuEngine:
     def __init__(
         self, program: Program, bundle: Bundle, threads: int | None = None, isa: str | None = None, keep: bool = False
     ) -> None:
+        program = program.model_copy(update={"operations": scans_together(program.operations)})
         self.program, self.keep = program, keep
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
         isa = isa or default_isa()
@@ -214,7 +216,10 @@ class _Writer:
         self.program, self.bundle, self.engine, self.keep = program, bundle, engine, keep
         self.in_float: dict[str, str] = {}
         self.quantizers: dict[tuple[str, int, int, bool], int] = {}
+        self.contents: dict[tuple[bytes | float, ...], int] = {}
         self.tensors: dict[str, int] = {}
+        # Tensors that hold what another one does, by name.
+        self.same: dict[str, str] = {}
         self.arena = Lives(LINE)
         self.offsets: dict[str, int] = {}
         # What the operations that run together write, and memory to free after them.
@@ -251,14 +256,57 @@ class _Writer:
         codes = -1 if decl.site is None else self._quantizer(decl.site, decl.rows, decl.width, decl.reverse)
         self.tensors[name] = self.engine.add_tensor(decl.rows, decl.width, self.offsets[name], codes)
 
+    def _place_stores(self, operation: Operation) -> None:
+        """Memory for what a body stores; once for what it stores twice with equal quantizers."""
+        stored: dict[tuple[tuple[int, int], int, int], str] = {}
+        registers = origins(operation)
+        for step in operation.body:
+            if not isinstance(step, Store):
+                continue
+            decl = self.program.tensors[step.tensor]
+            codes = -1 if decl.site is None else self._quantizer(decl.site, decl.rows, decl.width, decl.reverse)
+            first = stored.setdefault((registers[step.src], decl.width, codes), step.tensor)
+            if first == step.tensor or self.keep:
+                self._place(step.tensor)
+                self.together.add(step.tensor)
+                continue
+            self.same[step.tensor], self.tensors[step.tensor] = first, self.tensors[first]
+            self.last[first] = max(self.last[first], self.last.pop(step.tensor))
+
+    def _rounds_y(self, operation: Operation) -> Store | Round | None:
+        """The instruction that makes a scan's y codes, if nothing else reads it: the scan writes them itself."""
+        readers = [step for step in operation.body if not isinstance(step, Load) and 0 in _reads(step)]
+        if len(readers) != 1 or not isinstance(readers[0], Store | Round):
+            return None
+        reader = readers[0]
+        site = self.program.tensors[reader.tensor].site if isinstance(reader, Store) else reader.site
+        return None if site is None or self.bundle.quantizer(site).table is not None else reader
+
+    def _scan_output(self, operation: Operation) -> int:
+        """The tensor a scan's y is written to."""
+        rows, width = operation.rows, operation.width
+        reader = self._rounds_y(operation)
+        if isinstance(reader, Store):
+            return self.tensors[reader.tensor]
+        codes = -1 if reader is None else self._quantizer(reader.site, rows, width, reader.reverse)
+        offset = self.arena.take(rows * (pad(width, LANES) * 4 if reader is None else pad(width, LINE)))
+        if not self.keep:
+            self.unused.append(offset)
+        return int(self.engine.add_tensor(rows, width, offset, codes))
+
     def _quantizer(self, site: str, rows: int, width: int, reverse: bool) -> int:
         key = (site, rows, width, reverse)
         if key not in self.quantizers:
-            quantizer = self.bundle.quantizer(site)
-            self.quantizers[key] = self._add_quantizer(site, quantizer, rows, width, reverse)
+            arrays = self._quantizer_arrays(site, self.bundle.quantizer(site), rows, width, reverse)
+            content = (width, rows, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in arrays))
+            if content not in self.contents:
+                self.contents[content] = int(self.engine.add_quantizer(width, rows, *arrays))
+            self.quantizers[key] = self.contents[content]
         return self.quantizers[key]
 
-    def _add_quantizer(self, site: str, q: Quantizer, rows: int, width: int, reverse: bool) -> int:
+    def _quantizer_arrays(
+        self, site: str, q: Quantizer, rows: int, width: int, reverse: bool
+    ) -> tuple[Floats | float, ...]:
         order = slice(None, None, -1 if reverse else 1)
 
         def spread(x: Floats | None, size: int, what: str) -> Floats:
@@ -276,21 +324,17 @@ class _Writer:
         table = np.zeros(0, np.float32) if q.table is None else q.table
         thresholds = table[:0] if q.thresholds is None else q.thresholds
         _need((np.diff(thresholds) >= 0).all(), f"{site}: its table is not in ascending order")
-        return int(
-            self.engine.add_quantizer(
-                width,
-                rows,
-                spread(q.inverse_channel, width, "scales"),
-                spread(q.step_channel, width, "scales"),
-                by_token(q.inverse_token, "scales"),
-                by_token(q.step_token, "scales"),
-                spread(zero, width, "zero points") if across else zero[:0],
-                by_token(zero, "zero points") if q.zero_by_token else np.full(rows, zero[0], np.float32),
-                q.low + q.offset,
-                q.high + q.offset,
-                table,
-                thresholds,
-            )
+        return (
+            spread(q.inverse_channel, width, "scales"),
+            spread(q.step_channel, width, "scales"),
+            by_token(q.inverse_token, "scales"),
+            by_token(q.step_token, "scales"),
+            spread(zero, width, "zero points") if across else zero[:0],
+            by_token(zero, "zero points") if q.zero_by_token else np.full(rows, zero[0], np.float32),
+            float(q.low + q.offset),
+            float(q.high + q.offset),
+            table,
+            thresholds,
         )
 
     # --- operations
@@ -300,31 +344,27 @@ class _Writer:
         if not joins:
             self._free()
             self.together.clear()
-        written = [step.tensor for step in operation.body if isinstance(step, Store)]
-        self.together.update(written)
-        for name in written:
-            self._place(name)
-        y = self.arena.take(operation.rows * pad(operation.width, LANES) * 4) if _is_scan(operation) else None
+        self._place_stores(operation)
+        y = self._scan_output(operation) if _is_scan(operation) else None
         form = form_of(self.program, operation, self.bundle)  # dropped at once: the engine has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
         self._source(operation, form, y)
         if joins:
             self.engine.join()
-        self._body(operation)
+        self._body(operation, y)
         if not self.keep:
-            self.unused += [] if y is None else [y]
             self.unused += [self.offsets[name] for name, last in self.last.items() if last == index]
 
     def _joins(self, operation: Operation, before: Operation) -> bool:
         """Whether an operation may run tile by tile with those it follows: it reads only the row at hand of what they
         write. Their memory is used again after all of them."""
         source = operation.source
-        if operation.rows != before.rows or isinstance(source, Scan):
+        if operation.rows != before.rows or (isinstance(source, Scan) and not _is_scan(before)):
             return False
         elsewhere = set() if isinstance(source, Linear) else set(inputs(source))
         elsewhere |= {step.tensor for step in operation.body if isinstance(step, Load) and step.row is not None}
-        return not elsewhere & self.together
+        return not {self.same.get(name, name) for name in elsewhere} & self.together
 
     def _free(self) -> None:
         for offset in self.unused:
@@ -413,16 +453,21 @@ class _Writer:
 
     # --- bodies
 
-    def _body(self, operation: Operation) -> None:
+    def _body(self, operation: Operation, y: int | None) -> None:
         slots = _Slots(operation)
+        coded = None if y is None else self._rounds_y(operation)
         for index, step in enumerate(operation.body):
-            self._step(operation, step, slots)
+            if coded is None or step is not coded:
+                self._step(operation, step, slots)
+            elif isinstance(step, Round):  # what the scan has written as codes
+                self.engine.load(step.dst, y, -1, slots.take(step.dst, operation.width))
             slots.free(index)
 
     def _step(self, operation: Operation, step: Instruction, slots: _Slots) -> None:
         engine = self.engine
         if isinstance(step, Store):
-            engine.store(step.src, self.tensors[step.tensor])
+            if step.tensor not in self.same:
+                engine.store(step.src, self.tensors[step.tensor])
         elif isinstance(step, Slice):
             slots.alias(step.dst, step.src, step.width)
             engine.slice(step.dst, step.src, step.offset, step.width)
