@@ -9,8 +9,9 @@ namespace visq::engine {
 // Limits of the input, and of what is kept of the state where its scale shrinks by more than half.
 constexpr int kFusedInputHigh = 14335, kKeptHigh = 16384;
 
-// A state is stored in units of 2^-(point + 1), doubled for a power in Q14.
-template <class V, bool kAligned>
+// What a step adds up is in units of 2^-6 of a byte, which holds the state's code in its high bits; kBytes: all of it, so
+// that packing clamps. States lie as bytes where two registers of them are advanced together.
+template <class V, bool kAligned, bool kBytes>
 struct FusedRecurrence {
   using K = Lanes<V>;
   using T = typename V::T;
@@ -19,7 +20,7 @@ struct FusedRecurrence {
   using Count = typename K::Count;
   const FusedScan& p;
   T delta_scale, input_channel;
-  Count whole, join;
+  Count whole, join, up;
   S round, mask, low, high;
 
   struct Step {
@@ -31,6 +32,7 @@ struct FusedRecurrence {
   __attribute__((always_inline)) FusedRecurrence(const FusedScan& p, int64_t c) : p(p) {
     delta_scale = V::load(p.steps.delta_scale + c), input_channel = V::load(p.steps.input_channel + c);
     whole = K::count(p.steps.shift - 16), join = K::count(32 - p.steps.shift);
+    up = K::count(2);
     const int unit = 1 << p.point;
     round = K::sset1(unit / 2), mask = K::sset1(-unit);
     low = K::sset1(p.state_low * unit), high = K::sset1(p.state_high * unit);
@@ -53,15 +55,27 @@ struct FusedRecurrence {
     const S power[4] = {K::spair(s.power), K::spair(s.power + 2), K::spair(s.power + 4), K::spair(s.power + 6)};
     S kept[U], q[U];
     power16<V, U, kAligned>(s.d, a, power, kAligned, whole, join, kept);
-    VISQ_EACH q[j] = K::mulhrs(K::sload(state + j * 2 * V::W), kept[j]);
+    if constexpr (U == 1)
+      q[0] = K::sload(state);
+    else
+      for (int j = 0; j < U; j += 2) K::load_packed(state + j * V::W, q[j], q[j + 1]);
+    VISQ_EACH q[j] = K::mulhi(q[j], kept[j]);
     for (int i = 0; i < s.lift; ++i) {
       VISQ_EACH q[j] = K::adds(q[j], q[j]);
       VISQ_EACH q[j] = K::min(K::max(q[j], K::sset1(-kKeptHigh)), K::sset1(kKeptHigh));
     }
     VISQ_EACH q[j] = K::add(q[j], K::mulhrs(K::spair(beta + j * 2), s.g));
     VISQ_EACH sum = K::dot16(sum, q[j], K::spair(C + j * 2));
-    VISQ_EACH q[j] = K::min(K::max(K::and_(K::add(q[j], round), mask), low), high);
-    VISQ_EACH K::sstore(state + j * 2 * V::W, K::add(q[j], q[j]));
+    if constexpr (kBytes && U > 1) {
+      VISQ_EACH q[j] = K::mulhrs(q[j], K::sset1(1 << 9));  // q / 2^6, rounded
+    } else {
+      VISQ_EACH q[j] = K::min(K::max(K::and_(K::add(q[j], round), mask), low), high);
+      if constexpr (U > 1) VISQ_EACH q[j] = K::sar6(q[j]);
+    }
+    if constexpr (U == 1)
+      K::sstore(state, K::shl(q[0], up));
+    else
+      for (int j = 0; j < U; j += 2) K::store_packed(state + j * V::W, q[j], q[j + 1]);
     return sum;
   }
 };
@@ -69,11 +83,14 @@ struct FusedRecurrence {
 template <class V>
 void fused_scan_block(const Operation& op, const Frame& f, int64_t block) {
   const FusedScan& p = op.fused_scan;
+  const bool aligned = p.steps.shift == 16, bytes = p.point == 6 && p.state_low == -128 && p.state_high == 127;
   for (int64_t c = block * kChannels; c < (block + 1) * kChannels; c += V::W) {
-    if (p.steps.shift == 16)
-      scan_channels<V>(FusedRecurrence<V, true>(p, c), p.steps, op, f, c);
+    if (aligned && bytes)
+      scan_channels<V>(FusedRecurrence<V, true, true>(p, c), p.steps, op, f, c);
+    else if (aligned)
+      scan_channels<V>(FusedRecurrence<V, true, false>(p, c), p.steps, op, f, c);
     else
-      scan_channels<V>(FusedRecurrence<V, false>(p, c), p.steps, op, f, c);
+      scan_channels<V>(FusedRecurrence<V, false, false>(p, c), p.steps, op, f, c);
   }
 }
 

@@ -67,6 +67,20 @@ struct Lanes<VecScalar> {
     return x;
   }
   VISQ_INLINE void sstore(void* p, S x) { __builtin_memcpy(p, &x, sizeof x); }
+  // Two registers in the bytes of one: saturated; read back, a byte is in the high half of its 16 bits.
+  VISQ_INLINE void store_packed(void* p, S a, S b) {
+    int8_t bytes[4];
+    for (int i = 0; i < 4; ++i) {
+      const int16_t x = i < 2 ? a.v[i] : b.v[i - 2];
+      bytes[i] = static_cast<int8_t>(x < -128 ? -128 : x > 127 ? 127 : x);
+    }
+    __builtin_memcpy(p, bytes, sizeof bytes);
+  }
+  VISQ_INLINE void load_packed(const void* p, S& a, S& b) {
+    int8_t bytes[4];
+    __builtin_memcpy(bytes, p, sizeof bytes);
+    a = each([&](int i) { return bytes[i] * 256; }), b = each([&](int i) { return bytes[i + 2] * 256; });
+  }
   // Four vectors: clamp(rint(x) + zero, low, high) of whole numbers within 16 bits, 0 <= low, high <= 255. NaN is high.
   // Zeros are in the order of Engine::pack_zeros.
   VISQ_INLINE void round_to_bytes(uint8_t* p, const T* x, S zero01, S zero23, int low, int high) {
@@ -101,6 +115,7 @@ struct Lanes<VecScalar> {
   VISQ_INLINE S mulhi(S a, S b) { return each([&](int i) { return (a.v[i] * b.v[i]) >> 16; }); }
   VISQ_INLINE S mullo(S a, S b) { return each([&](int i) { return static_cast<uint32_t>(u(a.v[i])) * u(b.v[i]); }); }
   VISQ_INLINE S mulhrs(S a, S b) { return each([&](int i) { return (a.v[i] * b.v[i] + (1 << 14)) >> 15; }); }
+  VISQ_INLINE S sar6(S a) { return each([&](int i) { return a.v[i] >> 6; }); }
   VISQ_INLINE S and_(S a, S b) { return each([&](int i) { return a.v[i] & b.v[i]; }); }
   VISQ_INLINE S min(S a, S b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
   VISQ_INLINE S max(S a, S b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
@@ -189,6 +204,11 @@ struct Lanes<VecAvx2> {
   using S = __m256i;
   VISQ_INLINE S sload(const void* p) { return weights(p); }
   VISQ_INLINE void sstore(void* p, S x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  VISQ_INLINE void store_packed(void* p, S a, S b) { sstore(p, _mm256_packs_epi16(a, b)); }
+  VISQ_INLINE void load_packed(const void* p, S& a, S& b) {
+    const S x = sload(p), zero = _mm256_setzero_si256();
+    a = _mm256_unpacklo_epi8(zero, x), b = _mm256_unpackhi_epi8(zero, x);
+  }
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
   // What lies below 32 bits converts to the least number, what lies above is kept from it.
@@ -212,6 +232,7 @@ struct Lanes<VecAvx2> {
   VISQ_INLINE S mulhi(S a, S b) { return _mm256_mulhi_epi16(a, b); }
   VISQ_INLINE S mullo(S a, S b) { return _mm256_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm256_mulhrs_epi16(a, b); }
+  VISQ_INLINE S sar6(S a) { return _mm256_srai_epi16(a, 6); }
   VISQ_INLINE S and_(S a, S b) { return _mm256_and_si256(a, b); }
   VISQ_INLINE S min(S a, S b) { return _mm256_min_epi16(a, b); }
   VISQ_INLINE S max(S a, S b) { return _mm256_max_epi16(a, b); }
@@ -305,6 +326,11 @@ struct Lanes512 {
   using S = __m512i;
   VISQ_INLINE S sload(const void* p) { return weights(p); }
   VISQ_INLINE void sstore(void* p, S x) { _mm512_storeu_si512(p, x); }
+  VISQ_INLINE void store_packed(void* p, S a, S b) { sstore(p, _mm512_packs_epi16(a, b)); }
+  VISQ_INLINE void load_packed(const void* p, S& a, S& b) {
+    const S x = sload(p), zero = _mm512_setzero_si512();
+    a = _mm512_unpacklo_epi8(zero, x), b = _mm512_unpackhi_epi8(zero, x);
+  }
   VISQ_INLINE S spair(const int16_t* p) { return broadcast(p); }
   VISQ_INLINE S sset1(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
   // What lies below 32 bits converts to the least number, what lies above is kept from it.
@@ -327,6 +353,7 @@ struct Lanes512 {
   VISQ_INLINE S mulhi(S a, S b) { return _mm512_mulhi_epi16(a, b); }
   VISQ_INLINE S mullo(S a, S b) { return _mm512_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm512_mulhrs_epi16(a, b); }
+  VISQ_INLINE S sar6(S a) { return _mm512_srai_epi16(a, 6); }
   VISQ_INLINE S and_(S a, S b) { return _mm512_and_si512(a, b); }
   VISQ_INLINE S min(S a, S b) { return _mm512_min_epi16(a, b); }
   VISQ_INLINE S max(S a, S b) { return _mm512_max_epi16(a, b); }

@@ -16,6 +16,7 @@ from visq.runtime.arithmetic import (
     Ints,
     exp2_coefficients,
     exp2_fixed,
+    high_product,
     mulhrs,
     to_int16,
 )
@@ -133,8 +134,8 @@ def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     for t in range(len(u)):
         e = d[t, :, None] * scan.a
         power = exp2_fixed((e >> (scan.shift - 16)) & 0xFFFF, tuple(scan.power[t]))
-        # The power is in Q14, so that scales may shrink by half, and the state doubled for it.
-        kept = mulhrs(q << (scan.point + 1), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
+        # The power is in Q14, so that scales may shrink by half, and the state in the high bits of 16.
+        kept = high_product(q << (scan.point + 2), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
         total = np.clip(kept, -KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[t], g[t, :, None])
         q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
         unit = np.float32(2.0**-scan.point)
