@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.runtime.programs import QUANTIZERS, Maker
+from tests.runtime.programs import ISAS, QUANTIZERS, Maker
 from tests.runtime.test_cpu import FUSED, check, start_scan
+from visq.runtime import cpu
 from visq.runtime import program as ir
-from visq.runtime.cpu import CpuEngine, available
+from visq.runtime.cpu import CpuEngine, add_float_scan, available
+from visq.runtime.forms import FloatScan
 from visq.runtime.program import Constant
 from visq.runtime.schedule import scans_together
 
@@ -146,3 +149,39 @@ def test_equal_codes_are_stored_once(kind: str, change: str | None) -> None:
     by_token = kind.startswith("token")
     once = change is None or (change == "direction" and not by_token)
     assert (engine._indices[first] == engine._indices[second]) == once
+
+
+FORM = FloatScan(np.ones((20, 4), np.float32), None, None, None, "for this test")
+
+
+def raw(rows: int, width: int, entries: int = 0) -> Any:
+    """An engine with a scan over [6, 20] whose y is [rows, width], and codes with a table of so many entries if any."""
+    engine = cpu._C.Engine(ISAS[0], 1, 1)
+    ones, none = np.ones(32, np.float32), np.zeros(0, np.float32)
+    tensors = [engine.add_tensor(6, n, 4096 * i, -1) for i, n in enumerate((20, 20, 4, 4))]
+    codes = -1
+    if entries:
+        table, tokens = np.arange(entries, dtype=np.float32), ones[:rows]
+        scales = (ones[:width], ones[:width], tokens, tokens, none, tokens, 0.0, 255.0)
+        codes = engine.add_quantizer(width, rows, *scales, table, table[1:] - np.float32(0.5))
+    y = engine.add_tensor(rows, width, 4096 * 4, codes)
+    add_float_scan(engine, tensors, y, False, 6, FORM)
+    return engine
+
+
+@pytest.mark.parametrize(("rows", "width", "entries"), [(5, 20, 0), (6, 19, 0), (6, 36, 0), (6, 20, 4)])
+def test_the_executor_refuses_a_y_that_does_not_fit(rows: int, width: int, entries: int) -> None:
+    raw(6, 20)
+    with pytest.raises(ValueError, match="a scan's y does not fit"):
+        raw(rows, width, entries)
+
+
+def test_the_executor_lets_scans_join_only_scans() -> None:
+    engine = raw(6, 20)
+    add_float_scan(engine, [0, 1, 2, 3], 4, True, 6, FORM)
+    engine.join()
+    engine.rows(6)
+    engine.join()
+    add_float_scan(engine, [0, 1, 2, 3], 4, False, 6, FORM)
+    with pytest.raises(ValueError, match="a scan joins scans"):
+        engine.join()
