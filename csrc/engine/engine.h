@@ -3,15 +3,26 @@
 #pragma once
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "program.h"
 
 namespace visq::engine {
+
+constexpr int64_t kMaxSize = 1 << 20;               // of a dimension
+constexpr int64_t kMaxBytes = int64_t{1} << 40;     // of an arena
+constexpr int64_t kMaxTasks = 4096;                 // of a phase
+constexpr int kKinds = Operation::kFloatScan + 1;   // of operations
+
+// Throw std::invalid_argument.
+void need(bool condition, const char* what);
+void need_size(int64_t n);
 
 // A read-only array from outside, copied by whoever keeps it.
 template <class T>
@@ -43,7 +54,6 @@ class Engine {
  public:
   // Throws std::invalid_argument where this machine or build lacks the instruction set.
   Engine(const std::string& isa, int64_t channels, int64_t size);
-  ~Engine();
 
   // All of these throw std::invalid_argument when something does not fit.
   int add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Array<float> step, Array<float> inverse_token,
@@ -117,15 +127,25 @@ class Engine {
   int64_t image_floats() const { return channels_ * size_ * size_; }
   const char* isa() const { return kernels_->name; }
 
-  // Seconds of thread time by kind of source, and of bodies; counted while enabled.
   // The instructions of each operation's body: those that run together separated by spaces, others by bars.
   std::vector<std::string> bodies() const;
 
+  // Seconds of thread time by kind of source, and of bodies; counted while enabled.
   void enable_profile(bool on);
   std::map<std::string, double> profile() const;
 
  private:
-  struct Worker;
+  // What one thread works with: its arena (for whole images), its scratch.
+  struct Worker {
+    char* arena = nullptr;
+    float* scratch = nullptr;
+    int64_t prepared = -1;  // the scan, counted over all images, that this thread has prepared
+    double source_seconds[kKinds] = {}, body_seconds[kKinds] = {};
+    ~Worker() {
+      std::free(arena);
+      std::free(scratch);
+    }
+  };
   struct Run;
   struct Phase {
     int first, last;  // operations [first, last), tile by tile
@@ -193,5 +213,22 @@ class Engine {
   const Worker* last_ = nullptr;  // whose arena holds the last image
   std::mutex mutex_;
 };
+
+template <class T>
+T* Engine::keep(int64_t count) {
+  const size_t bytes = static_cast<size_t>(padded(count * static_cast<int64_t>(sizeof(T)) + 64, 64));
+  void* memory = std::aligned_alloc(64, bytes);
+  if (!memory) throw std::bad_alloc();
+  memory_.emplace_back(memory, std::free);
+  std::memset(memory, 0, bytes);
+  return static_cast<T*>(memory);
+}
+
+template <class T>
+const T* Engine::keep(Array<T> from, int64_t count, T fill) {
+  T* to = keep<T>(padded(count, 64));
+  for (int64_t i = 0; i < padded(count, 64); ++i) to[i] = i < from.size ? from.at(i) : fill;
+  return to;
+}
 
 }  // namespace visq::engine

@@ -230,6 +230,16 @@ struct Operation {
   int64_t tile_floats, extra_floats, slot_floats;
 };
 
+VISQ_SHARED constexpr bool is_scan(Operation::Kind kind) {
+  return kind == Operation::kFixedScan || kind == Operation::kFusedScan || kind == Operation::kFloatScan;
+}
+
+// A scan's blocks of channels, and tasks of `each` of them.
+VISQ_SHARED constexpr int64_t scan_blocks(const Operation& op) { return padded(op.width) / kChannels; }
+VISQ_SHARED constexpr int64_t scan_tasks(const Operation& op, int64_t each) {
+  return (scan_blocks(op) + each - 1) / each;
+}
+
 // One image on its way through the program, as one thread sees it.
 struct Frame {
   const Tensor* tensors;
