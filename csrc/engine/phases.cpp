@@ -122,6 +122,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
         for (int op = phase.first; op < phase.last; ++op) phase.tasks += scan_tasks(operations_[op], phase.each);
         return phase.tasks;
       };
+      need(phase.last - phase.first <= kMaxTasks, "too many scans together");
       while (count() > kMaxTasks) phase.each *= 2;
       continue;
     }
