@@ -163,6 +163,7 @@ class Engine {
     int64_t offset;
   };
   void chain_steps(std::vector<Step>& steps, std::vector<Segment>& segments) const;
+  void cut_scans(int threads);
   Operation& start(Operation::Kind kind, int64_t rows, int64_t width);
   Operation& current();
   Step& step(Step::Op op, int dst, int src, int64_t slot, int64_t room);

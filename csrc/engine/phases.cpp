@@ -14,8 +14,7 @@ const char* const kOpNames[] = {
     "add",          "mul",        "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm",
     "round",        "round_table", "rotate",  "store",      "store_floats", "store_table", "store_rounded"};
 
-// A task of a scan: as many blocks as fill a line of codes, so that no two threads write to one.
-constexpr int64_t kTaskBlocks = 64 / kChannels;
+constexpr int64_t kLineBlocks = 64 / kChannels;  // of a scan, that fill a line of codes
 
 // About what a row costs, to cut work into tasks that are neither too many nor too long to wait for.
 constexpr double kTaskNanoseconds = 3000;
@@ -102,7 +101,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
     if (floats > scratch_floats_) scratch_floats_ = floats;
     const int index = static_cast<int>(operations_.size());
     if (!b->joins) {
-      if (is_scan(op.kind)) phases_.push_back({index, index, true, 0, kTaskBlocks});
+      if (is_scan(op.kind)) phases_.push_back({index, index, true, 0, 0});
       phases_.push_back({index, index, false, 0, 0});
     }
     if (is_scan(op.kind)) phases_[phases_.size() - 2].last = index + 1;
@@ -116,16 +115,8 @@ void Engine::finish(int64_t arena_bytes, int output) {
   };
   phases_.erase(std::remove_if(phases_.begin(), phases_.end(), idle), phases_.end());
   for (Phase& phase : phases_) {
-    if (phase.scan) {
-      const auto count = [&] {
-        phase.tasks = 0;
-        for (int op = phase.first; op < phase.last; ++op) phase.tasks += scan_tasks(operations_[op], phase.each);
-        return phase.tasks;
-      };
-      need(phase.last - phase.first <= kMaxTasks, "too many scans together");
-      while (count() > kMaxTasks) phase.each *= 2;
-      continue;
-    }
+    need(phase.last - phase.first <= kMaxTasks, "too many operations together");
+    if (phase.scan) continue;
     double cost = 0;
     for (int op = phase.first; op < phase.last; ++op) {
       cost += row_nanoseconds(operations_[op]);
@@ -137,6 +128,21 @@ void Engine::finish(int64_t arena_bytes, int output) {
     phase.each = each * phase.rows, phase.tasks = (rows + phase.each - 1) / phase.each;
   }
   finished_ = true;
+}
+
+// Two threads take tasks from both ends, a block each, and meet once; more would write codes to the same lines if a task
+// did not fill them.
+void Engine::cut_scans(int threads) {
+  for (Phase& phase : phases_) {
+    if (!phase.scan) continue;
+    const auto count = [&] {
+      phase.tasks = 0;
+      for (int op = phase.first; op < phase.last; ++op) phase.tasks += scan_tasks(operations_[op], phase.each);
+      return phase.tasks;
+    };
+    phase.each = threads > 2 ? kLineBlocks : 1;
+    while (count() > kMaxTasks) phase.each *= 2;
+  }
 }
 
 std::vector<std::string> Engine::bodies() const {

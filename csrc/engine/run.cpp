@@ -211,6 +211,7 @@ void Engine::run(const float* images, int64_t batch, float* out, int threads) {
   need(finished_, "the program is not finished");
   need(threads >= 1 && threads <= 1024, "a thread count out of range");
   if (batch <= 0) return;
+  cut_scans(threads);
   // Whole images to each thread as long as there is one for all; the rest together, and a single thread all of them.
   const int64_t most = batch < kMaxTasks ? batch : kMaxTasks;
   Run run{*this, images, batch, most / threads * threads, out, threads};
