@@ -15,10 +15,10 @@
 
 namespace visq::engine {
 
-constexpr int64_t kMaxSize = 1 << 20;               // of a dimension
-constexpr int64_t kMaxBytes = int64_t{1} << 40;     // of an arena
-constexpr int64_t kMaxTasks = 4096;                 // of a phase
-constexpr int kKinds = Operation::kFloatScan + 1;   // of operations
+constexpr int64_t kMaxSize = 1 << 20;              // of a dimension
+constexpr int64_t kMaxBytes = int64_t{1} << 40;    // of an arena
+constexpr int64_t kMaxTasks = 4096;                // of a phase
+constexpr int kKinds = Operation::kFloatScan + 1;  // of operations
 
 // Throw std::invalid_argument.
 void need(bool condition, const char* what);

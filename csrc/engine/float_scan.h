@@ -32,7 +32,6 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
   float *B_room = state + padded(p.N) * kChannels, *C_room = B_room + padded(p.N);
   // Rows of A and of the state's scale: [C / 16][N][16].
   const int64_t at = c / kChannels * p.N * kChannels + c % kChannels;
-  const ScanOutput<V> out(op, f, c);
   for (int64_t i = 0; i < p.N * V::W; ++i) state[i] = 0.0f;
   for (int64_t s = 0; s < p.L; ++s) {
     const int64_t t = scan_row(p.L, p.reverse, s);
@@ -57,7 +56,7 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
       V::store(state + n * V::W, kept);
       y = V::add(y, V::mul(V::set1(C[n]), p.step && !p.read_quantized ? exact : kept));
     }
-    out.store(t, y);
+    store_y<V>(op, f, t, c, y);
   }
 }
 

@@ -163,7 +163,8 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     charge(worker.source_seconds[op.kind]);
     return;
   }
-  const int64_t first = task * phase.each, rows = operations_[phase.first].rows, end = first + phase.each < rows ? first + phase.each : rows;
+  const int64_t rows = operations_[phase.first].rows, first = task * phase.each;
+  const int64_t end = first + phase.each < rows ? first + phase.each : rows;
   for (int64_t row = first; row < end; row += phase.rows) {
     const int64_t count = end - row < phase.rows ? end - row : phase.rows;
     for (int i = phase.first; i < phase.last; ++i) {
@@ -284,7 +285,7 @@ void Engine::run_alone(const std::vector<Input>& inputs, int64_t batch, float* o
     }
     if (is_scan(op.kind)) {
       kernels_->prepare_scan(op, f);
-      for (int64_t block = 0; block < padded(op.width) / kChannels; ++block) kernels_->scan(op, f, block);
+      for (int64_t block = 0; block < scan_blocks(op); ++block) kernels_->scan(op, f, block);
     }
     for (int64_t row = 0; row < op.rows; row += kTileRows) {
       const int64_t count = op.rows - row < kTileRows ? op.rows - row : kTileRows;

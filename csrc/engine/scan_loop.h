@@ -43,39 +43,13 @@ void prepare_steps(const ScanSteps& p, const Operation& op, const Frame& f) {
   }
 }
 
-// Where y of W channels goes: floats, or codes without a table. A copy of what it needs, as in Uniform.
+// y of W channels from c on, as floats or as codes without a table.
 template <class V>
-struct ScanOutput {
-  float* floats = nullptr;
-  uint8_t* bytes = nullptr;
-  int64_t stride;
-  bool by_token = false, by_channel_zero = false;
-  const float *inverse_token = nullptr, *zero_token = nullptr;
-  typename V::T inverse, zero, low, high;
-
-  __attribute__((always_inline)) ScanOutput(const Operation& op, const Frame& f, int64_t c)
-      : stride(f.tensors[op.y].stride), inverse(V::zero()), zero(V::zero()), low(V::zero()), high(V::zero()) {
-    const Tensor& y = f.tensors[op.y];
-    if (!y.codes) {
-      floats = f.row<float>(y, 0) + c;
-      return;
-    }
-    const Quantizer& q = *y.codes;
-    bytes = f.row<uint8_t>(y, 0) + c;
-    by_token = q.by_token, by_channel_zero = q.zero;
-    inverse_token = q.inverse_token, zero_token = q.zero_token;
-    inverse = V::load(q.inverse + c), low = V::set1(q.low), high = V::set1(q.high);
-    if (q.zero) zero = V::load(q.zero + c);
-  }
-
-  __attribute__((always_inline)) void store(int64_t row, typename V::T x) const {
-    if (floats) return V::store(floats + row * stride, x);
-    x = V::mul(x, inverse);
-    if (by_token) x = V::mul(x, V::set1(inverse_token[row]));
-    const auto code = V::add(V::rint(x), by_channel_zero ? zero : V::set1(zero_token[row]));
-    Lanes<V>::to_bytes(bytes + row * stride, clamp<V>(code, low, high));
-  }
-};
+VISQ_INLINE void store_y(const Operation& op, const Frame& f, int64_t row, int64_t c, typename V::T y) {
+  const Tensor& t = f.tensors[op.y];
+  if (!t.codes) return V::store(f.row<float>(t, row) + c, y);
+  Uniform<V>(*t.codes, row).template encode<1>(c, &y, f.row<uint8_t>(t, row) + c);
+}
 
 // W channels from c on, all steps. `recurrence` has
 //   Step                                               what is common to the states of a step
@@ -90,7 +64,6 @@ VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p,
   const int64_t L = p.L, N = p.N, width = 2 * V::W;
   const uint16_t* a = p.a + c * N;
   const auto y_channel = V::load(p.y_channel + c);
-  const ScanOutput<V> out(op, f, c);
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
   const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
     const int64_t t = scan_row(L, p.reverse, s);
@@ -112,7 +85,8 @@ VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p,
                                                    room.state + n * width, sum);
     for (; n < N / 2; ++n)
       sum = recurrence.template advance<1>(step, a + n * width, beta + 2 * n, C + 2 * n, room.state + n * width, sum);
-    out.store(scan_row(L, p.reverse, s), V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s])));
+    const auto y = V::mul(V::mul(K::to_float(sum), y_channel), V::set1(p.y_step[s]));
+    store_y<V>(op, f, scan_row(L, p.reverse, s), c, y);
   }
 }
 

@@ -282,14 +282,13 @@ class _Writer:
         site = self.program.tensors[reader.tensor].site if isinstance(reader, Store) else reader.site
         return None if site is None or self.bundle.quantizer(site).table is not None else reader
 
-    def _scan_output(self, operation: Operation) -> int:
+    def _scan_output(self, operation: Operation, coded: Store | Round | None) -> int:
         """The tensor a scan's y is written to."""
         rows, width = operation.rows, operation.width
-        reader = self._rounds_y(operation)
-        if isinstance(reader, Store):
-            return self.tensors[reader.tensor]
-        codes = -1 if reader is None else self._quantizer(reader.site, rows, width, reader.reverse)
-        offset = self.arena.take(rows * (pad(width, LANES) * 4 if reader is None else pad(width, LINE)))
+        if isinstance(coded, Store):
+            return self.tensors[coded.tensor]
+        codes = -1 if coded is None else self._quantizer(coded.site, rows, width, coded.reverse)
+        offset = self.arena.take(rows * (pad(width, LANES) * 4 if coded is None else pad(width, LINE)))
         if not self.keep:
             self.unused.append(offset)
         return int(self.engine.add_tensor(rows, width, offset, codes))
@@ -345,14 +344,15 @@ class _Writer:
             self._free()
             self.together.clear()
         self._place_stores(operation)
-        y = self._scan_output(operation) if _is_scan(operation) else None
+        coded = self._rounds_y(operation) if _is_scan(operation) else None
+        y = self._scan_output(operation, coded) if _is_scan(operation) else None
         form = form_of(self.program, operation, self.bundle)  # dropped at once: the engine has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
         self._source(operation, form, y)
         if joins:
             self.engine.join()
-        self._body(operation, y)
+        self._body(operation, coded, y)
         if not self.keep:
             self.unused += [self.offsets[name] for name, last in self.last.items() if last == index]
 
@@ -453,11 +453,10 @@ class _Writer:
 
     # --- bodies
 
-    def _body(self, operation: Operation, y: int | None) -> None:
+    def _body(self, operation: Operation, coded: Store | Round | None, y: int | None) -> None:
         slots = _Slots(operation)
-        coded = None if y is None else self._rounds_y(operation)
         for index, step in enumerate(operation.body):
-            if coded is None or step is not coded:
+            if step is not coded:
                 self._step(operation, step, slots)
             elif isinstance(step, Round):  # what the scan has written as codes
                 self.engine.load(step.dst, y, -1, slots.take(step.dst, operation.width))
@@ -469,7 +468,7 @@ class _Writer:
             if step.tensor not in self.same:
                 engine.store(step.src, self.tensors[step.tensor])
         elif isinstance(step, Slice):
-            slots.alias(step.dst, step.src, step.width)
+            slots.width[step.dst] = step.width
             engine.slice(step.dst, step.src, step.offset, step.width)
         elif isinstance(step, Load):
             decl = self.program.tensors[step.tensor]
@@ -510,23 +509,18 @@ class _Slots:
         self.room = Lives(LANES)
         self.width = {0: operation.width}
         self.offset: dict[int, int] = {}
-        self.root: dict[int, int] = {0: 0}
         self.last: dict[int, int] = {}
-        roots = {0: 0}
+        registers = origins(operation)
         for index, step in enumerate(operation.body):
             for register in _reads(step):
-                self.last[roots[register]] = index
+                self.last[registers[register][0]] = index
             if not isinstance(step, Store):
-                roots[step.dst] = roots[step.src] if isinstance(step, Slice) else step.dst
-                self.last.setdefault(roots[step.dst], index)
+                self.last.setdefault(registers[step.dst][0], index)
 
     def take(self, register: int, width: int, extra: int = 0) -> int:
-        self.width[register], self.root[register] = width, register
+        self.width[register] = width
         self.offset[register] = self.room.take(pad(width, LANES) + extra)
         return self.offset[register]
-
-    def alias(self, register: int, source: int, width: int) -> None:
-        self.width[register], self.root[register] = width, self.root[source]
 
     def free(self, index: int) -> None:
         """After instruction `index`."""
