@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -42,6 +43,8 @@ def environment() -> dict[str, str]:
 
 def visq_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "visq.cli", *map(str, arguments)]
+    # Tests that were started in the background ignore Ctrl-C, and what they start would, too.
+    options.setdefault("preexec_fn", functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options
     )  # type: ignore[call-overload]
