@@ -158,6 +158,7 @@ void bind(nb::module_& m) {
       .def("bodies", &Engine::bodies)
       .def("enable_profile", &Engine::enable_profile)
       .def("profile", &Engine::profile)
+      .def_prop_ro("parameter_bytes", &Engine::parameter_bytes)
       .def_prop_ro("isa", [](const Engine& e) { return std::string(e.isa()); });
 }
 

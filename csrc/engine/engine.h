@@ -125,6 +125,8 @@ class Engine {
 
   int64_t output_width() const;
   int64_t image_floats() const { return channels_ * size_ * size_; }
+  // Of parameters, as the kernels want them.
+  int64_t parameter_bytes() const { return parameter_bytes_; }
   const char* isa() const { return kernels_->name; }
 
   // The instructions of each operation's body: those that run together separated by spaces, others by bars.
@@ -207,7 +209,7 @@ class Engine {
   // Of the registers of the operation at hand: widths, -1 where unwritten; and, for slices, what they are slices of.
   std::vector<int64_t> widths_;
   std::vector<Slice> slices_;
-  int64_t needed_arena_ = 0, arena_bytes_ = 0, scratch_floats_ = 0;
+  int64_t parameter_bytes_ = 0, needed_arena_ = 0, arena_bytes_ = 0, scratch_floats_ = 0;
   int output_ = -1;
   bool finished_ = false, profile_ = false;
   std::vector<std::unique_ptr<Worker>> workers_;
@@ -221,6 +223,7 @@ T* Engine::keep(int64_t count) {
   void* memory = std::aligned_alloc(64, bytes);
   if (!memory) throw std::bad_alloc();
   memory_.emplace_back(memory, std::free);
+  parameter_bytes_ += static_cast<int64_t>(bytes);
   std::memset(memory, 0, bytes);
   return static_cast<T*>(memory);
 }

@@ -52,6 +52,18 @@ struct Lanes<VecScalar> {
     return iadd(sum, iadd(static_cast<int16_t>(w) * static_cast<int16_t>(x), (w >> 16) * (x >> 16)));
   }
   VISQ_INLINE void widen(const uint8_t* from, int16_t* to) { *to = *from; }
+  // Two steps of a sum, of four bytes each, by weights of 4 bits: a byte of `packed` holds one of both steps.
+  struct Pair {
+    I first, second;
+  };
+  VISQ_INLINE Pair nibbles(I packed) { return {packed, packed >> 4}; }
+  VISQ_INLINE I dot_pair(I sum, Pair w, Pair x) {
+    for (int i = 0; i < 32; i += 8) {
+      const auto weight = [i](I pair) { return ((pair >> i & 15) ^ 8) - 8; };
+      sum += weight(w.first) * (x.first >> i & 255) + weight(w.second) * (x.second >> i & 255);
+    }
+    return sum;
+  }
 
   struct S {
     int16_t v[2];
@@ -196,6 +208,22 @@ struct Lanes<VecAvx2> {
     return _mm256_set1_epi32(x);
   }
   VISQ_INLINE I dot(I sum, I w, I x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  struct Pair {
+    I first, second;
+  };
+  VISQ_INLINE Pair nibbles(I packed) {
+    const I low = _mm256_set1_epi8(15);
+    const I values = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1));
+    return {_mm256_shuffle_epi8(values, _mm256_and_si256(packed, low)),
+            _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(packed, 4), low))};
+  }
+  // Four products of a byte and 4 bits fit into 16.
+  VISQ_INLINE I dot_pair(I sum, Pair w, Pair x) {
+    const I products = _mm256_add_epi16(_mm256_maddubs_epi16(x.first, w.first),
+                                        _mm256_maddubs_epi16(x.second, w.second));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+  }
   VISQ_INLINE void widen(const uint8_t* from, int16_t* to) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                      _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
@@ -409,6 +437,21 @@ template <>
 struct Lanes<VecAvx512> : Lanes512 {
   static constexpr int kStep = 2;
   VISQ_INLINE I dot(I sum, I w, I x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
+  struct Pair {
+    I first, second;
+  };
+  VISQ_INLINE Pair nibbles(I packed) {
+    const I low = _mm512_set1_epi8(15);
+    const I values = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1));
+    return {_mm512_shuffle_epi8(values, _mm512_and_si512(packed, low)),
+            _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(packed, 4), low))};
+  }
+  VISQ_INLINE I dot_pair(I sum, Pair w, Pair x) {
+    const I products = _mm512_add_epi16(_mm512_maddubs_epi16(x.first, w.first),
+                                        _mm512_maddubs_epi16(x.second, w.second));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
+  }
   VISQ_INLINE I dot16(I sum, S a, S b) { return dot(sum, a, b); }
   VISQ_INLINE S join(S high, S low, Count n, Count rest) {
     return _mm512_or_si512(_mm512_sllv_epi16(high, n), _mm512_srlv_epi16(low, rest));
@@ -421,6 +464,12 @@ template <>
 struct Lanes<VecVnni> : Lanes512 {
   static constexpr int kStep = 4;
   VISQ_INLINE I dot(I sum, I w, I x) { return _mm512_dpbusd_epi32(sum, x, w); }
+  // Weights of 4 bits of the first or second of two steps of a sum, times 16: an instruction less than signs would take.
+  template <bool kSecond>
+  VISQ_INLINE I nibbles(I packed) {
+    return _mm512_and_si512(kSecond ? packed : _mm512_slli_epi16(packed, 4), _mm512_set1_epi8(static_cast<char>(0xf0)));
+  }
+  VISQ_INLINE I sixteenth(I x) { return _mm512_srai_epi32(x, 4); }
   // 64 bytes of each of four rows -> the four bytes of every column, 16 columns a vector.
   VISQ_INLINE void interleave(const uint8_t* const* rows, I* out) {
     // Unpacking goes by quarters of a vector: quarter q gets columns 4 q to 4 q + 3 of each 16 to begin with.

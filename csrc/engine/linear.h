@@ -54,17 +54,70 @@ struct Outputs {
 // Every loop over accumulators is unrolled: an array that is indexed by a variable anywhere lives in memory everywhere.
 #define VISQ_UNROLL _Pragma("GCC unroll 8")
 
-// A step of a sum: 4 bytes, or 2 values of 16 bits where `kWide` or where there is no instruction for bytes.
-template <class V, bool kWide>
-VISQ_INLINE typename Lanes<V>::I dot(typename Lanes<V>::I sum, typename Lanes<V>::I w, typename Lanes<V>::I x) {
-  if constexpr (kWide && Lanes<V>::kStep == 4)
-    return Lanes<V>::dot16(sum, w, x);
-  else
-    return Lanes<V>::dot(sum, w, x);
-}
+// What a sum is over: bytes, as shorts where there is no product of bytes; values of 16 bits; bytes by weights of 4 bits.
+enum class Elements { kBytes, kWide, kNibbles };
 
-template <class V, bool kWide, int M, int B>
-VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps, const char* w, int64_t n) {
+// A register of weights, W outputs by kEach elements of a row in kBytes: one step of the sum.
+template <class V, Elements kElements>
+struct Weights {
+  using K = Lanes<V>;
+  using I = typename K::I;
+  static constexpr int kEach = kElements == Elements::kWide ? 2 : K::kStep, kBytes = 4, kParts = 1;
+  template <int kPart>
+  VISQ_INLINE I load(const char* w) {
+    return K::weights(w);
+  }
+  template <int kPart>
+  VISQ_INLINE I broadcast(const char* x) {
+    return K::broadcast(x);
+  }
+  VISQ_INLINE I dot(I sum, I w, I x) {
+    if constexpr (kElements == Elements::kWide && K::kStep == 4)
+      return K::dot16(sum, w, x);
+    else
+      return K::dot(sum, w, x);
+  }
+  VISQ_INLINE I total(I sum) { return sum; }
+};
+
+// Two steps, together or, where a product takes the bytes of one, in two parts.
+template <class V>
+struct Weights<V, Elements::kNibbles> {
+  using K = Lanes<V>;
+  using I = typename K::I;
+  static constexpr bool kTogether = K::kStep == 2;
+  static constexpr int kEach = 8, kBytes = 8, kParts = kTogether ? 1 : 2;
+  template <int kPart>
+  VISQ_INLINE auto load(const char* w) {
+    if constexpr (kTogether)
+      return K::nibbles(K::weights(w));
+    else
+      return K::template nibbles<kPart>(K::weights(w));
+  }
+  template <int kPart>
+  VISQ_INLINE auto broadcast(const char* x) {
+    if constexpr (kTogether)
+      return typename K::Pair{K::broadcast(x), K::broadcast(x + 4)};
+    else
+      return K::broadcast(x + 4 * kPart);
+  }
+  template <class W>
+  VISQ_INLINE I dot(I sum, W w, W x) {
+    if constexpr (kTogether)
+      return K::dot_pair(sum, w, x);
+    else
+      return K::dot(sum, w, x);
+  }
+  VISQ_INLINE I total(I sum) {
+    if constexpr (kTogether)
+      return sum;
+    else
+      return K::sixteenth(sum);
+  }
+};
+
+template <class V, Elements kElements, int M, int B>
+VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t registers, const char* w, int64_t n) {
   using K = Lanes<V>;
   const char* x = rows.x;
   const int64_t stride = rows.stride, out_stride = rows.out_stride;
@@ -75,18 +128,24 @@ VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t steps
   VISQ_UNROLL for (int i = 0; i < M; ++i) {
     VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = K::izero();
   }
-  for (int64_t s = 0; s < steps; ++s, w += B * V::W * 4, x += 4) {
-    typename K::I weights[B];
-    VISQ_UNROLL for (int j = 0; j < B; ++j) weights[j] = K::weights(w + j * V::W * 4);
+  using Of = Weights<V, kElements>;
+  const auto add = [&](auto part) __attribute__((always_inline)) {
+    constexpr int kPart = decltype(part)::value;
+    decltype(Of::template load<kPart>(w)) weights[B];
+    VISQ_UNROLL for (int j = 0; j < B; ++j) weights[j] = Of::template load<kPart>(w + j * V::W * 4);
     VISQ_UNROLL for (int i = 0; i < M; ++i) {
-      const auto value = K::broadcast(x + i * stride);
-      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = dot<V, kWide>(sum[i][j], weights[j], value);
+      const auto values = Of::template broadcast<kPart>(x + i * stride);
+      VISQ_UNROLL for (int j = 0; j < B; ++j) sum[i][j] = Of::dot(sum[i][j], weights[j], values);
     }
+  };
+  for (int64_t r = 0; r < registers; ++r, w += B * V::W * 4, x += Of::kBytes) {
+    add(Number<0>{});
+    if constexpr (Of::kParts == 2) add(Number<1>{});
   }
   VISQ_UNROLL for (int j = 0; j < B; ++j) {
     const Outputs<V> outputs(p, n + j * V::W);
     VISQ_UNROLL for (int i = 0; i < M; ++i) {
-      outputs.write(sum[i][j], zero[i], token[i], out + i * out_stride + j * V::W);
+      outputs.write(Of::total(sum[i][j]), zero[i], token[i], out + i * out_stride + j * V::W);
     }
   }
 }
@@ -114,11 +173,11 @@ VISQ_INLINE void float_tile(const FloatLinear& p, const float* x, int64_t stride
 
 #undef VISQ_UNROLL
 
-template <class V, bool kWide>
+template <class V, Elements kElements>
 void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {
   using Shape = TileShape<V>;
-  constexpr int64_t kStep = kWide ? 2 : Lanes<V>::kStep;
-  const int64_t steps = padded(p.K, kStep) / kStep, blocks = p.N / V::W;
+  constexpr int64_t kEach = Weights<V, kElements>::kEach;
+  const int64_t registers = padded(p.K, kEach) / kEach, blocks = p.N / V::W;
   const char* w = static_cast<const char*>(p.packed);
   for (int64_t block = 0; block < blocks; block += Shape::kPanel) {
     const int64_t width = blocks - block < Shape::kPanel ? blocks - block : Shape::kPanel;
@@ -127,11 +186,11 @@ void int_linear(const IntLinear& p, const IntRows& rows, int64_t count) {
         IntRows part = rows;
         part.x += i * rows.stride, part.out += i * rows.out_stride, part.row += i;
         with_number<Shape::kRows>(count - i < Shape::kRows ? count - i : Shape::kRows, [&](auto m) {
-          int_tile<V, kWide, decltype(m)::value, decltype(b)::value>(p, part, steps, w, block * V::W);
+          int_tile<V, kElements, decltype(m)::value, decltype(b)::value>(p, part, registers, w, block * V::W);
         });
       }
     });
-    w += width * steps * V::W * 4;
+    w += width * registers * V::W * 4;
   }
 }
 
@@ -181,16 +240,18 @@ View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t c
   if (op.int_linear.wide) {
     for (int64_t i = 0; i < count; ++i) wide_row(op.int_linear, f.row<uint8_t>(t, first + i), wide + i * t.stride);
     rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
-    int_linear<V, true>(op.int_linear, rows, count);
-    return {out, out_stride};
+    int_linear<V, Elements::kWide>(op.int_linear, rows, count);
+  } else if (op.int_linear.nibbles) {
+    int_linear<V, Elements::kNibbles>(op.int_linear, rows, count);
+  } else {
+    if (Lanes<V>::kStep == 2) {
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t k = 0; k < t.width; k += V::W)
+          Lanes<V>::widen(f.row<uint8_t>(t, first + i) + k, wide + i * t.stride + k);
+      rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
+    }
+    int_linear<V, Elements::kBytes>(op.int_linear, rows, count);
   }
-  if (Lanes<V>::kStep == 2) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < t.width; k += V::W)
-        Lanes<V>::widen(f.row<uint8_t>(t, first + i) + k, wide + i * t.stride + k);
-    rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
-  }
-  int_linear<V, false>(op.int_linear, rows, count);
   return {out, out_stride};
 }
 

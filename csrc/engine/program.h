@@ -58,6 +58,9 @@ struct FloatLinear {
 struct IntLinear {
   int64_t K, N;
   bool tiled;               // by AMX: packed for K padded to 64
+  // Weights of 4 bits: a byte of `packed` holds those of two steps of the sum, of four elements each, the first in its
+  // low half.
+  bool nibbles;
   // The sum is over 16 bits: (values[byte] - offset[k]) * factor[k]. values nullptr: the byte itself.
   bool wide;
   const int16_t* values;           // [256]

@@ -13,6 +13,10 @@ int64_t windows(int64_t side, int64_t kernel, int64_t stride, int64_t padding) {
   return (side + 2 * padding - kernel) / stride + 1;
 }
 
+bool fits_nibbles(Array<int8_t> weight) {
+  return std::all_of(weight.data, weight.data + weight.size, [](int8_t w) { return -8 <= w && w <= 7; });
+}
+
 int64_t square_side(int64_t rows) {
   int64_t side = 1;
   while (side * side < rows) ++side;
@@ -113,22 +117,26 @@ IntLinear& Engine::start_int_linear(int64_t rows, int64_t width, int input, Arra
   op.inputs[0] = input;
   IntLinear& p = op.int_linear;
   p.K = K, p.N = padded(N), p.wide = wide;
-  const int64_t lanes = kernels_->lanes, step = wide ? 2 : kernels_->step, panel = kernels_->panel;
   p.tiled = !wide && kernels_->tiles(rows, K);
-  const int64_t steps = padded(K, p.tiled ? 64 : step) / step, blocks = p.N / lanes;
-  int8_t* bytes = step == 4 ? keep<int8_t>(p.N * steps * step) : nullptr;
-  int16_t* shorts = step == 4 ? nullptr : keep<int16_t>(p.N * steps * step);
+  p.nibbles = !wide && !p.tiled && fits_nibbles(weight);
+  const int64_t lanes = kernels_->lanes, step = wide ? 2 : p.nibbles ? 4 : kernels_->step, panel = kernels_->panel;
+  const int64_t parts = p.nibbles ? 2 : 1;  // steps that share an element of `packed`
+  const int64_t each = step * parts, count = padded(K, p.tiled ? 64 : each) / each, blocks = p.N / lanes;
+  int8_t* bytes = step == 4 ? keep<int8_t>(p.N * count * step) : nullptr;
+  int16_t* shorts = step == 4 ? nullptr : keep<int16_t>(p.N * count * step);
   p.packed = bytes ? static_cast<const void*>(bytes) : shorts;
   int32_t* sums = keep<int32_t>(p.N);
   int64_t to = 0;
   for (int64_t b = 0; b < blocks; b += panel) {
     const int64_t in_panel = blocks - b < panel ? blocks - b : panel;
-    for (int64_t s = 0; s < steps; ++s)
+    for (int64_t s = 0; s < count; ++s)
       for (int64_t n = b * lanes; n < (b + in_panel) * lanes; ++n)
-        for (int64_t k = s * step; k < (s + 1) * step; ++k, ++to) {
-          const int8_t w = n < N && k < K ? weight.at(n * K + k) : static_cast<int8_t>(0);
-          bytes ? static_cast<void>(bytes[to] = w) : static_cast<void>(shorts[to] = w);
-          sums[n] += w;
+        for (int64_t k = s * each; k < s * each + step; ++k, ++to) {
+          const auto w = [&](int64_t at) -> int32_t { return n < N && at < K ? weight.at(n * K + at) : 0; };
+          const int32_t element = p.nibbles ? (w(k) & 15) | (w(k + step) & 15) << 4 : w(k);
+          bytes ? static_cast<void>(bytes[to] = static_cast<int8_t>(element))
+                : static_cast<void>(shorts[to] = static_cast<int16_t>(element));
+          sums[n] += w(k) + (p.nibbles ? w(k + step) : 0);
         }
   }
   p.row_sums = sums;

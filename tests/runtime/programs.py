@@ -111,8 +111,10 @@ def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: f
     )
 
 
-def weight(rows: int, columns: tuple[int, ...], rng: np.random.Generator, per_row: bool = True) -> Weight:
-    codes = rng.integers(-128, 128, (rows, *columns))
+def weight(
+    rows: int, columns: tuple[int, ...], rng: np.random.Generator, per_row: bool = True, bits: int = 8
+) -> Weight:
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, *columns))
     scale = rng.uniform(0.001, 0.01, rows if per_row else 1).astype(np.float32)
     return Weight(codes, scale, np.ones(1, np.float32))
 

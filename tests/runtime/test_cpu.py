@@ -169,37 +169,57 @@ def test_concatenation() -> None:
 
 @pytest.mark.parametrize("kind", ["tensor", "token", "tensor asymmetric", "token asymmetric", "token one zero"])
 @pytest.mark.parametrize(("rows", "K", "N"), [(1, 1, 1), (5, 12, 44), (13, 37, 64), (25, 96, 130), (40, 200, 17)])
-def test_integer_linear(kind: str, rows: int, K: int, N: int) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_linear(kind: str, rows: int, K: int, N: int, bits: int) -> None:
     maker = Maker(K + N)
     x = maker.random(rows, K, kind, reverse=True)
     bias = maker.parameter(N) if N % 2 else None
-    w = maker.site(weight(N, (K,), maker.rng, per_row=N > 20))
+    w = maker.site(weight(N, (K,), maker.rng, per_row=N > 20, bits=bits))
     maker.operation(ir.Linear(input=x, weight=w, bias=bias), rows, N)
     maker.store(kind="tensor", top=20)
     oracle = check(maker, maker.store())
     assert isinstance(oracle.forms[-1], IntegerLinear)
 
 
-def test_integer_linear_with_the_largest_sums() -> None:
+@pytest.mark.parametrize("code", [-128, -8, 7])
+def test_integer_linear_with_the_largest_sums(code: int) -> None:
     maker = Maker(4)
     x = maker.random(3, 700, "unsigned", scale=1e6)  # nearly all codes are 0 or 255
-    w = Weight(np.full((33, 700), -128), np.ones(1, np.float32), np.ones(1, np.float32))
+    w = Weight(np.full((33, 700), code), np.ones(1, np.float32), np.ones(1, np.float32))
     maker.operation(ir.Linear(input=x, weight=maker.site(w)), 3, 33)
     oracle = check(maker, maker.store())
-    assert np.abs(oracle.tensors[list(maker.tensors)[-1]]).max() > 1e6
+    assert np.abs(oracle.tensors[list(maker.tensors)[-1]]).max() > 7e3 * abs(code)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if "amx" not in isa])
+def test_weights_of_4_bits_lie_packed(isa: str) -> None:
+    """Half a byte each, also where one more bit makes every weight a byte, or two without a product of bytes."""
+    N, K = 64, 192
+    found = {}
+    for bits in (4, 5):
+        maker = Maker(9)
+        x = maker.random(20, K, "tensor")
+        maker.operation(ir.Linear(input=x, weight=maker.site(weight(N, (K,), maker.rng, bits=bits))), 20, N)
+        output = maker.store()
+        engine = CpuEngine(maker.program(output), maker.bundle, threads=1, isa=isa)
+        found[bits] = engine.parameter_bytes
+    saved = N * K / 2 if isa == "avx512vnni" else N * K * 3 / 2
+    assert found[5] - found[4] == saved
 
 
 @pytest.mark.parametrize("K", [1, 3, 63, 64, 65, 127, 192])
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 33, 48, 70])
-def test_integer_linear_of_awkward_shapes(rows: int, K: int) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_linear_of_awkward_shapes(rows: int, K: int, bits: int) -> None:
     """Around the sizes of registers and tiles, with codes and weights at both ends of their range."""
+    end = 2 ** (bits - 1)
     maker = Maker(rows + K)
     x = maker.random(rows, K, "token asymmetric", scale=100.0)
     maker.bundle.sites[maker.tensors[x].site].inverse_token[:] *= 5  # many values are clipped
     for N in (1, 15, 16, 17, 64, 80):
-        codes = maker.rng.integers(-128, 128, (N, K))
+        codes = maker.rng.integers(-end, end, (N, K))
         extreme = maker.rng.random((N, K)) < 0.5
-        codes[extreme] = maker.rng.choice([-128, 127], (N, K))[extreme]
+        codes[extreme] = maker.rng.choice([-end, end - 1], (N, K))[extreme]
         w = Weight(codes, maker.rng.uniform(0.001, 0.01, N).astype(np.float32), np.ones(1, np.float32))
         maker.operation(ir.Linear(input=x, weight=maker.site(w), bias=maker.parameter(N)), rows, N)
         output = maker.store()
@@ -210,7 +230,8 @@ def test_integer_linear_of_awkward_shapes(rows: int, K: int) -> None:
 
 
 def test_tiles_of_integers_fill_their_sums() -> None:
-    """The largest sums there are: every code 255 and every weight -128, for as long a sum as the engine takes."""
+    """The largest sums there are: every code 255 and every weight -128, for as long a sum as the engine takes. Those of
+    4 bits are sixteen times as large on their way."""
     K, N = 65536, 17
     maker = Maker(20, size=1)
     maker.operation(ir.Patches(patch=1, stride=1), 1, 3)
@@ -223,9 +244,10 @@ def test_tiles_of_integers_fill_their_sums() -> None:
     row = maker.store(square)
     maker.operation(ir.Concat(parts=((row, 0, 1),) * 18), 18, K)
     x = maker.store(kind="unsigned")
-    w = Weight(np.full((N, K), -128), np.ones(1, np.float32), np.ones(1, np.float32))
-    maker.operation(ir.Linear(input=x, weight=maker.site(w)), 18, N)
-    output = maker.store()
+    for code in (-8, -128):
+        w = Weight(np.full((N, K), code), np.ones(1, np.float32), np.ones(1, np.float32))
+        maker.operation(ir.Linear(input=x, weight=maker.site(w)), 18, N)
+        output = maker.store()
     oracle = check(maker, output, threads=(1,))
     assert (oracle.tensors[x] == 255).all()
 
