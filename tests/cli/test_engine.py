@@ -106,7 +106,8 @@ def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest
     rows = json.loads(document.read_text())["rows"]
     assert [(row["backend"], row["batch"]) for row in rows] == [(b, n) for n in (1, 2) for b in backends.split(",")]
     assert all(0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["threads"] == 1 for row in rows)
-    assert all(row["peak_rss_bytes"] >= 0 for row in rows if row["backend"] == "int")
+    # More than the parameters, less than what PyTorch would take to be loaded.
+    assert all(1e5 < row["peak_rss_bytes"] < 1e8 for row in rows if row["backend"] == "int")
     for row in rows:
         assert (row["roofline"] is None) == (row["backend"] != "int")
         if row["roofline"] is not None:

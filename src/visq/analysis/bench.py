@@ -236,17 +236,17 @@ def take_turns(runs: dict[str, Run], slow: set[str], seconds: float) -> dict[str
 
 
 _RSS = """
-import resource, sys
+import sys
 import numpy as np
 import visq.runtime.cpu
+from visq.memory import peak_rss
 from visq.runtime import load_engine
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 folder, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-before = peak()
+before = peak_rss()
 engine = load_engine(folder, threads=threads)
 p = engine.preprocess
 engine(np.zeros((batch, p.channels, p.image_size, p.image_size), np.float32))
-print(peak() - before)
+print(peak_rss() - before)
 """
 
 

@@ -20,7 +20,6 @@ import visq
 from visq.analysis.coverage import totals
 from visq.analysis.engine import EngineModel
 from visq.analysis.evaluate import Evaluation, check_labels, evaluate, limited
-from visq.analysis.machine import peak_rss, reset_peak_rss
 from visq.analysis.pipeline import Quantized, quantize
 from visq.analysis.results import evaluation_row, fp32_bytes
 from visq.analysis.significance import mcnemar
@@ -28,6 +27,7 @@ from visq.artifact import artifact_bytes, save
 from visq.artifact.schema import canonical
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.memory import peak_rss, reset_peak_rss
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe

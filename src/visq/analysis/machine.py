@@ -1,12 +1,9 @@
-"""What a number was measured with: versions, processor, threads, kernels, memory."""
+"""What a number was measured with: versions, processor, threads, kernels."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,24 +40,6 @@ def slow_kernels() -> dict[str, str]:
     """Why an op runs as a slow loop, for each that does."""
     slow = {op: choice for op, choice in backends.describe().items() if choice.kernel == "naive" and choice.not_used}
     return {op: "; ".join(f"{name}: {why}" for name, why in choice.not_used) for op, choice in slow.items()}
-
-
-def reset_peak_rss() -> None:
-    """Let `peak_rss` count from now on, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _processor() -> str:

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 
 from visq import parallel
 from visq.analysis.evaluate import check_finite
-from visq.analysis.machine import peak_rss, reset_peak_rss
 from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, kind_of, lowered, save
 from visq.calibrate import Calibration, calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.memory import peak_rss, reset_peak_rss
 from visq.models.family import family_of, num_classes
 from visq.progress import Progress
 from visq.quant.site import named_sites

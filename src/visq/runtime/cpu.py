@@ -146,8 +146,8 @@ class CpuEngine:
 
     @property
     def parameter_bytes(self) -> int:
-        """Memory of all parameters as the kernels want them: weights of 4 bits two to a byte (but for AMX), others a byte
-        each, or two where there is no product of bytes or their input's values have 16 bits."""
+        """Memory of all parameters as the kernels want them: weights of 4 bits two to a byte (but for AMX), others a
+        byte each, or two where there is no product of bytes or their input's values have 16 bits."""
         return int(self._engine.parameter_bytes)
 
     def __call__(self, images: Floats) -> Floats:
