@@ -114,3 +114,6 @@ def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest
             assert set(row["roofline"]) == {"compute_ms", "memory_ms", "fraction"}
             assert all(value > 0 for value in row["roofline"].values())
     assert "plain-pytorch" in out and "by operation" in out and "of roofline" in out and "onnx" not in out
+    peaks = [row["peak_rss_bytes"] / 1e6 for row in rows if row["backend"] == "int"]
+    shown = [line.split()[-1] for line in out.splitlines() if line.startswith("int ")]
+    assert "peak MB" in out and shown == [f"{peak:.1f}" for peak in peaks]

@@ -54,16 +54,20 @@ def bench(
             f"{row['images_per_second']:.1f}",
             f"{row['latency_ms']['median'] / fastest[row['batch']]:.2f}",
             f"{100 * row['roofline']['fraction']:.0f} %" if row["roofline"] else "",
+            f"{row['peak_rss_bytes'] / 1e6:.1f}" if row["peak_rss_bytes"] else "",
         )
         for row in rows
     ]
     output.say(f"{rows[0]['name']}, {count} threads" if rows else "nothing was measured")
-    output.table(
-        ("backend", "batch", "median ms", "p90 ms", "images/s", f"x {rows[0]['backend']}", "of roofline"), lines
-    )
+    reference = f"x {rows[0]['backend']}"
+    output.table(("backend", "batch", "median ms", "p90 ms", "images/s", reference, "of roofline", "peak MB"), lines)
     if profile:
         total = sum(profile.values())
-        parts = ", ".join(f"{kind} {ms:.2f} ms ({100 * ms / total:.0f} %)" for kind, ms in profile.items())
+        parts = ", ".join(
+            f"{kind} {ms:.2f} ms ({100 * ms / total:.0f} %)"
+            for kind, ms in sorted(profile.items(), key=lambda part: -part[1])
+            if ms >= 0.005 * total
+        )
         output.say(f"engine, batch 1, by operation: {parts}")
     size = artifact_bytes(folder) if isinstance(subject, Path) else None
     if size is not None:
