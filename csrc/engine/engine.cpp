@@ -2,6 +2,7 @@
 // instructions.cpp, phases.cpp, run.cpp.
 #include "engine.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace visq::engine {
@@ -29,6 +30,15 @@ void Engine::check_arena(int64_t offset, int64_t bytes) {
   if (offset + bytes > needed_arena_) needed_arena_ = offset + bytes;
 }
 
+// A vector whose elements are equal is kept once: most quantizers have scales of channels or of tokens, not both.
+const float* Engine::keep_vector(Array<float> from, int64_t count) {
+  const float first = from.at(0);
+  if (!std::all_of(from.data, from.data + from.size, [first](float x) { return x == first; })) return keep(from, count);
+  const float*& kept = constants_[{first, count}];
+  if (!kept) kept = keep(from, count);
+  return kept;
+}
+
 // In the order of Lanes::round_to_bytes, which packs two vectors into 16 bits by quarters of 16 bytes: four numbers of
 // the first vector, four of the second, and so on.
 const int16_t* Engine::pack_zeros(Array<float> zero) {
@@ -54,8 +64,8 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
   need(table.size <= 256 && thresholds.size == (table.size ? table.size - 1 : 0), "a table does not fit");
   auto q = std::make_unique<Quantizer>();
   q->width = width, q->rows = rows;
-  q->inverse = keep(inverse, width), q->step = keep(step, width);
-  q->inverse_token = keep(inverse_token, rows), q->step_token = keep(step_token, rows);
+  q->inverse = keep_vector(inverse, width), q->step = keep_vector(step, width);
+  q->inverse_token = keep_vector(inverse_token, rows), q->step_token = keep_vector(step_token, rows);
   q->by_channel = q->by_token = false;
   for (int64_t c = 0; c < width; ++c) q->by_channel = q->by_channel || inverse.at(c) != 1 || step.at(c) != 1;
   for (int64_t r = 0; r < rows; ++r) q->by_token = q->by_token || inverse_token.at(r) != 1 || step_token.at(r) != 1;
@@ -65,7 +75,7 @@ int Engine::add_quantizer(int64_t width, int64_t rows, Array<float> inverse, Arr
       need(zeros.at(i) >= -16384 && zeros.at(i) <= 16384, "a zero point is out of range");
   q->zero = zero.size ? keep(zero, width) : nullptr;
   q->packed_zero = zero.size ? pack_zeros(zero) : nullptr;
-  q->zero_token = keep(zero_token, rows);
+  q->zero_token = keep_vector(zero_token, rows);
   q->low = low, q->high = high;
   if (table.size) {
     // 256 entries: whatever a byte of padding holds, it picks one of them.

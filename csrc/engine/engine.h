@@ -175,6 +175,7 @@ class Engine {
   void check_arena(int64_t offset, int64_t bytes);
   IntLinear& start_int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
                               Array<float> token, Array<float> bias, bool wide);
+  const float* keep_vector(Array<float> from, int64_t count);
   const int16_t* pack_zeros(Array<float> zero);
   const float* pack_floats(const float* weight, int64_t N, int64_t K, int64_t stride_n, int64_t stride_k);
   Factor factor(const FactorArrays& arrays);
@@ -194,6 +195,7 @@ class Engine {
   const Kernels* kernels_;
   int64_t channels_, size_;
   std::vector<std::unique_ptr<void, void (*)(void*)>> memory_;
+  std::map<std::pair<float, int64_t>, const float*> constants_;  // by value and number
   std::vector<std::unique_ptr<Quantizer>> quantizers_;
   std::vector<Tensor> tensors_;
   struct Building {

@@ -58,6 +58,10 @@ class Bundle:
     def factor(self, site: str) -> Factor:
         return self._once(site, "inner", make_factor)
 
+    def forget(self) -> None:
+        """Drop the quantizers made so far; they are made again if they are asked for."""
+        self._made.clear()
+
     def rotation(self, site: str) -> tuple[Floats, Floats]:
         """(matrix [m, m], divisor [C]) of a rotated site, see `arithmetic.rotate`."""
         parts = self._parts(site)

@@ -237,6 +237,7 @@ class _Writer:
         """The index of every tensor by name."""
         for index, operation in enumerate(self.program.operations):
             self._operation(index, operation)
+            self.bundle.forget()  # the engine has its own copies
         # Read by whole vectors, the last row may be read beyond its end.
         self.engine.finish(self.arena.size + 4 * LINE, self.tensors[self.program.output])
         return self.tensors
