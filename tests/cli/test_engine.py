@@ -101,11 +101,14 @@ def test_grey_16_bit_and_colour_images_are_taken(workplace: Workplace, tmp_path:
 def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     backends = "int,eager-fp32,plain-pytorch"
     document = tmp_path / "b.json"
-    command = ("bench", workplace.artifact, "--batch", "1,2", "--threads", 1, "--seconds", 0.01, "--backends", backends)
-    out = visq_here(capfd, *command, "--json", document)
-    rows = json.loads(document.read_text())["rows"]
-    assert [(row["backend"], row["batch"]) for row in rows] == [(b, n) for n in (1, 2) for b in backends.split(",")]
-    assert all(0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["threads"] == 1 for row in rows)
+    command = ("bench", workplace.artifact, "--batch", "1,2", "--threads", "2,1", "--seconds", 0.01)
+    out = visq_here(capfd, *command, "--backends", backends, "--json", document)
+    found = json.loads(document.read_text())
+    rows, profiles = found["rows"], found["engine_profile_ms_by_threads"]
+    assert profiles["2"] == found["engine_profile_ms"] and all(sum(profiles[t].values()) > 0 for t in ("1", "2"))
+    expected = [(t, b, n) for t in (2, 1) for n in (1, 2) for b in backends.split(",")]
+    assert [(row["threads"], row["backend"], row["batch"]) for row in rows] == expected
+    assert all(0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] for row in rows)
     # More than the parameters, less than what PyTorch would take to be loaded.
     assert all(1e5 < row["peak_rss_bytes"] < 1e8 for row in rows if row["backend"] == "int")
     for row in rows:
@@ -113,6 +116,7 @@ def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest
         if row["roofline"] is not None:
             assert set(row["roofline"]) == {"compute_ms", "memory_ms", "fraction"}
             assert all(value > 0 for value in row["roofline"].values())
+    assert "2 threads, by operation" in out and "1 threads, by operation" in out
     assert "plain-pytorch" in out and "by operation" in out and "of roofline" in out and "onnx" not in out
     peaks = [row["peak_rss_bytes"] / 1e6 for row in rows if row["backend"] == "int"]
     shown = [line.split()[-1] for line in out.splitlines() if line.startswith("int ")]

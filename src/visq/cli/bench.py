@@ -9,12 +9,18 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, megabytes
+from visq.errors import VisqError
 
 
 def bench(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="An artifact's folder or a model's name.")],
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes with commas between them.")] = "1,8",
-    threads: options.Threads = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            "--threads", help="Numbers of processor threads with commas between them; all of them by default."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="Time for each contender and batch size.")] = 3.0,
     backends: Annotated[
         str | None,
@@ -33,45 +39,66 @@ def bench(
     from visq.artifact import artifact_bytes, is_artifact
     from visq.models import load_model
 
-    count = threads or torch.get_num_threads()
+    counts = [torch.get_num_threads()] if threads is None else options.integers("--threads", threads)
+    if min(counts) < 1:
+        raise VisqError(f"--threads takes numbers of at least 1, not {threads!r}")
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
-    rows, profile = measure(
-        subject,
-        batches=options.integers("--batch", batch),
-        threads=count,
-        seconds=seconds,
-        backends=None if backends is None else backends.split(","),
-        progress=output.progress,
-    )
-    fastest = {row["batch"]: row["latency_ms"]["median"] for row in rows if row["backend"] == rows[0]["backend"]}
+    rows, profiles = [], []
+    for count in counts:
+        found, profile = measure(
+            subject,
+            batches=options.integers("--batch", batch),
+            threads=count,
+            seconds=seconds,
+            backends=None if backends is None else backends.split(","),
+            progress=output.progress,
+        )
+        rows += found
+        profiles.append(profile)
+    first = {
+        (row["threads"], row["batch"]): row["latency_ms"]["median"]
+        for row in rows
+        if row["backend"] == rows[0]["backend"]
+    }
     lines = [
         (
             row["backend"],
             str(row["batch"]),
+            str(row["threads"]),
             f"{row['latency_ms']['median']:.2f}",
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['images_per_second']:.1f}",
-            f"{row['latency_ms']['median'] / fastest[row['batch']]:.2f}",
+            f"{row['latency_ms']['median'] / first[row['threads'], row['batch']]:.2f}",
             f"{100 * row['roofline']['fraction']:.0f} %" if row["roofline"] else "",
             f"{row['peak_rss_bytes'] / 1e6:.1f}" if row["peak_rss_bytes"] else "",
         )
         for row in rows
     ]
-    output.say(f"{rows[0]['name']}, {count} threads" if rows else "nothing was measured")
+    output.say(rows[0]["name"] if rows else "nothing was measured")
     reference = f"x {rows[0]['backend']}"
-    output.table(("backend", "batch", "median ms", "p90 ms", "images/s", reference, "of roofline", "peak MB"), lines)
-    if profile:
+    output.table(
+        ("backend", "batch", "threads", "median ms", "p90 ms", "images/s", reference, "of roofline", "peak MB"), lines
+    )
+    for count, profile in zip(counts, profiles, strict=True):
         total = sum(profile.values())
         parts = ", ".join(
             f"{kind} {ms:.2f} ms ({100 * ms / total:.0f} %)"
             for kind, ms in sorted(profile.items(), key=lambda part: -part[1])
             if ms >= 0.005 * total
         )
-        output.say(f"engine, batch 1, by operation: {parts}")
+        if parts:
+            output.say(f"engine, batch 1, {count} threads, by operation: {parts}")
     size = artifact_bytes(folder) if isinstance(subject, Path) else None
     if size is not None:
         output.say(f"{megabytes(size)} on disk")
     output.emit(
-        {"rows": rows, "engine_profile_ms": profile, "bytes": size, "machine": machine(), "versions": versions()}
+        {
+            "rows": rows,
+            "engine_profile_ms": profiles[0],
+            "engine_profile_ms_by_threads": dict(zip(map(str, counts), profiles, strict=True)),
+            "bytes": size,
+            "machine": machine(),
+            "versions": versions(),
+        }
     )
