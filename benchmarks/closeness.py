@@ -22,15 +22,16 @@ from torch import Tensor
 import visq
 from common import commit, machine, write_json
 from visq.analysis import EngineModel
+from visq.analysis.site_stats import decibels
 from visq.data import open_dataset
 from visq.models import load_model
 
 
-def measure(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float]:
+def measure(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | None]:
     """Of logits [images, classes]."""
     signal, error = ((x - x.mean(1, keepdim=True)).double() for x in (fp32, found - fp32))
     return {
-        "sqnr_db": float(10 * torch.log10(signal.square().sum() / error.square().sum())),
+        "sqnr_db": decibels(float(signal.square().sum()), float(error.square().sum())),
         "same": 100 * float((found.argmax(1) == fp32.argmax(1)).double().mean()),
         "top1": 100 * float((found.argmax(1) == labels).double().mean()),
     }
