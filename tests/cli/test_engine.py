@@ -121,3 +121,31 @@ def test_bench_has_every_row(workplace: Workplace, tmp_path: Path, capfd: pytest
     peaks = [row["peak_rss_bytes"] / 1e6 for row in rows if row["backend"] == "int"]
     shown = [line.split()[-1] for line in out.splitlines() if line.startswith("int ")]
     assert "peak MB" in out and shown == [f"{peak:.1f}" for peak in peaks]
+
+
+def test_predict_turns_photos_upright(workplace: Workplace, tmp_path: Path) -> None:
+    """A photo held sideways and its upright copy are one picture; `--as-stored` shows what evaluation sees."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated to the right
+    Image.fromarray(np.rot90(pixels, 1).copy()).save(tmp_path / "photo.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    Image.fromarray(np.rot90(pixels, 1).copy()).save(tmp_path / "sideways.png")
+    engine = visq.load(workplace.artifact, backend="int")
+    photo, upright, sideways = engine.predict([tmp_path / f"{name}.png" for name in ("photo", "upright", "sideways")])
+    assert photo == upright != sideways
+    assert engine.predict([tmp_path / "photo.png"], upright=False) == [sideways]
+    for option, expected in ((), upright), (("--as-stored",), sideways):
+        visq_command("predict", workplace.artifact, tmp_path / "photo.png", "--json", tmp_path / "p.json", *option)
+        row = json.loads((tmp_path / "p.json").read_text())["predictions"][0]
+        assert row["top"][0]["probability"] == expected[0].probability
+
+
+def test_predict_shows_transparency_over_white_and_says_so_once(workplace: Workplace, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(tmp_path / f"{name}.png")
+    Image.new("L", (20, 20), 255).save(tmp_path / "white.png")
+    engine = visq.load(workplace.artifact, backend="int")
+    with pytest.warns(UserWarning, match=r"a\.png has transparent pixels, which are shown over white") as caught:
+        first, second, white = engine.predict([tmp_path / f"{name}.png" for name in ("a", "b", "white")])
+    assert first == second == white and len(caught) == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
-import itertools
 import tarfile
+import threading
+import time
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -14,20 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.images import SMALL, write_images
 from visq.data import FASHION_MNIST_CLASSES, Dataset, Preprocess, open_dataset
 from visq.errors import VisqError
 
-SMALL = Preprocess(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
 IMAGENETTE = Path(__file__).parents[3] / "shared/data/imagenette"
-
-
-def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 5) -> Path:
-    """Write `each` PNGs of one grey value a class; the value tells which image it is."""
-    for number, (name, i) in enumerate(itertools.product(classes, range(each))):
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number,) * 3).save(folder / f"{i}.png")
-    return root
 
 
 def write_tar(folder: Path, path: Path, arcname: str = ".") -> Path:
@@ -87,6 +80,25 @@ def test_classes_give_the_labels(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), SMALL, split="test", classes=["cat", "bird"])
 
 
+def test_orientation_and_transparency_are_said_once(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"turned{i}.png", exif=exif)
+        Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / f"clear{i}.png")
+    dataset = open_dataset(str(tmp_path), SMALL, split="test")
+    with pytest.warns(UserWarning) as caught:
+        assert values(dataset) == [255] * 3 + [0] * 3
+    said = [str(warning.message).partition(": ")[2] for warning in caught]
+    assert [line.split(",")[0] for line in said] == [
+        "clear0.png has transparent pixels",
+        "turned0.png has an EXIF orientation",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values(dataset)
+
+
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
     dataset = open_dataset(str(tmp_path), SMALL, split="calib", classes=["cat"])
@@ -106,10 +118,10 @@ def test_opening_errors(tmp_path: Path) -> None:
     tar = write_tar(write_images(tmp_path / "set"), tmp_path / "set.tar")
     cut = tmp_path / "cut.tar"
     cut.write_bytes(tar.read_bytes()[:2000])
-    packed = tmp_path / "set.tar.gz"
-    packed.write_bytes(gzip.compress(tar.read_bytes()))
+    packed = tmp_path / "set.tar.bz2"
+    packed.write_bytes(bz2.compress(tar.read_bytes()))
     for path in (cut, packed):
-        with pytest.raises(VisqError, match="not an uncompressed, whole tar"):
+        with pytest.raises(VisqError, match=r"not a whole tar or tar\.gz"):
             open_dataset(str(path), SMALL, split="test")
 
 
@@ -131,9 +143,22 @@ def test_fingerprint_says_what_differs(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), Preprocess(4, 8, mean=(0.5,) * 3, std=(0.5,) * 3), split="test").fingerprint(),
         open_dataset(str(tmp_path), SMALL, split="test", classes=["dog", "cat"]).fingerprint(),
     ]
+    Image.new("RGB", (8, 8), (77,) * 3).save(tmp_path / "cat/0.png")
+    size = (tmp_path / "cat/0.png").stat().st_size
+    for value in (78, 79):  # another image under the same name, with the same size
+        Image.new("RGB", (8, 8), (value,) * 3).save(tmp_path / "cat/0.png")
+        assert (tmp_path / "cat/0.png").stat().st_size == size
+        prints.append(open_dataset(str(tmp_path), SMALL, split="test").fingerprint())
     (tmp_path / "cat/0.png").unlink()
     prints.append(open_dataset(str(tmp_path), SMALL, split="test").fingerprint())
     assert len(set(prints)) == len(prints)
+
+
+def test_fingerprint_of_a_subset_reads_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subset = open_dataset(str(write_images(tmp_path)), SMALL, split="calib").subset(4, 0)
+    reads: list[Path] = []
+    monkeypatch.setattr("visq.data.sources.read_file", lambda path: reads.append(path) or path.read_bytes())
+    assert subset.fingerprint() == subset.fingerprint() and len(reads) == len(set(reads)) == 4
 
 
 def test_corrupt_image_is_skipped_or_refused(tmp_path: Path) -> None:
@@ -184,9 +209,16 @@ def test_memory_is_bounded_when_much_is_skipped(tmp_path: Path) -> None:
 
 def test_abandoned_iteration_stops_its_threads() -> None:
     dataset = open_dataset("fashion-mnist", Preprocess.fashion_mnist(), split="test")
+    before = set(threading.enumerate())
     batches = dataset.batches(10)
     next(batches)
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before
 
 
 def test_embedded_fashion_mnist() -> None:

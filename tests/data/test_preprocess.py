@@ -9,19 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.images import encode, noise
 from visq.data import Preprocess
-from visq.data.preprocess import UnreadableImage
+from visq.data.decode import UnreadableImage
 from visq.errors import VisqError
-
-
-def encode(image: Image.Image, suffix: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, suffix)
-    return buffer.getvalue()
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def torchvision_reference(image: Image.Image, resize: int, crop: int) -> torch.Tensor:
@@ -66,6 +57,28 @@ def test_grey_array_to_three_channels() -> None:
     assert Preprocess(20, 24, mean=(0.5,), std=(0.5,), channels=1).pixels(grey).shape == (1, 20, 20)
 
 
+@pytest.mark.parametrize("size", [(40, 5000), (5001, 40), (40, 2561), (100, 100_000)])
+def test_ends_of_long_images_do_not_show(size: tuple[int, int]) -> None:
+    """The centre of a long image is what the whole image would give, but for the rounding of a side's length."""
+    ramp = np.add.outer(np.linspace(0, 100, size[1]), np.linspace(0, 100, size[0])).astype(np.uint8)
+    ours = Preprocess(20, 24, mean=(0.5,), std=(0.5,), channels=1)
+    short = min(size)
+    whole = Image.fromarray(ramp).resize(tuple(24 * side // short for side in size), Image.Resampling.BICUBIC)
+    left, top = ((side - 20) // 2 for side in whole.size)
+    expected = np.asarray(whole.crop((left, top, left + 20, top + 20)), np.int64)
+    assert np.abs(ours.pixels(encode(Image.fromarray(ramp)))[0] - expected).max() <= 2
+
+
+def test_arrays_that_are_no_images() -> None:
+    ours = Preprocess.imagenet()
+    arrays = [np.zeros(shape, np.uint8) for shape in ((0, 5), (5, 5, 4), (5,), (1, 5, 5, 3))]
+    for array in [*arrays, np.full((5, 5), np.nan), np.zeros((5, 5), np.int32)]:
+        with pytest.raises(UnreadableImage, match=r"must be uint8 \[H, W\] or \[H, W, 3\]"):
+            ours.pixels(array)
+    colours = noise(300, 256)
+    assert np.array_equal(ours.pixels(colours), ours.pixels(encode(Image.fromarray(colours))))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_modes(mode: str, channels: int) -> None:
@@ -82,7 +95,9 @@ def test_palette_with_transparency() -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=bytes([0, 255, 255, 255]))
     pixels = Preprocess(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3).pixels(buffer.getvalue())
-    assert np.array_equal(pixels, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    expected = np.asarray(image.convert("RGB")).copy()
+    expected[np.asarray(image) == 0] = 255  # transparent pixels show white
+    assert np.array_equal(pixels, expected.transpose(2, 0, 1))
 
 
 def test_sixteen_bit_is_scaled_not_clipped() -> None:
@@ -118,5 +133,14 @@ def test_dict_round_trip_and_errors() -> None:
         Preprocess(8, 8, mean=(0.5,), std=(0.5,) * 3)
     with pytest.raises(VisqError, match="std"):
         Preprocess(8, 8, mean=(0.5,), std=(0.0,), channels=1)
+    with pytest.raises(VisqError, match="std must be finite"):
+        Preprocess(8, 8, mean=(0.5,), std=(float("nan"),), channels=1)
+    with pytest.raises(VisqError, match="mean must be finite"):
+        Preprocess(8, 8, mean=(float("inf"),), std=(0.5,), channels=1)
+    with pytest.raises(VisqError, match="image_size <= resize <= 8192, not 8 and 1000000000"):
+        Preprocess(8, 10**9, mean=(0.5,), std=(0.5,), channels=1)
+    for value in (224.5, float("inf"), None, [224]):
+        with pytest.raises(VisqError, match="preprocess: "):
+            Preprocess.from_dict({**transform.to_dict(), "image_size": value})
     with pytest.raises(VisqError, match="bicubic or bilinear"):
         Preprocess(8, 8, mean=(0.5,), std=(1.0,), channels=1, interpolation="box")  # type: ignore[arg-type]

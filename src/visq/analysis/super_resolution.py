@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visq.data.preprocess import UnreadableImage, decode_image
+from visq.data.decode import UnreadableImage, decode_image
 from visq.errors import VisqError
 
 Pixels = NDArray[np.uint8]
@@ -126,7 +126,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _read(path: Path) -> Pixels:
     try:
-        return np.asarray(decode_image(path.read_bytes(), 3))
+        return np.asarray(decode_image(path.read_bytes(), 3).image)
     except (UnreadableImage, OSError) as error:
         raise VisqError(f"{path} cannot be read: {error}") from error
 

@@ -13,18 +13,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from visq.data.preprocess import Preprocess, UnreadableImage
-from visq.data.sources import Record
+from visq.data.decode import UnreadableImage
+from visq.data.preprocess import Prepared, Preprocess
+from visq.data.records import Record
 from visq.errors import VisqError
 
-UNLABELLED = -1
+_TURNED = "has an EXIF orientation, which is ignored here as it is where published numbers come from"
+_TRANSPARENT = "has transparent pixels, which are shown over white"
 
 
 class Dataset:
     """Images, their labels, and the transform that makes them a model's input.
 
-    `labels` holds one class index an image, or -1 where there are no labels (then `classes` is empty).
-    `skipped` names the images that could not be decoded so far.
+    Attributes:
+        labels: one class index an image, or -1 where there are no labels.
+        classes: the class names that labels index; empty where there are no labels.
+        skipped: names of the images that could not be decoded so far.
     """
 
     def __init__(
@@ -48,34 +52,55 @@ class Dataset:
         self._records = list(records)
         self._threads = threads or min(4, os.cpu_count() or 1)
         self._skipped: dict[int, str] = {}  # by index, so that a second pass names nothing twice
+        self._said: set[str] = set()
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._records)
 
     @property
     def labelled(self) -> bool:
-        """Say whether the images have labels."""
+        """Whether the images have labels."""
         return bool(self.classes)
 
     @property
     def skipped(self) -> list[str]:
-        """Return the names of the images that could not be decoded so far."""
+        """Names of the images that could not be decoded so far."""
         return list(self._skipped.values())
 
     def fingerprint(self) -> str:
-        """Return a sha256 over names, sizes, labels and preprocessing; no image file is read for it."""
-        digest = hashlib.sha256(json.dumps(self.preprocess.to_dict(), sort_keys=True).encode())
-        digest.update(json.dumps(self.classes).encode())
-        for source in {id(record.source): record.source for record in self._records}.values():
-            digest.update(source.identity().encode())
-        for record, label in zip(self._records, self.labels, strict=True):
-            digest.update(f"{record.name}\0{record.size}\0{label}\n".encode())
-        return digest.hexdigest()
+        """Returns a sha256 over names, labels, preprocessing and every image's bytes, which are read once for it.
+
+        Equal images under equal names have one fingerprint, whether they lie in a folder or in a tar.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps(self.preprocess.to_dict(), sort_keys=True).encode())
+            digest.update(json.dumps(self.classes).encode())
+            with ThreadPoolExecutor(self._threads) as pool:
+                for first in range(0, len(self), 1024):  # a future for each of a million images would fill memory
+                    block = range(first, min(first + 1024, len(self)))
+                    for index, content in zip(block, pool.map(self._content, block), strict=True):
+                        name = self._records[index].name.encode(errors="surrogateescape")
+                        digest.update(name + f"\0{self.labels[index]}\0{content}\n".encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _content(self, index: int) -> str:
+        """Returns the sha256 of an image's bytes, or that it cannot be read."""
+        record = self._records[index]
+        try:
+            data = record.source.read(record.key)
+        except OSError:
+            return "unreadable"
+        if isinstance(data, np.ndarray):
+            return hashlib.sha256(str(data.shape).encode() + data.tobytes()).hexdigest()
+        return hashlib.sha256(data).hexdigest()
 
     def subset(self, n: int, seed: int) -> Dataset:
-        """Return `n` images chosen at random by `seed`, in their original order.
+        """Returns `n` images chosen at random by `seed`, in their original order.
 
-        Raises VisqError when `n` is not in 1..len(self).
+        Raises:
+            VisqError: `n` is not in 1..len(self).
         """
         if n < 1:
             raise VisqError(f"{self.name}: {n} images were asked for, at least 1 is needed ({len(self)} are there)")
@@ -84,23 +109,25 @@ class Dataset:
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)).tolist())
 
     def select(self, indices: Sequence[int]) -> Dataset:
-        """Return the images at `indices`, in that order."""
+        """Returns the images at `indices`, in that order."""
         records, labels = [self._records[i] for i in indices], [self.labels[i] for i in indices]
         return Dataset(
             self.name, records, labels, self.classes, self.preprocess, strict=self.strict, threads=self._threads
         )
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield normalized images [B, channels, H, W] float32 and labels [B] int64 in a fixed order.
+        """Yields normalized images [B, channels, H, W] float32 and labels [B] int64 in a fixed order.
 
-        Every batch but the last has `batch_size` images, also after an image was skipped. Raises VisqError for an
-        unreadable image when `strict`, and at the end when not one image could be read.
+        Every batch but the last has `batch_size` images, also after an image was skipped.
+
+        Raises:
+            VisqError: an image cannot be read and the data set is strict; at the end, when no image could be read.
         """
         for pixels, labels in self.pixel_batches(batch_size):
             yield self.preprocess.normalize(pixels), labels
 
     def pixel_batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield what `batches` does before normalization: uint8 [B, channels, H, W] and labels [B] int64."""
+        """Yields what `batches` does before normalization: uint8 [B, channels, H, W] and labels [B] int64."""
         if batch_size < 1:
             raise VisqError(f"batch size must be at least 1, not {batch_size}")
         size, channels = self.preprocess.image_size, self.preprocess.channels
@@ -120,9 +147,9 @@ class Dataset:
             raise VisqError(f"{self.name}: none of {len(self)} images of {channels}x{size}x{size} could be read")
 
     def _decoded(self, lookahead: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield pixels and label of every readable image in order, decoding at most `lookahead` images ahead."""
+        """Yields pixels and label of every readable image in order, decoding at most `lookahead` images ahead."""
         pool = ThreadPoolExecutor(self._threads)
-        pending: deque[tuple[int, Future[np.ndarray]]] = deque()
+        pending: deque[tuple[int, Future[Prepared]]] = deque()
         try:
             for index in range(len(self)):
                 pending.append((index, pool.submit(self._decode, index)))
@@ -133,18 +160,31 @@ class Dataset:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int) -> Prepared:
         record = self._records[index]
-        return self.preprocess.pixels(record.source.read(record.key))
+        return self.preprocess.prepare(record.source.read(record.key))
 
-    def _finish(self, index: int, future: Future[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the decoded image, or nothing when it is unreadable."""
+    def _finish(self, index: int, future: Future[Prepared]) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields the decoded image, or nothing when it is unreadable."""
+        name = self._records[index].name
         try:
-            yield future.result(), self.labels[index]
-        except (UnreadableImage, OSError) as error:
-            name = self._records[index].name
+            found = future.result()
+        except (UnreadableImage, OSError, MemoryError) as error:
+            why = error if str(error) else type(error).__name__
             if self.strict:
-                raise VisqError(f"{self.name}: {name} cannot be read ({error})") from error
+                raise VisqError(f"{self.name}: {name} cannot be read ({why})") from error
             if index not in self._skipped:
                 self._skipped[index] = name
-                warnings.warn(f"{self.name}: {name} cannot be read and is skipped ({error})", stacklevel=4)
+                warnings.warn(f"{self.name}: {name} cannot be read and is skipped ({why})", stacklevel=4)
+            return
+        if found.turned:
+            self._say_once(name, _TURNED)
+        if found.transparent:
+            self._say_once(name, _TRANSPARENT)
+        yield found.pixels, self.labels[index]
+
+    def _say_once(self, name: str, what: str) -> None:
+        """Warns about the first image of its kind."""
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(f"{self.name}: {name} {what} (said once, others may follow)", stacklevel=5)

@@ -1,50 +1,21 @@
-"""Where encoded images lie: folders, tars, arrays. Each lists its records once and reads any of them later."""
+"""Folders and arrays of images; each lists its records once and reads any of them later."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import tarfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from visq.data.records import MOST_BYTES, Record, is_image, make_records
 from visq.errors import VisqError
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
-# Which of several split folders beside each other a split is read from, best first.
-_SPLIT_FOLDERS = {
-    "train": ("train",),
-    "calib": ("train",),
-    "test": ("val", "valid", "validation", "test"),
-}
-_ALL_SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
-
-
-class Source(Protocol):
-    """Reads an image by the key its record carries; safe to call from several threads."""
-
-    def read(self, key: int) -> bytes | np.ndarray:
-        """Return a file's bytes, or grey pixels [H, W] uint8. Raises OSError."""
-        ...
-
-    def identity(self) -> str:
-        """Return what tells this source's contents from another's beyond names and sizes; may be empty."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image: its name below the split folder, its size in bytes, its class folder (None: no label)."""
-
-    name: str
-    size: int
-    class_name: str | None
-    source: Source
-    key: int
+#: Links may show one folder under this many paths; more is a tree of links that never ends.
+_MOST_PATHS = 100
 
 
 class FolderSource:
@@ -55,128 +26,92 @@ class FolderSource:
         self.paths: list[str] = []
 
     def read(self, key: int) -> bytes:
-        """Return the bytes of the file."""
-        return (self.root / self.paths[key]).read_bytes()
-
-    def identity(self) -> str:
-        """Return nothing: names and sizes say it."""
-        return ""
+        """Returns the bytes of the file. Raises OSError, also for a pipe or device in the place of a file."""
+        return read_file(self.root / self.paths[key])
 
     def records(self, split: str) -> list[Record]:
-        """List the images below the folder, sorted by name; links are followed, hidden names left out."""
-        found: dict[str, tuple[int, int]] = {}
-        for folder, subfolders, files in os.walk(self.root, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for file in files:
-                path = Path(folder, file)
-                if _is_image(file):
-                    relative = path.relative_to(self.root).as_posix()
-                    found[relative] = (len(self.paths), path.stat().st_size)
-                    self.paths.append(relative)
-        return _records(found, self, split, str(self.root))
+        """Lists the images below the folder, sorted by name; links are followed, hidden names left out.
+
+        A link to a folder that contains it is skipped: it shows no new image. Whatever has an image's name and cannot
+        be read (a dangling link, a pipe) is listed, and skipped or refused when it is read.
+
+        Raises:
+            VisqError: a folder that cannot be listed, links that never end, or as `make_records`.
+        """
+        self.paths = sorted(self._walk())
+        return make_records({path: key for key, path in enumerate(self.paths)}, self, split, str(self.root))
+
+    def _walk(self) -> Iterator[str]:
+        """Yields the paths of images below the root."""
+        visits: Counter[tuple[int, int]] = Counter()
+        pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+        while pending:
+            folder, above = pending.pop()
+            try:
+                status = os.stat(self.root / folder)
+                with os.scandir(self.root / folder) as entries:
+                    listed = [(entry.name, _is_folder(entry)) for entry in entries]
+            except OSError as error:
+                raise VisqError(f"{self.root / folder} cannot be listed: {error.strerror or error}") from error
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                continue
+            visits[identity] += 1
+            if visits[identity] > _MOST_PATHS:
+                raise VisqError(f"{self.root / folder}: links lead to this folder by more than {_MOST_PATHS} paths")
+            for name, is_folder in listed:
+                path = f"{folder}/{name}" if folder else name
+                if is_folder and not name.startswith("."):
+                    pending.append((path, above | {identity}))
+                elif not is_folder and is_image(name):
+                    yield path
 
 
-class TarSource:
-    """Image files in an uncompressed tar, read by offset without unpacking."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.extents: list[tuple[int, int]] = []
-        self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the data set that reads from it
-
-    def read(self, key: int) -> bytes:
-        """Return the bytes of the member. `os.pread` keeps no position, so threads do not disturb each other."""
-        offset, size = self.extents[key]
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise OSError(f"{self.path} ends inside the member")
-        return data
-
-    def identity(self) -> str:
-        """Return nothing: names and sizes say it."""
-        return ""
-
-    def records(self, split: str) -> list[Record]:
-        """Go through the tar once and list its images, sorted by name."""
-        extents: dict[str, tuple[int, int]] = {}
-        try:
-            with tarfile.open(self.path, "r:") as archive:
-                while (member := archive.next()) is not None:
-                    name = str(PurePosixPath(member.name))
-                    if member.islnk():  # a hard link repeats an earlier member
-                        extent = extents.get(str(PurePosixPath(member.linkname)))
-                    elif member.isreg() and not member.sparse:
-                        extent = (member.offset_data, member.size)
-                    else:
-                        extent = None
-                    if extent is not None and _is_image(name):
-                        extents[name] = extent
-                    archive.members.clear()  # type: ignore[attr-defined]  # a million of them would stay in memory
-                end = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, archive.offset)
-                if end.strip(b"\0"):  # tarfile takes a cut header for the end
-                    raise tarfile.ReadError("unexpected end of data")
-        except tarfile.ReadError as error:
-            raise VisqError(f"{self.path}: not an uncompressed, whole tar ({error})") from error
-        found: dict[str, tuple[int, int]] = {}
-        for name, extent in extents.items():
-            found[name] = (len(self.extents), extent[1])
-            self.extents.append(extent)
-        return _records(found, self, split, str(self.path))
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself is no folder; any other error hides images
+            return False
+        raise
 
 
 class ArraySource:
-    """Grey images [N, H, W] uint8 in memory."""
+    """Images [N, H, W] or [N, H, W, 3] uint8 in memory."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
-        self._digest: str | None = None
 
     def read(self, key: int) -> np.ndarray:
-        """Return pixels [H, W] uint8."""
+        """Returns pixels [H, W] or [H, W, 3] uint8."""
         image: np.ndarray = self.images[key]
         return image
 
-    def identity(self) -> str:
-        """Return the sha256 of all pixels, since the names are only numbers."""
-        if self._digest is None:
-            self._digest = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
-        return self._digest
-
     def records(self, labels: np.ndarray, class_names: Iterable[str], prefix: str) -> list[Record]:
-        """List the images in their order, named `prefix/00000`. Raises VisqError for a label without a class name."""
+        """Lists the images in their order, named `prefix/00000`.
+
+        Arguments:
+            labels: [N] whole numbers, each the index of one of `class_names`.
+        Raises:
+            VisqError: a label without a class name.
+        """
         names = list(class_names)
         if int(labels.max(initial=0)) >= len(names):
             raise VisqError(f"{prefix}: label {labels.max()} but only {len(names)} class names")
-        size = int(np.prod(self.images.shape[1:]))
-        return [Record(f"{prefix}/{i:05d}", size, names[label], self, i) for i, label in enumerate(labels.tolist())]
+        return [Record(f"{prefix}/{i:05d}", names[label], self, i) for i, label in enumerate(labels.tolist())]
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+def read_file(path: Path) -> bytes:
+    """Returns the bytes of an ordinary file.
 
-
-def _records(found: dict[str, tuple[int, int]], source: Source, split: str, where: str) -> list[Record]:
-    """Turn {path: (key, size)} into records, with the class taken from the folder an image lies in.
-
-    Where split folders lie beside each other (train and val) only the wanted one is used.
+    Raises:
+        OSError: it cannot be read, is a pipe, folder or device, or is larger than any image.
     """
-    top = {PurePosixPath(path).parts[0] for path in found if "/" in path}
-    splits = top & _ALL_SPLIT_FOLDERS
-    if len(splits) > 1:
-        wanted = next((name for name in _SPLIT_FOLDERS[split] if name in splits), None)
-        if wanted is None:
-            raise VisqError(f"{where}: no folder for split {split} among {', '.join(sorted(splits))}")
-        found = {path: entry for path, entry in found.items() if path.startswith(f"{wanted}/")}
-    if not found:
-        raise VisqError(f"{where}: no images ({', '.join(sorted(SUFFIXES))}) in it")
-    depths = {len(PurePosixPath(path).parts) for path in found}
-    if len(depths) > 1:
-        example = [next(path for path in sorted(found) if len(PurePosixPath(path).parts) == depth) for depth in depths]
-        raise VisqError(f"{where}: images at different depths, for example {' and '.join(example[:2])}")
-    records = []
-    for path, (key, size) in found.items():
-        parts = PurePosixPath(path).parts[-2:]
-        records.append(Record("/".join(parts), size, parts[0] if len(parts) == 2 else None, source, key))
-    return sorted(records, key=lambda record: record.name)
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not an ordinary file")
+        if status.st_size > MOST_BYTES:
+            raise OSError(f"its {status.st_size / 1e9:.1f} GB are more than an image has")
+        return file.read()

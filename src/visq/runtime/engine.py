@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from visq.artifact.schema import CONFIG_FILE, ArtifactConfig
-from visq.data.preprocess import Preprocess, UnreadableImage
+from visq.data.decode import UnreadableImage
+from visq.data.preprocess import Preprocess
+from visq.data.sources import read_file
 from visq.errors import VisqError
 from visq.runtime.arithmetic import Floats
 from visq.runtime.bundle import Bundle, read_bundle
@@ -62,6 +65,7 @@ class Engine:
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
         self.in_float = self._run.in_float
+        self._transparent_said = False
 
     def __call__(self, images: Floats) -> Floats:
         """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
@@ -83,13 +87,18 @@ class Engine:
         self._run.enable_profile(False)
         return {kind: 1e3 * seconds / runs / len(images) for kind, seconds in found.items()}
 
-    def predict(self, images: Sequence[Path | str | bytes], top: int = 5) -> list[list[Prediction]]:
-        """The `top` classes of image files (paths, or a file's bytes), likeliest first.
+    def predict(
+        self, images: Sequence[Path | str | bytes], top: int = 5, *, upright: bool = True
+    ) -> list[list[Prediction]]:
+        """Returns the `top` classes of every image, likeliest first.
 
+        Arguments:
+            images: paths of image files, or the bytes of such files.
+            upright: turns photos as their EXIF orientation asks for. `visq eval` does not, as published numbers do not.
         Raises:
             VisqError: a file that cannot be read as an image, named.
         """
-        pixels = np.stack([self._pixels(image) for image in images])
+        pixels = np.stack([self._pixels(image, upright) for image in images])
         logits = self(self.preprocess.normalize_array(pixels))
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
@@ -99,14 +108,19 @@ class Engine:
             for row in probabilities
         ]
 
-    def _pixels(self, image: Path | str | bytes) -> np.ndarray:
+    def _pixels(self, image: Path | str | bytes, upright: bool) -> np.ndarray:
+        what = "the image" if isinstance(image, bytes) else str(image)
         try:
-            return self.preprocess.pixels(image if isinstance(image, bytes) else Path(image).read_bytes())
+            encoded = image if isinstance(image, bytes) else read_file(Path(image))
+            found = self.preprocess.prepare(encoded, upright=upright)
         except OSError as error:
-            raise VisqError(f"{image!s} cannot be read: {error.strerror or error}") from error
+            raise VisqError(f"{what} cannot be read: {error.strerror or error}") from error
         except UnreadableImage as error:
-            what = "the image" if isinstance(image, bytes) else str(image)
             raise VisqError(f"{what} cannot be read as an image: {error}") from error
+        if found.transparent and not self._transparent_said:
+            self._transparent_said = True
+            warnings.warn(f"{what} has transparent pixels, which are shown over white (said once)", stacklevel=4)
+        return found.pixels
 
 
 def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
