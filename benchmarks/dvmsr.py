@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from common import commit, machine, write_json
-from visq.analysis.pipeline import check_applies
 from visq.analysis.super_resolution import Restoration, evaluate_restoration, pairs, psnr_y
 from visq.calibrate import calibrate
 from visq.data import open_dataset
 from visq.errors import VisqError
 from visq.models import load_model
+from visq.pipeline.quantize import check_applies
 from visq.recipes import get_recipe
 
 FAMILIES = (

@@ -26,10 +26,10 @@ from visq import ops
 from visq.analysis import compare
 from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
 from visq.data import open_dataset
+from visq.integer.spec import Spec
 from visq.models import load_model
 from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
-from visq.quant.spec import Spec
 from visq.recipes import Recipe, get_recipe
 from visq.transforms.state_factors import Factors
 

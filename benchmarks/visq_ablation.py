@@ -15,8 +15,8 @@ from typing import Any
 
 from common import machine, subject_of, write_json
 from visq.analysis import compare
+from visq.integer.spec import Named
 from visq.models import load_model
-from visq.quant.spec import Named
 from visq.recipes import Recipe, get_recipe
 from visq.recipes.schema import Rule, Scope
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, subject_of, write_json
-from visq.analysis import compare, diagnose, quantize
+from visq.analysis import compare, diagnose
 from visq.artifact import kind_of
 from visq.models import load_model
+from visq.pipeline import quantize
 from visq.quant.site import named_sites
 from visq.recipes import Recipe, get_recipe
 from visq.recipes.schema import Rule

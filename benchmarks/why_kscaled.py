@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ablation
-from visq.analysis import evaluate, quantize
+from visq.analysis import evaluate
 from visq.data import Dataset, open_dataset
 from visq.models import load_model
+from visq.pipeline import quantize
 from visq.quant.site import named_sites
 from visq.recipes import Recipe, get_recipe
 from visq.recipes.schema import Rule

@@ -12,13 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visq._version import __version__
+
 if TYPE_CHECKING:
     from visq.analysis import Evaluation
     from visq.data import Dataset
     from visq.models import ModelCard
     from visq.recipes import Recipe
-
-__version__ = "0.1.0"
 
 __all__ = ["load_model", "quantize", "load", "evaluate", "list_models", "list_recipes", "__version__"]
 
@@ -46,8 +46,8 @@ def quantize(
     `dataset` is a Dataset, taken whole, or what `visq.data.open_dataset` opens, of which `samples` images are drawn by
     `seed`. Raises VisqError for bad input, and leaves nothing behind then.
     """
-    from visq.analysis import quantize
     from visq.data import open_dataset
+    from visq.pipeline import quantize
     from visq.recipes import get_recipe
 
     model = load_model(model) if isinstance(model, str) else model

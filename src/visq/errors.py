@@ -1,5 +1,25 @@
-"""The one exception users see."""
+"""The one exception users see, and what makes messages for it."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class VisqError(Exception):
     """Something the user can act on. The message is one clear line; the command line prints it without a traceback."""
+
+
+def need(condition: Any, what: str) -> None:
+    """Raises VisqError with the message `what` unless the condition holds."""
+    if not condition:
+        raise VisqError(what)
+
+
+def first_problem(error: ValueError) -> str:
+    """Returns a pydantic error as one line: `sites.3.bits: Input should be ...`."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    first = errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])

@@ -18,12 +18,12 @@ from visq.analysis.recurrence import trace
 from visq.analysis.site_stats import SiteStats
 from visq.calibrate import calibrate
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models.layers import SelectiveScan
 from visq.models.vim import VisionMamba
 from visq.ops import quantized_scan
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
-from visq.quant.spec import Spec
 from visq.recipes import get_recipe
 
 WITH_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

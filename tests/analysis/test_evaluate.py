@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from visq.analysis import check_finite, evaluate, mcnemar
+from visq.analysis import evaluate, mcnemar
 from visq.analysis.significance import binomial_two_sided
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models import VisionMamba, create_model
+from visq.pipeline.check_fp32 import check_finite
 
 
 def test_counts_are_those_of_a_plain_loop(model: VisionMamba, images: Dataset) -> None:

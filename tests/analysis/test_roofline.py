@@ -6,8 +6,8 @@ import pytest
 
 from tests.runtime.programs import Maker, weight
 from visq.analysis.roofline import Rates, Work, count_work, roofline
-from visq.runtime import program as ir
-from visq.runtime.program import Constant
+from visq.integer import operations as ir
+from visq.integer.operations import Constant
 
 
 def test_a_small_program_is_counted() -> None:

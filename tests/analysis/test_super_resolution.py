@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from tests.calibrate.conftest import Images
-from visq.analysis import evaluate, quantize
+from visq.analysis import evaluate
 from visq.analysis.super_resolution import evaluate_restoration, pairs, psnr_y, restore
 from visq.artifact import load
 from visq.errors import VisqError
 from visq.models import create_model
+from visq.pipeline import quantize
 from visq.recipes import Recipe, get_recipe, list_recipes
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from visq.artifact import CalibrationData, Provenance
+from visq.integer.spec import Granularity, Named, Spec
 from visq.models import VisionMamba, create_model
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, bake_weights, named_sites, site_parameter
-from visq.quant.spec import Granularity, Named, Spec
 from visq.recipes import Bits, Recipe, Rule, Scope
 
 GEOMETRY = {

@@ -11,10 +11,10 @@ from torch import Tensor
 from visq import artifact, ops
 from visq.artifact.coverage import coverage_rows, kind_of
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models import VisionMamba
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, named_sites
-from visq.quant.spec import Spec
 from visq.simulation import deploy
 
 Build = Callable[..., VisionMamba]

@@ -10,11 +10,11 @@ import torch
 
 from visq.calibrate import calibrate
 from visq.calibrate.learners.adaround import SoftRounding
+from visq.integer.spec import Spec
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, Site, named_sites
-from visq.quant.spec import Spec
 from visq.recipes import Recipe, get_recipe
 
 from .conftest import Images

@@ -11,10 +11,10 @@ from torch import Tensor
 from visq.calibrate import calibrate
 from visq.calibrate.learners.gptq import GPTQ, round_columns
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
-from visq.quant.spec import Spec
 from visq.recipes import get_recipe
 
 from .conftest import Images

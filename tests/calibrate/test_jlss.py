@@ -14,13 +14,13 @@ from visq.calibrate import Calibration, calibrate
 from visq.calibrate.learners import JLSS
 from visq.calibrate.learners.jlss import LearnedLinear, learned_linears
 from visq.calibrate.learners.reconstruction import Outcome, Reconstruction, cosine_distance, gather, split
-from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
-from visq.quant.spec import Spec
 from visq.recipes import Recipe, get_recipe
+from visq.stages.stage_run import StageRun
 
 from .conftest import Images
 

@@ -19,8 +19,8 @@ from visq.calibrate.state_search import (
     step_scales,
 )
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.quantizer import StateQuantizer
-from visq.quant.spec import Spec
 from visq.transforms.state_factors import Factors
 
 

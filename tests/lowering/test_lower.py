@@ -14,17 +14,19 @@ import visq
 import visq.data
 from tests.lowering.bundles import ParameterBundle
 from tests.runtime.programs import ISAS
+from visq.integer.forms import IntegerLinear
+from visq.integer.fused_scan import FusedScan
+from visq.integer.operations import Round, Scan, inputs
+from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
 from visq.models import VisionMamba, create_model
 from visq.models.layers import Linear
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe, list_recipes
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.cpu import CpuEngine
-from visq.runtime.forms import IntegerLinear, form_of, reason
-from visq.runtime.fused_scan import FusedScan
+from visq.runtime.cpu.engine import CpuEngine
+from visq.runtime.operation_forms import form_of, reason
 from visq.runtime.oracle import Oracle
-from visq.runtime.program import Program, Round, Scan, inputs
 
 GEOMETRY = dict(image_size=28, patch_size=9, stride=9, channels=1, embed_dim=16, depth=1, d_state=4, num_classes=10)
 FAMILIES = sorted({recipe.family for recipe in list_recipes() if recipe.family != "fp32"})
@@ -71,7 +73,7 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
     oracle = Oracle(program, bundle)
     found = oracle(images.numpy())
     for isa in ISAS:
-        engine = CpuEngine(program, bundle, threads=1, isa=isa, keep=True)
+        engine = CpuEngine(program, bundle, threads=1, isa=isa, separate_memory=True)
         assert np.array_equal(engine(images.numpy()), found), isa
         different = [name for name, data in engine.tensors.items() if not np.array_equal(data, oracle.tensors[name])]
         assert different == [], isa

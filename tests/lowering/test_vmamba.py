@@ -15,16 +15,19 @@ from torch import Tensor
 
 import visq
 from tests.lowering.bundles import ParameterBundle
-from visq.analysis import quantize
 from visq.data import Dataset, open_dataset
+from visq.integer.forms import FloatLinear
+from visq.integer.operations import Scan, Transpose
+from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
 from visq.models import VMamba, create_model
+from visq.native.extension import engine_isas
+from visq.pipeline import quantize
 from visq.recipes import get_recipe
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.cpu import CpuEngine, present_isas
-from visq.runtime.forms import FloatLinear, form_of, reason
+from visq.runtime.cpu.engine import CpuEngine
+from visq.runtime.operation_forms import form_of, reason
 from visq.runtime.oracle import Oracle
-from visq.runtime.program import Program, Scan, Transpose
 
 GEOMETRY = {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "mlp_ratio": 2, "num_classes": 10, "d_state": 1}
 
@@ -62,8 +65,8 @@ def check_engine(program: Program, bundle: Bundle, images: np.ndarray) -> np.nda
     """The oracle's logits, after the engine gave its bytes everywhere."""
     oracle = Oracle(program, bundle)
     found = oracle(images)
-    for isa in present_isas():
-        engine = CpuEngine(program, bundle, threads=1, isa=isa, keep=True)
+    for isa in engine_isas():
+        engine = CpuEngine(program, bundle, threads=1, isa=isa, separate_memory=True)
         assert np.array_equal(engine(images), found), isa
         different = [name for name, data in engine.tensors.items() if not np.array_equal(data, oracle.tensors[name])]
         assert different == [], isa

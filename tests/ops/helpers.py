@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visq.ops import _native
+from visq.native.extension import op_isas
 
 # (B, L, d_inner, N): lengths, channels and states around and off the vector widths.
 SHAPES = [
@@ -20,7 +20,7 @@ SHAPES = [
     (2, 31, 33, 16),
 ]
 SHAPE_IDS = ["x".join(map(str, shape)) for shape in SHAPES]
-ISAS = _native.present_isas()
+ISAS = op_isas()
 needs_cpp = pytest.mark.skipif(not ISAS, reason="the C++ extension is not installed")
 
 

@@ -12,11 +12,12 @@ import torch
 
 from tests.ops.helpers import ISAS, needs_cpp, scan_inputs, torch_threads
 from visq.errors import VisqError
+from visq.native import extension
+from visq.native.extension import has_engine_isa
 from visq.ops import _native, backends, selective_scan
-from visq.runtime.cpu import has_isa
 
 OPS = {
-    "deployed",
+    "exact",
     "fake_quantize",
     "fixed_scan",
     "causal_conv1d",
@@ -58,11 +59,11 @@ def test_forcing_an_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_extension_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "_C", None)
-    monkeypatch.setattr(_native, "_missing", "the C++ extension visq._C is not installed", raising=False)
+    monkeypatch.setattr(extension, "_C", None)
+    monkeypatch.setattr(extension, "MISSING", "the C++ extension visq._C is not installed")
     monkeypatch.setattr(backends, "_warned", set())
     inputs = scan_inputs(1, 2, 3, 1)
-    with pytest.warns(RuntimeWarning, match="selective_scan runs as a slow PyTorch loop .*not installed"):
+    with pytest.warns(RuntimeWarning, match="selective_scan runs as a slow loop .*not installed"):
         selective_scan(*inputs)
     import warnings
 
@@ -81,8 +82,8 @@ def test_forced_isa_and_its_error() -> None:
     )
     assert run("scalar").stdout.strip() == "cpp-scalar"
     for isa in ("avx512vnni", "amx", "amx-emulated"):  # the engine's own: AVX-512 here
-        assert not has_isa(isa) or run(isa).stdout.strip() == "cpp-avx512"
-    for isa in ("mmx", *(isa for isa in ("avx512vnni", "amx") if not has_isa(isa))):
+        assert not has_engine_isa(isa) or run(isa).stdout.strip() == "cpp-avx512"
+    for isa in ("mmx", *(isa for isa in ("avx512vnni", "amx") if not has_engine_isa(isa))):
         bad = run(isa)
         assert bad.returncode != 0 and f"instruction set '{isa}' is not available here" in bad.stderr
 

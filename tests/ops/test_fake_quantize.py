@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from visq.errors import VisqError
+from visq.native.extension import available, op_isas
 from visq.ops import _native, fake_quantize
 from visq.ops.fake_quantize import cpp, naive
 
-needs_cpp = pytest.mark.skipif(not _native.available()[0], reason="no C++ extension")
+needs_cpp = pytest.mark.skipif(not available(), reason="no C++ extension")
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 3, 16), (3, 17, 33), (2, 40, 17), (1, 5, 64)]
 
 
@@ -26,7 +27,7 @@ def arguments(shape: tuple[int, int, int], axis: str, zero: bool, smooth: bool) 
 
 
 @needs_cpp
-@pytest.mark.parametrize("isa", _native.present_isas())
+@pytest.mark.parametrize("isa", op_isas())
 @pytest.mark.parametrize("axis", ["tensor", "channel", "token"])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("smooth", [False, True])

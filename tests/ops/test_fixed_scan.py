@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 
 from visq import ops
 from visq.errors import VisqError
+from visq.integer.codecs import make_codec, make_state_codec
+from visq.integer.fixed_scan import FixedScan
+from visq.integer.fused_scan import FusedScan
+from visq.integer.scan_steps import ScanCodecs
+from visq.integer.scans import IntegerScan, integer_form
+from visq.integer.spec import Granularity, Named, Spec
+from visq.native.extension import available, op_isas
 from visq.ops import _native, backends
 from visq.ops.fixed_scan import cpp
 from visq.quant.codebook import power
-from visq.quant.deployed import ScanPlan, converted
+from visq.quant.codec import codec_of
 from visq.quant.quantizer import Quantizer, StateQuantizer
+from visq.quant.scan import ScanPlan
 from visq.quant.site import SiteQuantizer
-from visq.quant.spec import Granularity, Named, Spec
-from visq.runtime import quantizers
-from visq.runtime.fused_scan import FusedScan, IntegerScan, integer_form
-from visq.runtime.scan import FixedScan
 
-ISAS = _native.present_isas()
+ISAS = op_isas()
 
 
 class Case:
@@ -76,7 +80,7 @@ class Case:
         return self.delta_quantizer, self.B_quantizer, self.C_quantizer, self.abar, self.bbar, self.h
 
     def plan(self) -> IntegerScan:
-        found = ScanPlan().get(self.length, self.A, *self.parts())
+        found = ScanPlan().get(self.length, self.A, self.parts())
         assert type(found) is (FixedScan if self.B_quantizer is None else FusedScan)
         return found
 
@@ -91,7 +95,7 @@ class Case:
         return ops.quantized_scan(self.u, self.delta, self.A, self.B, self.C, **arguments).numpy()
 
 
-needs_extension = pytest.mark.skipif(not _native.available()[0], reason="the C++ extension is not installed")
+needs_extension = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
 
 
 @needs_extension
@@ -143,14 +147,14 @@ def test_threads_and_batches_do_not_matter() -> None:
 def test_the_plan_follows_its_quantizers() -> None:
     case, plan = Case(), ScanPlan()
     parts = case.parts()
-    first = plan.get(case.length, case.A, *parts)
-    assert plan.get(case.length, case.A.clone(), *parts) is first
-    assert plan.get(case.length, 2 * case.A, *parts) is not first
-    second = plan.get(case.length, case.A, *parts)
+    first = plan.get(case.length, case.A, parts)
+    assert plan.get(case.length, case.A.clone(), parts) is first
+    assert plan.get(case.length, 2 * case.A, parts) is not first
+    second = plan.get(case.length, case.A, parts)
     with torch.no_grad():
         case.h.step.mul_(2)
-    assert plan.get(case.length, case.A, *parts) is not second
-    assert plan.get(case.length, case.A, *parts[:2], None, *parts[3:]) is None
+    assert plan.get(case.length, case.A, parts) is not second
+    assert plan.get(case.length, case.A, (*parts[:2], None, *parts[3:])) is None
 
 
 @needs_extension
@@ -172,7 +176,7 @@ def test_scales_that_float32_cannot_invert_have_no_plan() -> None:
     case = Case(divisors=True)
     assert case.bbar.smooth is not None
     case.bbar.smooth.fill_(1e-38)
-    assert ScanPlan().get(case.length, case.A, *case.parts()) is None
+    assert ScanPlan().get(case.length, case.A, case.parts()) is None
 
 
 def test_shapes_are_checked() -> None:
@@ -195,12 +199,12 @@ def test_fusing_leaves_less_error(bits: int, share: float) -> None:
 def unfused(**changes: object) -> str:
     """Why a fused scan with `changes` to its quantizers has no form in fixed point."""
     case = Case(fused=True)
-    makers = (*(quantizers.make_quantizer,) * 3, None, None, quantizers.make_state)
-    forms = [None if part is None else converted(part, make) for part, make in zip(case.parts(), makers, strict=True)]
+    makers = (*(make_codec,) * 3, None, None, make_state_codec)
+    forms = [None if part is None else codec_of(part, make) for part, make in zip(case.parts(), makers, strict=True)]
     names = ("delta", "B", "C", "abar", "bbar", "h")
     for name, values in changes.items():
         forms[names.index(name)] = replace(forms[names.index(name)], **values)
-    form = integer_form(case.length, case.A.numpy(), *forms)
+    form = integer_form(case.length, case.A.numpy(), ScanCodecs(*forms))
     assert isinstance(form, str)
     return form
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Named, Spec
 from visq.quant.codebook import CODEBOOKS, layouts
 from visq.quant.codebook_search import Distribution, best, fits
 from visq.quant.estimators import make_estimator
 from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Named, Spec
 
 TABLES = ("power", "two_segment", "twin", "log2")
 ALL = (*TABLES, "kmeans")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators import make_estimator
 from visq.quant.estimators.similarity import CANDIDATES
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 
 def estimate(spec: Spec, batches: list[Tensor], kind: str = "activation", smooth: Tensor | None = None) -> Quantizer:

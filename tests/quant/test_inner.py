@@ -8,10 +8,10 @@ from torch import Tensor
 
 from visq import ops
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant import inner
 from visq.quant.inner import make_inner_estimator
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 
 def s4d(batch: int = 4, length: int = 30, channels: int = 12, states: int = 8, seed: int = 0) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 
 @st.composite

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators import make_estimator
 from visq.quant.estimators.percentile import BINS
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 
 def estimate(x: Tensor, percentile: float, parts: int = 3, **options: object) -> Quantizer:

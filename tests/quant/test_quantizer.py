@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
-from visq.quant.spec import Spec
 
 
 @st.composite

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer, Rotation
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
-from visq.quant.spec import Spec
 
 
 @st.composite

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from visq.integer.spec import Spec
 from visq.models import create_model
 from visq.quant.estimators import make_estimator
 from visq.quant.site import WEIGHT, bake_weights, named_sites, site_name, site_parameter
-from visq.quant.spec import Spec
 
 TINY = {
     "image_size": 8,

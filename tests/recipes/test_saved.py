@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.cli.conftest import tiny_model, write_images
-from visq.analysis import quantize
 from visq.artifact import load
 from visq.data import Dataset, open_dataset
+from visq.pipeline import quantize
 from visq.recipes import get_recipe, list_recipes
 
 NAMES = [recipe.name for recipe in list_recipes() if str(recipe.bits) == "w4a4"]

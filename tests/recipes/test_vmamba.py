@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 import visq
-from visq.analysis import quantize
 from visq.data import Dataset, open_dataset
 from visq.models import create_model
+from visq.pipeline import quantize
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe
 from visq.recipes.catalog import packaged_families

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from visq.runtime import program as ir
+from visq.integer import operations as ir
+from visq.integer.codecs import Codec, FactorCodec, StateCodec
+from visq.integer.operations import Constant, Operation, TensorDecl
+from visq.integer.program import Program
+from visq.native.extension import EMULATED, engine_isas, has_engine_isa
 from visq.runtime.bundle import Bundle, Weight
-from visq.runtime.cpu import EMULATED, has_isa, present_isas
-from visq.runtime.program import Constant, Operation, Program, TensorDecl
-from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer
 
 #: Every instruction set the engine can be tested with here.
-ISAS = (*present_isas(), *filter(has_isa, [EMULATED]))
+ISAS = (*engine_isas(), *filter(has_engine_isa, [EMULATED]))
 
 
 @dataclass
@@ -26,16 +27,16 @@ class Parameters(Bundle):
     sites: dict[str, Any] = field(default_factory=dict)
     rotations: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
-    def quantizer(self, site: str) -> Quantizer:
-        found: Quantizer = self.sites[site]
+    def codec(self, site: str) -> Codec:
+        found: Codec = self.sites[site]
         return found
 
-    def state(self, site: str) -> StateQuantizer:
-        found: StateQuantizer = self.sites[site]
+    def state(self, site: str) -> StateCodec:
+        found: StateCodec = self.sites[site]
         return found
 
-    def factor(self, site: str) -> Factor:
-        found: Factor = self.sites[site]
+    def factor(self, site: str) -> FactorCodec:
+        found: FactorCodec = self.sites[site]
         return found
 
     def rotation(self, site: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,7 @@ QUANTIZERS = (
 )
 
 
-def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: float = 3.0) -> Quantizer:
+def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: float = 3.0) -> Codec:
     """For values up to about `top`: some of them are clipped."""
     bits = 4 if "4 bits" in kind else 8
     asymmetric = "asymmetric" in kind or "one zero" in kind
@@ -94,7 +95,7 @@ def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: f
         table = (np.where(codes < 0, codes / 32, codes) / 4).astype(np.float32)
         low, high = 0, table.size - 1
     step = ((np.ones(1, np.float32) if by_token else scale) * smooth).astype(np.float32)
-    return Quantizer(
+    return Codec(
         low=low,
         high=high,
         offset=0 if unsigned or table is not None else 2 ** (bits - 1),

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.runtime.cpu.test_engine import ISAS, check
 from tests.runtime.programs import Maker, quantizer, weight
-from tests.runtime.test_cpu import ISAS, check
 from visq.errors import VisqError
-from visq.runtime import program as ir
+from visq.integer import operations as ir
+from visq.integer.forms import FloatConv2d, IntegerConv2d, IntegerLinear
+from visq.native.extension import available
 from visq.runtime.bundle import Weight
-from visq.runtime.cpu import CpuEngine, available
-from visq.runtime.forms import FloatConv2d, IntegerConv2d, IntegerLinear
+from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
@@ -27,7 +28,7 @@ def decoded(maker: Maker, oracle: Oracle, name: str) -> np.ndarray:
     if decl.site is None:
         return data
     order = np.arange(decl.rows)[:: -1 if decl.reverse else 1]
-    return maker.bundle.quantizer(decl.site).decode(data, order)
+    return maker.bundle.codec(decl.site).decode(data, order)
 
 
 def as_map(x: np.ndarray, side: int) -> torch.Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import visq
+from visq.integer.spec import Spec
 from visq.models import VisionMamba, create_model
 from visq.models.layers import Linear
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 from visq.simulation import deploy
 
 GEOMETRY = {"image_size": 28, "patch_size": 7, "stride": 7, "channels": 1, "embed_dim": 16, "depth": 2}

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visq.calibrate.stage_run import StageRun
-from visq.calibrate.stream import Stream
+from visq.integer.spec import Spec
 from visq.models import create_model
 from visq.models.vim import VisionMamba
-from visq.quant.spec import Spec
+from visq.stages.stage_run import StageRun
+from visq.stages.stream import Stream
 
 
 def network() -> VisionMamba:

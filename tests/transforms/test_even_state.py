@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visq.errors import VisqError
-from visq.quant.spec import Named
+from visq.integer.spec import Named
 from visq.transforms import make_transform
 from visq.transforms.even_state import fitted_factors
 from visq.transforms.reparameterize import rank_one_factors

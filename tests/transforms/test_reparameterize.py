@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from visq import ops
+from visq.integer.spec import Spec
 from visq.models import create_model
 from visq.quant.quantizer import StateQuantizer
-from visq.quant.spec import Spec
 from visq.transforms.reparameterize import (
     DISPERSIONS,
     REPRESENTATIVES,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models.layers import Linear
 from visq.quant.site import ACTIVATION, WEIGHT
-from visq.quant.spec import Spec
 from visq.transforms.smooth import Smooth, estimate, search, smoothing
 
 from .conftest import network, stage_run

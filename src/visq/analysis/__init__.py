@@ -4,8 +4,7 @@ from visq.analysis.compare import Subject, compare
 from visq.analysis.coverage import coverage, totals
 from visq.analysis.diagnostics import diagnose
 from visq.analysis.engine import EngineModel
-from visq.analysis.evaluate import Evaluation, check_finite, evaluate
-from visq.analysis.pipeline import Quantized, quantize
+from visq.analysis.evaluate import Evaluation, evaluate
 from visq.analysis.results import evaluation_row, fp32_bytes
 from visq.analysis.significance import Paired, mcnemar
 
@@ -13,9 +12,6 @@ __all__ = [
     "evaluate",
     "EngineModel",
     "Evaluation",
-    "check_finite",
-    "quantize",
-    "Quantized",
     "compare",
     "Subject",
     "coverage",

@@ -238,7 +238,7 @@ def take_turns(runs: dict[str, Run], slow: set[str], seconds: float) -> dict[str
 _RSS = """
 import sys
 import numpy as np
-import visq.runtime.cpu
+import visq.runtime.cpu.engine
 from visq.memory import peak_rss
 from visq.runtime import load_engine
 folder, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import visq
+from visq._version import __version__
 from visq.analysis.coverage import totals
 from visq.analysis.engine import EngineModel
 from visq.analysis.evaluate import Evaluation, check_labels, evaluate, limited
-from visq.analysis.pipeline import Quantized, quantize
 from visq.analysis.results import evaluation_row, fp32_bytes
 from visq.analysis.significance import mcnemar
 from visq.artifact import artifact_bytes, save
@@ -28,6 +27,7 @@ from visq.artifact.schema import canonical
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.memory import peak_rss, reset_peak_rss
+from visq.pipeline.quantize import Quantized, quantize
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
@@ -200,4 +200,4 @@ class Cache:
 
     @staticmethod
     def _name(key: Row) -> str:
-        return hashlib.sha256(canonical({**key, "version": visq.__version__})).hexdigest()
+        return hashlib.sha256(canonical({**key, "version": __version__})).hexdigest()

@@ -15,6 +15,7 @@ from visq import parallel
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.family import num_classes
+from visq.pipeline.check_fp32 import first_bad_stage
 from visq.progress import Progress
 
 
@@ -126,28 +127,3 @@ def check_labels(model: Any, dataset: Dataset) -> None:
             f"{dataset.name} has {len(dataset.classes)} classes, the model {outputs} outputs whose names are unknown; "
             "pass --classes with a file of the model's class names"
         )
-
-
-@torch.no_grad()
-def check_finite(model: Any, dataset: Dataset, *, batch_size: int = 32, progress: Progress | None = None) -> None:
-    """Run a model over a data set, each rank over its share; VisqError naming the first stage that gives NaN or Inf."""
-    model.eval()
-    with (progress or Progress("silent")).task("checking FP32", total=len(dataset)) as task:
-        for index, (images, _) in enumerate(dataset.batches(batch_size)):
-            mine = index % parallel.world() == parallel.rank()
-            if mine and not torch.isfinite(model(images)).all():
-                where = first_bad_stage(model, images)
-                raise VisqError(
-                    f"the FP32 model gives NaN or Inf, first in {where}; check the checkpoint and the images"
-                )
-            task.advance(len(images))
-
-
-def first_bad_stage(model: Any, images: Tensor) -> str:
-    """The name of the first stage of a forward pass whose output is not finite."""
-    state: tuple[Tensor, ...] = (images,)
-    for stage in model.stages():
-        state = stage.forward(*state)
-        if not all(torch.isfinite(tensor).all() for tensor in state):
-            return f"stage {stage.name}"
-    return "no stage of a second pass; the model is not deterministic"

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import visq
+from visq._version import __version__
 from visq.ops import backends
 
 
 def versions() -> dict[str, str]:
     return {
-        "visq": visq.__version__,
+        "visq": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -12,27 +12,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visq.runtime.arithmetic import EXP2, EXP2_FRACTION, GELU, LOG1P
-from visq.runtime.bundle import Bundle
-from visq.runtime.forms import (
+from visq.integer.arithmetic import EXP2_FRACTION
+from visq.integer.fixed_scan import FixedScan
+from visq.integer.float_scan import FloatScan
+from visq.integer.forms import (
     FloatConv1d,
     FloatConv2d,
     FloatLinear,
-    FloatScan,
     Form,
     IntegerConv1d,
     IntegerConv2d,
     IntegerLinear,
     WideLinear,
-    form_of,
 )
-from visq.runtime.fused_scan import FusedScan, IntegerScan
-from visq.runtime.program import (
+from visq.integer.fused_scan import FusedScan
+from visq.integer.instructions import ELEMENTWISE, EXP2_COST
+from visq.integer.operations import (
     Instruction,
     LayerNorm,
     Load,
     Mean,
-    Program,
     RmsNorm,
     Rotate,
     Round,
@@ -41,18 +40,14 @@ from visq.runtime.program import (
     Unary,
     WithConstant,
 )
-from visq.runtime.scan import FixedScan
+from visq.integer.program import Program
+from visq.integer.scans import IntegerScan
+from visq.runtime.bundle import Bundle
+from visq.runtime.operation_forms import form_of
 
-#: Additions and multiplications of `visq.runtime.arithmetic`: a subtraction, a polynomial, a power of two.
-_EXP2 = 1 + 2 * len(EXP2) + 1
-_UNARY = {
-    "neg": 0,
-    "silu": 1 + _EXP2 + 2,
-    "gelu": 3 + 2 * (len(GELU) - 1) + 2 + 2 + _EXP2 + 2,
-    "softplus": 1 + _EXP2 + 3 + 2 * (len(LOG1P) - 1) + 2,
-}
-#: Of an update of the float32 scan: delta A, its power, delta B, Abar h + Bbar u, the share of y.
-_FLOAT_UPDATE = 1 + _EXP2 + 1 + 3 + 2
+#: Additions and multiplications of one update of the float32 scan: delta A, its power, delta B, Abar h + Bbar u, the
+#: share of y.
+_FLOAT_UPDATE = 1 + EXP2_COST + 1 + 3 + 2
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def _float_operations(program: Program, bundle: Bundle, step: Instruction, width
     if isinstance(step, Load | Store):  # decoding and encoding multiply by a scale
         return int(program.tensors[step.tensor].site is not None)
     if isinstance(step, Unary):
-        return _UNARY[step.op]
+        return ELEMENTWISE[step.op].cost
     if isinstance(step, RmsNorm):
         return 4
     if isinstance(step, LayerNorm):  # the mean, the difference, the variance, three to scale and shift
@@ -211,7 +206,7 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
     `kind`: `linear` or `float linear`, by its name in the engine's profile, which tells its time from the rest's. The
     quickest run counts: others may have been interrupted.
     """
-    from visq import _C
+    from visq.native.extension import _C
 
     side, width = 2 * patch, patch * patch
     rows = (side - patch + 1) ** 2

@@ -9,9 +9,9 @@ from torch import nn
 
 from visq.artifact.schema import CoverageRow
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import Site, named_sites
-from visq.quant.spec import Spec
 from visq.recipes import Recipe
 
 _LAYER = re.compile(r"^layers\.\d+\.((residual_group\.)?blocks\.\d+\.)?((mixer|op)\.)?")

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from visq.errors import VisqError
+from visq.errors import VisqError, first_problem
+from visq.integer.program import Program
 from visq.recipes import Recipe
-from visq.recipes.schema import first_problem
-from visq.runtime.program import Program
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.json"

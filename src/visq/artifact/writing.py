@@ -12,15 +12,15 @@ from typing import Any
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-import visq
+from visq._version import __version__
 from visq.artifact.architecture import describe_architecture
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, Provenance, TensorFile, render
 from visq.artifact.tensors import share, store
 from visq.errors import VisqError
+from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
 from visq.recipes import Recipe
-from visq.runtime.program import Program
 
 #: safetensors' own names of the dtypes an artifact uses.
 DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.uint8": "U8", "torch.int16": "I16"}
@@ -59,7 +59,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
     program, no_program = lowered(model)
     config = ArtifactConfig(
         schema_version=1,
-        visq_version=visq.__version__,
+        visq_version=__version__,
         architecture=describe_architecture(model),
         preprocess=model.card.preprocess.to_dict(),
         classes=model.card.classes,

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visq.calibrate.stage_run import belongs
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.stage import Stage
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, named_sites
 from visq.recipes import Recipe
+from visq.stages.stage_run import belongs
 
 
 class WorkFolder:

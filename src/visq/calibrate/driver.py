@@ -17,17 +17,17 @@ from visq.calibrate.jobs import ActivationJob, Job, estimate_weight
 from visq.calibrate.layer_search import LayerSearch
 from visq.calibrate.learners import make_learner
 from visq.calibrate.scan_job import ScanJob
-from visq.calibrate.stage_run import StageRun, belongs
-from visq.calibrate.stream import Stream, check_finite
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
 from visq.quant.half import round_parameters
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
-from visq.quant.spec import Spec
 from visq.recipes import Recipe
+from visq.stages.stage_run import StageRun, belongs
+from visq.stages.stream import Stream, check_finite
 from visq.transforms import make_transform
 
 #: Called after every stage with (stages done, stages in all, name of the stage).

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators import make_estimator
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer, Rotation
 from visq.quant.site import ACTIVATION, WEIGHT, Site, SiteQuantizer, site_parameter
-from visq.quant.spec import Spec
+from visq.stages.stage_run import StageRun
 
 Observe = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from visq import parallel
-from visq.calibrate.hooks import without_hooks
 from visq.calibrate.jobs import Job
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators import Similarity
 from visq.quant.estimators.similarity import CANDIDATES
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import SiteQuantizer
-from visq.quant.spec import Spec
+from visq.stages.hooks import without_hooks
 
 
 class LayerSearch(Job):

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from visq import parallel
 from visq.calibrate.jobs import Job
-from visq.calibrate.stage_run import StageRun
 from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import SiteQuantizer
-from visq.transforms.state_factors import Factors
+from visq.stages.factors import Factors
+from visq.stages.stage_run import StageRun
 
 
 class ScanJob(Job):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from visq import ops, parallel
 from visq.errors import VisqError
-from visq.quant.spec import Spec
-from visq.transforms.state_factors import Factors, chunks
+from visq.integer.spec import Spec
+from visq.stages.factors import Factors, chunks
 
 #: Bits dropped from |h| when a percentile is wanted: 5 bits of the fraction stay, 1/32 to 1/64 of the value.
 _SHIFT = 18

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from visq import __version__
+from visq._version import __version__
 from visq.cli import bench, compare, demo, diagnose, evaluate, inspect, listing, predict, quantize, train
 
 app = typer.Typer(

@@ -79,11 +79,11 @@ def run_recipe(
 
     Without the C++ extension the engine is slow NumPy, and the artifact's simulation is measured instead.
     """
-    from visq import analysis
+    from visq import analysis, pipeline
     from visq.artifact import artifact_bytes
     from visq.recipes import get_recipe
 
-    result = analysis.quantize(
+    result = pipeline.quantize(
         copy.deepcopy(model),
         get_recipe(name),
         calibration,

@@ -45,8 +45,7 @@ def quantize(
     Started by torchrun (`torchrun --nproc-per-node 2 -m visq.cli quantize ...`) several processes share the work.
     """
     output = Output(json_to)
-    from visq import parallel
-    from visq.analysis import pipeline
+    from visq import parallel, pipeline
     from visq.artifact import check_destination
     from visq.data import open_dataset
     from visq.recipes import get_recipe

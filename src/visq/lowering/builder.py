@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from visq.integer import operations as ir
+from visq.integer.operations import Instruction, Operation, Source, TensorDecl
+from visq.integer.program import Program
 from visq.lowering.values import LoweringError, Value
-from visq.runtime import program as ir
-from visq.runtime.program import Instruction, Operation, Program, Source, TensorDecl
 
 
 class Builder:

@@ -7,32 +7,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from visq.integer import operations as ir
+from visq.integer.operations import Constant
+from visq.lowering.context import Lowering
 from visq.lowering.values import Image, LoweringError, Map, Parameter, Value
 from visq.models.layers import (
-    GELU,
     CausalConv1d,
     Conv2d,
+    Elementwise,
     LayerNorm,
     Linear,
     RMSNorm,
     SelectiveScan,
-    SiLU,
     Softplus,
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
-from visq.quant.quantizer import Quantizer
+from visq.quant.quantizer import one_scale
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
-from visq.runtime import program as ir
-from visq.runtime.program import Constant
-
-if TYPE_CHECKING:
-    from visq.lowering.lower import Lowering
 
 LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
@@ -46,6 +43,11 @@ def lowers(layer: type[nn.Module], by_row: bool = False) -> Callable[[Callable[.
         return function
 
     return decorate
+
+
+def lowering_of(layer: type[nn.Module]) -> Callable[..., Any] | None:
+    """Returns how modules of a class are lowered; None for classes that are traced through."""
+    return functools.partial(each_row, elementwise) if issubclass(layer, Elementwise) else LAYERS.get(layer)
 
 
 def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Module, name: str, x: Any) -> Any:
@@ -120,7 +122,7 @@ def dense_conv2d(
 ) -> Value:
     """Windows, then a matrix product. A site with one scale rounds a window's values as it rounds the map's, and 0
     outside stays 0; other sites round the map, and the product is in float32."""
-    after = one_scale(module.site_in)
+    after = one_scale(module.site_in.quantizer)
     tensor = None
     if not after:
         tensor = lowering.builder.tensor(conv_input(lowering, module, name, rows_of(lowering, name, x)))
@@ -129,17 +131,6 @@ def dense_conv2d(
     source = ir.Patches(patch=kernel, stride=stride, padding=padding, input=tensor)
     windows = lowering.builder.operation(f"{name}.patches", source, rows, module.in_channels * kernel * kernel)
     return (product if after else matrix_product)(lowering, module, name, windows)
-
-
-def one_scale(site: Site) -> bool:
-    """Whether a site rounds every value alike, and 0 to 0."""
-    quantizer = site.quantizer
-    if type(quantizer) is not Quantizer:
-        return quantizer is None
-    if quantizer.axis is not None or quantizer.smooth is not None or quantizer.table is not None:
-        return False
-    zero = 0.0 if quantizer.zero_point is None else float(quantizer.zero_point)
-    return quantizer.spec.qmin <= zero <= quantizer.spec.qmax
 
 
 def rows_of(lowering: Lowering, name: str, x: Map | Image) -> Value:
@@ -165,14 +156,8 @@ def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
-@lowers(SiLU, by_row=True)
-def silu(lowering: Lowering, module: SiLU, name: str, x: Value) -> Value:
-    return lowering.site(lowering.unary("silu", x), f"{name}.out", module.site_out)
-
-
-@lowers(GELU, by_row=True)
-def gelu(lowering: Lowering, module: GELU, name: str, x: Value) -> Value:
-    return lowering.site(lowering.unary("gelu", x), f"{name}.out", module.site_out)
+def elementwise(lowering: Lowering, module: Elementwise, name: str, x: Value) -> Value:
+    return lowering.site(lowering.unary(module.instruction, x), f"{name}.out", module.site_out)
 
 
 @lowers(Softplus, by_row=True)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from visq.lowering.builder import Builder
-from visq.lowering.layers import LAYERS
-from visq.lowering.values import Image, LoweringError, Map, Parameter, Tokens, Value, Zeros
-from visq.models.family import image_size
+from visq.integer.program import Program
+from visq.lowering.context import Lowering
+from visq.lowering.layers import lowering_of
+from visq.lowering.rules import FUNCTIONS, OF_MAPS, RULES
+from visq.lowering.values import Image, LoweringError, has_map
 from visq.models.layers import CheckImages, DropPath
-from visq.quant.rotated import RotatedQuantizer
-from visq.quant.site import Site, site_name
-from visq.runtime import program as ir
-from visq.runtime.program import Constant, Program
+from visq.quant.site import site_name
 
 
 def lower(model: nn.Module) -> Program:
-    """The integer program of a quantized model in eval mode.
+    """Returns the integer program of a quantized model in eval mode.
 
     Raises:
         LoweringError: something the engine has no form for, named.
     """
-    return Lowering(model).run()
+    return _Walk(model).run()
 
 
 #: Modules that hand on what they get: the engine drops nothing, and checks images itself.
@@ -37,18 +32,14 @@ class _Tracer(fx.Tracer):
     """Layers with sites stay whole; everything around them is traced."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in LAYERS or isinstance(m, PASSED)
+        return lowering_of(type(m)) is not None or isinstance(m, PASSED)
 
 
-class Lowering:
-    """One walk over a traced graph. `size`: pixels of a side of the image."""
+class _Walk(Lowering):
+    """Lowers node by node; `values` holds what each node became."""
 
     def __init__(self, model: Any) -> None:
-        size = image_size(model.config)
-        if size is None:
-            raise LoweringError("a program is made for images of one size, and this network takes any")
-        self.model, self.size, self.channels = model, size, model.config.channels
-        self.builder = Builder()
+        super().__init__(model)
         self.modules = dict(model.named_modules())
         self.values: dict[fx.Node, Any] = {}
 
@@ -70,251 +61,17 @@ class Lowering:
         if node.op == "placeholder":
             return Image()
         if node.op == "get_attr":
-            return self._parameter(target)
+            return self.parameter(target)
         if node.op == "call_module":
             module = self.modules[target]
             if isinstance(module, PASSED):
                 return arguments[0]
-            return LAYERS[type(module)](self, module, site_name(target), *arguments)
+            layer = lowering_of(type(module))
+            assert layer is not None  # the tracer went through every other module
+            return layer(self, module, site_name(target), *arguments)
         name = target if node.op == "call_method" else FUNCTIONS.get(target)
         if name not in RULES:
             raise LoweringError(f"the engine has no form for {node.op} {target} ({node.name})")
-        if name not in OF_MAPS and _has_map(arguments):
+        if name not in OF_MAPS and has_map(arguments):
             raise LoweringError(f"the engine has no form for {name} of a map ({node.name})")
         return RULES[name](self, *arguments, **options)
-
-    # --- what layers and rules are made of
-
-    def site(self, x: Value, name: str, site: Site) -> Value:
-        """x rounded by a site's quantizer, or x."""
-        if site.quantizer is None:
-            return x
-        rotated = isinstance(site.quantizer, RotatedQuantizer)
-        return Value("round", x.rows, x.width, (x,), {"site": name, "rotated": rotated}, x.reverse)
-
-    def unary(self, function: str, x: Value) -> Value:
-        return Value("unary", x.rows, x.width, (x,), {"function": function}, x.reverse)
-
-    def binary(self, function: str, a: Any, b: Any) -> Any:
-        if isinstance(a, Zeros) or isinstance(b, Zeros):
-            if function != "add":
-                raise LoweringError("a product with zeros")
-            return b if isinstance(a, Zeros) else a
-        if isinstance(a, Parameter | int | float):
-            a, b = b, a
-        if isinstance(a, Value) and isinstance(b, int | float) and function == "mul":
-            return Value("scalar", a.rows, a.width, (a,), {"value": float(b)}, a.reverse)
-        if isinstance(a, Value) and isinstance(b, Parameter):
-            self._check_constant(a, b)
-            parameters = {"function": f"{function}_constant", "constant": b.constant}
-            return Value("constant", a.rows, a.width, (a,), parameters, a.reverse)
-        if not (isinstance(a, Value) and isinstance(b, Value)) or (a.rows, a.width) != (b.rows, b.width):
-            raise LoweringError(f"{function} of operands that do not fit")
-        if a.reverse != b.reverse:
-            raise LoweringError(f"{function} of a sequence and one that runs the other way")
-        return Value("binary", a.rows, a.width, (a, b), {"function": function}, a.reverse)
-
-    def _check_constant(self, x: Value, parameter: Parameter) -> None:
-        shape = tuple(size for size in parameter.shape if size != 1)
-        if shape != (x.width,) and (shape != (x.rows, x.width) or x.reverse):
-            raise LoweringError(f"{parameter.constant.name} {parameter.shape} does not fit [{x.rows}, {x.width}]")
-
-    def _parameter(self, target: str) -> Parameter:
-        parameter = self.model.get_parameter(target)
-        return Parameter(Constant(name=target), tuple(parameter.shape))
-
-
-def _has_map(arguments: Any) -> bool:
-    return isinstance(arguments, Map) or (isinstance(arguments, tuple | list) and any(map(_has_map, arguments)))
-
-
-# --- functions and methods, by one name
-
-FUNCTIONS: dict[Callable[..., Any], str] = {
-    operator.add: "add",
-    operator.mul: "mul",
-    operator.truediv: "truediv",
-    operator.neg: "neg",
-    operator.getitem: "getitem",
-    torch.exp: "exp",
-    torch.cat: "cat",
-    torch.zeros_like: "zeros_like",
-    getattr: "getattr",
-}
-RULES: dict[str, Callable[..., Any]] = {}
-#: Those that take a map.
-OF_MAPS = ("flatten", "transpose", "getattr")
-
-
-def rule(function: Callable[..., Any]) -> Callable[..., Any]:
-    RULES[function.__name__] = function
-    return function
-
-
-@rule
-def add(lowering: Lowering, a: Any, b: Any) -> Any:
-    return lowering.binary("add", a, b)
-
-
-@rule
-def mul(lowering: Lowering, a: Any, b: Any) -> Any:
-    return lowering.binary("mul", a, b)
-
-
-@rule
-def truediv(lowering: Lowering, a: Value, b: float) -> Any:
-    if not isinstance(b, int | float) or b == 0 or (1 / b) * b != 1:
-        raise LoweringError("a division by something else than a number with an exact reciprocal")
-    return lowering.binary("mul", a, 1 / b)
-
-
-@rule
-def neg(lowering: Lowering, x: Any) -> Any:
-    return _function("neg", lowering, x)
-
-
-@rule
-def exp(lowering: Lowering, x: Any) -> Any:
-    return _function("exp", lowering, x)
-
-
-def _function(name: str, lowering: Lowering, x: Any) -> Any:
-    if isinstance(x, Parameter):
-        constant = x.constant.model_copy(update={"functions": (*x.constant.functions, name)})
-        return Parameter(constant, x.shape)
-    if name != "neg":
-        raise LoweringError(f"{name} of an activation")
-    return lowering.unary(name, x)
-
-
-@rule
-def double(lowering: Lowering, x: Parameter) -> Parameter:
-    """Functions of parameters are computed in float64 (`Bundle.constant`)."""
-    if not isinstance(x, Parameter):
-        raise LoweringError("float64 of an activation")
-    return x
-
-
-@rule
-def to(lowering: Lowering, x: Parameter, like: Parameter) -> Parameter:
-    if not isinstance(x, Parameter) or not isinstance(like, Parameter):
-        raise LoweringError("a conversion of an activation")
-    return x
-
-
-@rule
-def zeros_like(lowering: Lowering, x: Value) -> Zeros:
-    return Zeros()
-
-
-@rule
-def flip(lowering: Lowering, x: Value, dim: int) -> Value:
-    """A view: the same rows, read the other way."""
-    if dim != 1:
-        raise LoweringError(f"flip of dimension {dim}")
-    return Value("slice", x.rows, x.width, (x,), {"offset": 0}, not x.reverse)
-
-
-@rule
-def chunk(lowering: Lowering, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
-    if x.width % chunks:
-        raise LoweringError(f"{x.width} channels in {chunks} parts")
-    return split(lowering, x, [x.width // chunks] * chunks, dim)
-
-
-@rule
-def split(lowering: Lowering, x: Value, sizes: list[int], dim: int = 0) -> tuple[Value, ...]:
-    if dim not in (-1, 2) or sum(sizes) != x.width:
-        raise LoweringError("a split of something else than the channels")
-    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-    return tuple(
-        Value("slice", x.rows, size, (x,), {"offset": offset}, x.reverse)
-        for offset, size in zip(offsets, sizes, strict=True)
-    )
-
-
-@rule
-def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
-    if isinstance(x, tuple):
-        return x[index]
-    everything = slice(None)
-    if isinstance(x, Value) and isinstance(index, tuple) and len(index) == 2 and index[0] == everything:
-        if isinstance(index[1], slice) and index[1].step in (None, 1):
-            first, stop, _ = index[1].indices(x.rows)
-            return Tokens(x, first, stop - first)
-        if isinstance(index[1], int):
-            row = index[1] % x.rows
-            return Value("select", 1, x.width, (x,), {"row": x.rows - 1 - row if x.reverse else row})
-    raise LoweringError(f"indexing by {index}")
-
-
-@rule
-def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
-    """The image with its channels last."""
-    if not isinstance(x, Image) or dims != (0, 2, 3, 1):
-        raise LoweringError(f"permute to {dims} of something else than the image")
-    return x
-
-
-@rule
-def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) -> Map:
-    if not isinstance(x, Value) or x.reverse or dim != 1 or len(sizes) != 2 or sizes[0] * sizes[1] != x.rows:
-        raise LoweringError(f"unflatten of dimension {dim} to {sizes}: tokens in order make a map")
-    return Map(x, *sizes)
-
-
-@rule
-def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -> Value:
-    if not isinstance(x, Map) or (start_dim, end_dim) != (1, 2):
-        raise LoweringError("flatten of something else than a map")
-    return x.value
-
-
-@rule
-def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
-    if not isinstance(x, Map) or {dim0, dim1} != {1, 2}:
-        raise LoweringError("transpose of something else than a map")
-    source = ir.Transpose(input=lowering.builder.tensor(x.value), height=x.height, width=x.width)
-    rows = lowering.builder.operation("transpose", source, x.value.rows, x.value.width)
-    return Map(rows, x.width, x.height)
-
-
-def shape(lowering: Lowering, x: Value | Map, attribute: str) -> tuple[int | None, ...]:
-    """[images, rows, width], of a map [images, height, width, channels]; how many images there are, a program does not
-    know."""
-    if isinstance(x, Map) and attribute == "shape":
-        return None, x.height, x.width, x.value.width
-    if not isinstance(x, Value) or attribute != "shape":
-        raise LoweringError(f"attribute {attribute}")
-    return None, x.rows, x.width
-
-
-RULES["getattr"] = shape
-
-
-@rule
-def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
-    if dim != 1:
-        raise LoweringError(f"concatenation along dimension {dim}")
-    placed: list[Any] = []
-    rows, width = 0, 0
-    for part in parts:
-        if isinstance(part, Parameter):
-            placed.append(part.constant)
-            rows += 1
-            continue
-        tokens = part if isinstance(part, Tokens) else Tokens(part, 0, part.rows)
-        if tokens.value.reverse:
-            raise LoweringError("concatenation of a flipped sequence")
-        rows, width = rows + tokens.count, tokens.value.width
-        if tokens.count:
-            placed.append((lowering.builder.tensor(tokens.value), tokens.first, tokens.count))
-    return lowering.builder.operation("concat", ir.Concat(parts=tuple(placed)), rows, width)
-
-
-@rule
-def expand(lowering: Lowering, x: Parameter, *sizes: Any) -> Parameter:
-    """Over the images of a batch, of which the program sees one."""
-    if not isinstance(x, Parameter) or any(size != -1 for size in sizes[1:]):
-        raise LoweringError("expand of something else than a parameter over images")
-    return x

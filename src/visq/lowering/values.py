@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from visq.errors import VisqError
-from visq.runtime.program import Constant
+from visq.integer.operations import Constant
 
 
 class LoweringError(VisqError):
@@ -76,3 +76,8 @@ class Image:
 
 class Zeros:
     """A sequence of zeros: adding it changes nothing."""
+
+
+def has_map(arguments: Any) -> bool:
+    """Returns whether a map is among arguments."""
+    return isinstance(arguments, Map) or (isinstance(arguments, tuple | list) and any(map(has_map, arguments)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq import ops
 from visq.errors import VisqError
-from visq.quant.deployed import ScanPlan
-from visq.quant.quantizer import Quantizer
+from visq.quant.scan import QuantizedScan, ScanSites
 from visq.quant.site import INNER, WEIGHT, Site
 
 
@@ -66,26 +67,43 @@ class Conv2d(nn.Conv2d):
         return self.site_out(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
 
 
-class SiLU(nn.Module):
+class Elementwise(nn.Module):
+    """A function of each element by itself, with a site `out`. Subclasses say which.
+
+    Attributes:
+        instruction: its name among the engine's row instructions (`visq.integer.instructions.ELEMENTWISE`).
+    """
+
+    instruction: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site_out = Site()
+
+    def function(self, x: Tensor) -> Tensor:
+        """Returns the function of x in float32."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site_out(self.function(x))
+
+
+class SiLU(Elementwise):
     """x * sigmoid(x) with a site `out`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.site_out = Site()
+    instruction = "silu"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.site_out(F.silu(x))
+    def function(self, x: Tensor) -> Tensor:
+        return F.silu(x)
 
 
-class GELU(nn.Module):
+class GELU(Elementwise):
     """x * Phi(x) with a site `out`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.site_out = Site()
+    instruction = "gelu"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.site_out(F.gelu(x))
+    def function(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
 
 
 class Softplus(nn.Module):
@@ -133,8 +151,7 @@ class SelectiveScan(nn.Module):
     discretization).
 
     `softplus` makes delta of its projection. Sites: `delta`, `b`, `c`, `y` are ordinary activations; `abar`, `bbar`,
-        `h` live inside the recurrence and are quantized by the scan kernel. Where all of them but `b` are quantized, or
-        all but `abar` and `bbar`, the scan runs in one of the engine's two forms of fixed point.
+    `h` live inside the recurrence, whose kernel applies their quantizers (`visq.quant.scan`).
     """
 
     def __init__(self) -> None:
@@ -142,30 +159,13 @@ class SelectiveScan(nn.Module):
         self.softplus = Softplus()
         self.site_delta, self.site_b, self.site_c, self.site_y = Site(), Site(), Site(), Site()
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
-        self._plan = ScanPlan()
+        sites = (self.site_delta, self.site_b, self.site_c, self.site_abar, self.site_bbar, self.site_h)
+        self.recurrence = QuantizedScan(ScanSites(*sites))
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
         u)."""
-        delta, B, C = self.site_delta(delta), self.site_b(B), self.site_c(C)
-        if (y := self.in_fixed_point(u, delta, A, B, C)) is not None:
-            return self.site_y(y)
-        inner = {"abar": self.site_abar, "bbar": self.site_bbar, "state": self.site_h}
-        quantized = {name: site.quantizer.scan_argument() for name, site in inner.items() if site.quantizer is not None}
-        scan = ops.quantized_scan if quantized else ops.selective_scan
-        return self.site_y(scan(u, delta, A, B, C, **quantized))
-
-    def in_fixed_point(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor | None:
-        """y as the integer engine computes it, where all of the scan is quantized and no gradient is wanted."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C)):
-            return None
-        sites = (self.site_delta, self.site_b, self.site_c, self.site_abar, self.site_bbar, self.site_h)
-        fixed = self._plan.get(u.shape[1], A, *(site.quantizer for site in sites))
-        if fixed is None:
-            return None
-        quantizer = self.site_c.quantizer
-        assert isinstance(quantizer, Quantizer)
-        return ops.fixed_scan(u, delta, B, quantizer.integers(C), fixed)
+        return self.site_y(self.recurrence(u, self.site_delta(delta), A, self.site_b(B), self.site_c(C)))
 
 
 class DropPath(nn.Module):

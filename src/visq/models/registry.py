@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.models.card import ModelCard
 from visq.models.checkpoint import read_safetensors_header
 from visq.models.dvmsr import DVMSRConfig as DVMSRConfig  # registers the family
 from visq.models.family import default_preprocess, families, family_of, load_plugins, num_classes, override
@@ -25,28 +26,6 @@ from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the fami
 
 #: Weights that come with the package.
 PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What must be known beside the weights to use a model.
-
-    Attributes:
-        name: what users type; `alias_of` is the official name when `name` is a short one of ours.
-        weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
-        published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
-        checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.
-    """
-
-    name: str
-    config: Any
-    preprocess: Preprocess
-    classes: tuple[str, ...] | None = None
-    weights: str | None = None
-    description: str = ""
-    published_top1: float | None = None
-    checkpoint_sha256: str | None = None
-    alias_of: str | None = None
 
 
 _CARDS: dict[str, Callable[[], ModelCard]] = {}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
-from visq.quant.spec import Named
+from visq.integer.spec import Named
 
 #: An ascending table from (bits, signed, parameters).
 Layout = Callable[..., Tensor]

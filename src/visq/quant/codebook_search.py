@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from visq.integer.spec import Named
 from visq.quant.codebook import layouts
-from visq.quant.spec import Named
 
 Array = npt.NDArray[np.float64]
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.codebook_search import Distribution, Fit, best, fits
 from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 INNER_ESTIMATORS: dict[str, type[InnerMinMax]] = {}
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from visq import ops
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.ops.fake_quantize import Axis
 from visq.quant.site import SiteQuantizer
-from visq.quant.spec import Spec
 
 
 class Quantizer(SiteQuantizer):
@@ -232,3 +232,14 @@ class StateQuantizer(SiteQuantizer):
 
     def extra_repr(self) -> str:
         return f"bits={self.spec.bits}, granularity={self.spec.granularity.kind}"
+
+
+def one_scale(quantizer: SiteQuantizer | None) -> bool:
+    """Returns whether a site rounds every value alike, and 0 to 0: then a map may be rounded after its windows are
+    taken, zeros outside included."""
+    if type(quantizer) is not Quantizer:
+        return quantizer is None
+    if quantizer.axis is not None or quantizer.smooth is not None or quantizer.table is not None:
+        return False
+    zero = 0.0 if quantizer.zero_point is None else float(quantizer.zero_point)
+    return quantizer.spec.qmin <= zero <= quantizer.spec.qmax

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.arithmetic import runs_of
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
-from visq.runtime.arithmetic import runs_of
 
 
 @dataclass(frozen=True)

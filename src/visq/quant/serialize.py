@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import SiteQuantizer
-from visq.quant.spec import Spec
 
 _KINDS: dict[str, type[SiteQuantizer]] = {"quantizer": Quantizer, "rotated": RotatedQuantizer, "state": StateQuantizer}
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from visq.errors import VisqError
-from visq.recipes.schema import Bits, Family, Recipe, Scope, first_problem
+from visq.errors import VisqError, first_problem
+from visq.recipes.schema import Bits, Family, Recipe, Scope
 
 NAME = re.compile(r"(?P<family>.+?)-w(?P<w>\d+)a(?P<a>\d+)(?:h(?P<h>\d+))?(?:-(?P<scope>[a-z]+))?")
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from visq.errors import VisqError
-from visq.quant.spec import Named, Spec
+from visq.errors import VisqError, first_problem
+from visq.integer.spec import Named, Spec
 from visq.recipes.roles import expand
 
 #: Granularities whose scales belong to positions in a sequence, and so to images of one size.
@@ -188,13 +188,3 @@ class Recipe(BaseModel):
 
 def _without_positions(named: Named) -> Named:
     return Named(name=named.name, **{**named.params, **_WITHOUT_POSITIONS.get(named.name, {})})
-
-
-def first_problem(error: ValueError) -> str:
-    """A pydantic error as one line: `sites.3.bits: Input should be ...`."""
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    first = errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else str(first["msg"])

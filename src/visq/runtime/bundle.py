@@ -15,51 +15,35 @@ from safetensors import SafetensorError, safe_open
 from visq.artifact.packing import unpack
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
 from visq.errors import VisqError
-from visq.recipes.schema import first_problem
-from visq.runtime.arithmetic import Codes, Floats, runs_of
-from visq.runtime.program import Constant
-from visq.runtime.quantizers import Factor, Quantizer, StateQuantizer, make_factor, make_quantizer, make_state
+from visq.integer.arithmetic import Floats, runs_of
+from visq.integer.codecs import Codec, FactorCodec, StateCodec, make_codec, make_factor_codec, make_state_codec
+from visq.integer.operations import Constant
+from visq.integer.weights import Weight, coded_weight, made
 
 #: By their names in safetensors.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I16": np.int16}
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A coded weight: codes [N, ...] less their zero point, a scale for each row or one, and what the quantizer
-    multiplies its columns by (1 where nothing), in the coordinates of `rotation` if there is one."""
-
-    codes: Codes
-    scale: Floats
-    smooth: Floats
-    rotation: Floats | None = None
-    divisor: Floats | None = None
-
-    def decoded(self) -> Floats:
-        rows = (-1,) + (1,) * (self.codes.ndim - 1)
-        return self.codes.astype(np.float32) * self.scale.reshape(rows) * self.smooth
-
-
 @dataclass
 class Bundle:
-    """Config and tensors of an artifact; quantizers are made on first use and kept, weights each time."""
+    """Config and tensors of an artifact; codecs are made on first use and kept, weights each time."""
 
     config: ArtifactConfig
     tensors: Mapping[str, np.ndarray]
     _made: dict[tuple[str, str], Any] = field(default_factory=dict)
     _by_site: dict[str, list[str]] = field(default_factory=dict)
 
-    def quantizer(self, site: str) -> Quantizer:
-        return self._once(site, "activation", make_quantizer)
+    def codec(self, site: str) -> Codec:
+        return self._once(site, "activation", make_codec)
 
-    def state(self, site: str) -> StateQuantizer:
-        return self._once(site, "inner", make_state)
+    def state(self, site: str) -> StateCodec:
+        return self._once(site, "inner", make_state_codec)
 
-    def factor(self, site: str) -> Factor:
-        return self._once(site, "inner", make_factor)
+    def factor(self, site: str) -> FactorCodec:
+        return self._once(site, "inner", make_factor_codec)
 
     def forget(self) -> None:
-        """Drop the quantizers made so far; they are made again if they are asked for."""
+        """Drops the codecs made so far; they are made again if they are asked for."""
         self._made.clear()
 
     def rotation(self, site: str) -> tuple[Floats, Floats]:
@@ -97,9 +81,9 @@ class Bundle:
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
-        quantizer: Quantizer = made(make_quantizer, name, record.quantizer, parts)
+        codec: Codec = made(make_codec, name, record.quantizer, parts)
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
-        return coded_weight(codes, quantizer, rotation, divisor)
+        return coded_weight(codes, codec, rotation, divisor)
 
     def _parts(self, site: str) -> dict[str, np.ndarray]:
         if not self._by_site:
@@ -116,29 +100,6 @@ class Bundle:
                 raise VisqError(f"the program names site {site}, which the artifact does not quantize")
             self._made[key] = made(make, site, record.quantizer, self._parts(site))
         return self._made[key]
-
-
-def coded_weight(
-    codes: Codes, quantizer: Quantizer, rotation: Floats | None = None, divisor: Floats | None = None
-) -> Weight | Floats:
-    """A weight of the codes [N, ...] its quantizer gave it; with a table, the values they stand for."""
-    rows = (-1,) + (1,) * (codes.ndim - 1)
-    if quantizer.table is not None:
-        values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
-        return values
-    codes = codes - quantizer.zero.astype(np.int16).reshape(rows)
-    if codes.size and codes.min() >= -128 and codes.max() <= 127:
-        codes = codes.astype(np.int8)
-    return Weight(codes, quantizer.scale, quantizer.smooth, rotation, divisor)
-
-
-def made(make: Any, site: str, record: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:
-    """What `make` makes of a stored quantizer; whatever is wrong with it becomes a VisqError of one line."""
-    try:
-        return make(site, record, parts)
-    except (ValueError, KeyError, TypeError) as error:
-        what = first_problem(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise VisqError(f"sites.{site}.quantizer cannot be read: {what}") from error
 
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"

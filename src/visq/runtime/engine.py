@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from visq.data.decode import UnreadableImage
 from visq.data.preprocess import Preprocess
 from visq.data.sources import read_file
 from visq.errors import VisqError
-from visq.runtime.arithmetic import Floats
+from visq.integer.arithmetic import Floats
+from visq.integer.program import Program
+from visq.native.extension import available
+from visq.native.threads import checked_threads
 from visq.runtime.bundle import Bundle, read_bundle
-from visq.runtime.cpu import CpuEngine, available
+from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
-from visq.runtime.program import Program
 
 
 class Executor(Protocol):
@@ -61,7 +62,7 @@ class Engine:
         if (self.preprocess.channels, self.preprocess.image_size) != (program.channels, program.size):
             raise VisqError(f"{Path(folder) / CONFIG_FILE}: preprocess does not belong to the program")
         self.program = program
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = checked_threads(threads)
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
         self.in_float = self._run.in_float

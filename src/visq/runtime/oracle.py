@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from visq.runtime import arithmetic
-from visq.runtime.arithmetic import Floats, product
-from visq.runtime.bundle import Bundle
-from visq.runtime.forms import (
+from visq.integer import arithmetic
+from visq.integer.arithmetic import Floats, product
+from visq.integer.fixed_scan import FixedScan
+from visq.integer.float_scan import FloatScan, float_scan
+from visq.integer.forms import (
     FloatConv1d,
     FloatConv2d,
     FloatLinear,
-    FloatScan,
     Form,
     IntegerConv1d,
     IntegerConv2d,
     IntegerLinear,
     WideLinear,
-    form_of,
-    reason,
 )
-from visq.runtime.fused_scan import FusedScan, integer_scan
-from visq.runtime.images import checked_images
-from visq.runtime.program import (
+from visq.integer.fused_scan import FusedScan
+from visq.integer.images import checked_images
+from visq.integer.instructions import ELEMENTWISE
+from visq.integer.operations import (
     Binary,
     Concat,
     Constant,
@@ -37,7 +37,6 @@ from visq.runtime.program import (
     Mean,
     Operation,
     Patches,
-    Program,
     RmsNorm,
     Rotate,
     Round,
@@ -49,15 +48,10 @@ from visq.runtime.program import (
     WithConstant,
     WithScalar,
 )
-from visq.runtime.quantizers import Quantizer
-from visq.runtime.scan import FixedScan, float_scan
-
-UNARY: dict[str, Callable[[Floats], Floats]] = {
-    "silu": arithmetic.silu,
-    "softplus": arithmetic.softplus,
-    "gelu": arithmetic.gelu,
-    "neg": np.negative,
-}
+from visq.integer.program import Program
+from visq.integer.scans import integer_scan
+from visq.runtime.bundle import Bundle
+from visq.runtime.operation_forms import form_of, reason
 
 
 class Oracle:
@@ -102,36 +96,36 @@ class Oracle:
         decl, data = self.program.tensors[name], self.tensors[name]
         if decl.site is None:
             return data
-        return self.bundle.quantizer(decl.site).decode(data, self._order(name, decl.rows))
+        return self.bundle.codec(decl.site).decode(data, self._order(name, decl.rows))
 
     def _integers(self, name: str) -> np.ndarray:
         decl = self.program.tensors[name]
         assert decl.site is not None
-        return self.bundle.quantizer(decl.site).integers(self.tensors[name], self._order(name, decl.rows))
+        return self.bundle.codec(decl.site).integers(self.tensors[name], self._order(name, decl.rows))
 
     # --- sources
 
     def _source(self, operation: Operation, form: Form, image: Floats) -> Floats | None:
+        """Register 0 of every row, [rows, width]; None where the body loads all it needs."""
         source = operation.source
         if isinstance(source, Patches):
-            pixels = image if source.input is None else self._map(self._decoded(source.input)).transpose(2, 0, 1)
-            return patches(pixels, source.patch, source.stride, source.padding)
-        if isinstance(source, Concat):
-            return np.concatenate([self._part(part) for part in source.parts])
-        if isinstance(source, Linear):
-            return self._linear(source, form)
-        if isinstance(source, Conv1d):
-            return self._conv1d(source, form)
-        if isinstance(source, Conv2d):
-            return self._conv2d(source, form)
-        if isinstance(source, Transpose):
-            x = self._decoded(source.input)
-            return x.reshape(source.height, source.width, -1).transpose(1, 0, 2).reshape(x.shape)
-        if isinstance(source, Mean):
-            return arithmetic.mean(self._decoded(source.input))
-        if isinstance(source, Scan):
-            return self._scan(source, form)
-        return None
+            return self._patches(source, image)
+        make = _SOURCES.get(type(source))
+        return None if make is None else make(self, source, form)
+
+    def _patches(self, source: Patches, image: Floats) -> Floats:
+        pixels = image if source.input is None else self._map(self._decoded(source.input)).transpose(2, 0, 1)
+        return patches(pixels, source.patch, source.stride, source.padding)
+
+    def _concat(self, source: Concat, form: Form) -> Floats:
+        return np.concatenate([self._part(part) for part in source.parts])
+
+    def _transpose(self, source: Transpose, form: Form) -> Floats:
+        x = self._decoded(source.input)
+        return x.reshape(source.height, source.width, -1).transpose(1, 0, 2).reshape(x.shape)
+
+    def _mean(self, source: Mean, form: Form) -> Floats:
+        return arithmetic.mean(self._decoded(source.input))
 
     def _part(self, part: tuple[str, int, int] | Constant) -> Floats:
         if isinstance(part, Constant):
@@ -178,48 +172,79 @@ class Oracle:
         if isinstance(form, FixedScan | FusedScan):
             return integer_scan(form, u, delta, B, self._integers(source.C)[flip])[flip]
         assert isinstance(form, FloatScan)
-        return float_scan(form.A, form.abar, form.bbar, form.h, u, delta, B, self._decoded(source.C)[flip])[flip]
+        return float_scan(form, u, delta, B, self._decoded(source.C)[flip])[flip]
 
     # --- row instructions, all rows at once
 
-    def _step(self, operation: Operation, step: object, registers: dict[int, Floats]) -> None:
+    def _step(self, operation: Operation, step: Any, registers: dict[int, Floats]) -> None:
         if isinstance(step, Store):
             self.tensors[step.tensor] = self._stored(step, registers[step.src])
         elif isinstance(step, Load):
             rows = self._decoded(step.tensor)
             registers[step.dst] = rows if step.row is None else np.repeat(rows[step.row, None], operation.rows, 0)
-        elif isinstance(step, Slice):
-            registers[step.dst] = registers[step.src][:, step.offset : step.offset + step.width]
-        elif isinstance(step, Unary):
-            registers[step.dst] = UNARY[step.op](registers[step.src])
         elif isinstance(step, Binary):
-            a, b = registers[step.a], registers[step.b]
-            registers[step.dst] = a + b if step.op == "add" else a * b
-        elif isinstance(step, WithConstant):
-            x, value = registers[step.src], self.bundle.constant(step.constant)
-            value = value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape)
-            registers[step.dst] = x + value if step.op == "add_constant" else x * value
-        elif isinstance(step, WithScalar):
-            registers[step.dst] = registers[step.src] * np.float32(step.value)
-        elif isinstance(step, RmsNorm):
-            registers[step.dst] = arithmetic.rms_norm(registers[step.src], self.bundle.constant(step.weight), step.eps)
-        elif isinstance(step, LayerNorm):
-            weight, bias = self.bundle.constant(step.weight), self.bundle.constant(step.bias)
-            registers[step.dst] = arithmetic.layer_norm(registers[step.src], weight, bias, step.eps)
-        elif isinstance(step, Round):
-            quantizer, x = self.bundle.quantizer(step.site), registers[step.src]
-            order = _order(len(x), step.reverse)
-            registers[step.dst] = quantizer.decode(quantizer.encode(x, order), order)
-        elif isinstance(step, Rotate):
-            matrix, divisor = self.bundle.rotation(step.site)
-            registers[step.dst] = arithmetic.rotate(registers[step.src], np.float32(1) / divisor, matrix)
+            registers[step.dst] = ELEMENTWISE[step.op].function(registers[step.a], registers[step.b])
+        else:
+            registers[step.dst] = _INSTRUCTIONS[type(step)](self, step, registers[step.src])
+
+    def _slice(self, step: Slice, x: Floats) -> Floats:
+        return x[:, step.offset : step.offset + step.width]
+
+    def _unary(self, step: Unary, x: Floats) -> Floats:
+        return ELEMENTWISE[step.op].function(x)
+
+    def _with_constant(self, step: WithConstant, x: Floats) -> Floats:
+        value = self.bundle.constant(step.constant)
+        value = value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape)
+        return x + value if step.op == "add_constant" else x * value
+
+    def _with_scalar(self, step: WithScalar, x: Floats) -> Floats:
+        return x * np.float32(step.value)
+
+    def _rms_norm(self, step: RmsNorm, x: Floats) -> Floats:
+        return arithmetic.rms_norm(x, self.bundle.constant(step.weight), step.eps)
+
+    def _layer_norm(self, step: LayerNorm, x: Floats) -> Floats:
+        return arithmetic.layer_norm(x, self.bundle.constant(step.weight), self.bundle.constant(step.bias), step.eps)
+
+    def _round(self, step: Round, x: Floats) -> Floats:
+        codec, order = self.bundle.codec(step.site), _order(len(x), step.reverse)
+        return codec.decode(codec.encode(x, order), order)
+
+    def _rotate(self, step: Rotate, x: Floats) -> Floats:
+        matrix, divisor = self.bundle.rotation(step.site)
+        return arithmetic.rotate(x, np.float32(1) / divisor, matrix)
 
     def _stored(self, step: Store, x: Floats) -> np.ndarray:
         decl = self.program.tensors[step.tensor]
         if decl.site is None:
             return np.ascontiguousarray(x)
-        quantizer: Quantizer = self.bundle.quantizer(decl.site)
-        return quantizer.encode(x, self._order(step.tensor, decl.rows))
+        codec = self.bundle.codec(decl.site)
+        return codec.encode(x, self._order(step.tensor, decl.rows))
+
+
+#: How each source fills register 0; `patches` also needs the image, and `rows` fills nothing.
+_SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
+    Linear: Oracle._linear,
+    Conv1d: Oracle._conv1d,
+    Conv2d: Oracle._conv2d,
+    Transpose: Oracle._transpose,
+    Mean: Oracle._mean,
+    Scan: Oracle._scan,
+    Concat: Oracle._concat,
+}
+
+#: How each instruction with one source register computes its result.
+_INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
+    Slice: Oracle._slice,
+    Unary: Oracle._unary,
+    WithConstant: Oracle._with_constant,
+    WithScalar: Oracle._with_scalar,
+    RmsNorm: Oracle._rms_norm,
+    LayerNorm: Oracle._layer_norm,
+    Round: Oracle._round,
+    Rotate: Oracle._rotate,
+}
 
 
 def patches(image: Floats, patch: int, stride: int, padding: int = 0) -> Floats:

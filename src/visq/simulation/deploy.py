@@ -8,35 +8,44 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from visq.simulation.layers import DEPLOYED
+from visq.errors import VisqError
+from visq.ops import backends
+from visq.simulation.layers import deployed
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def deploy(model: Network) -> Network:
-    """Let every layer of a calibrated network compute as the integer engine does, and return the network.
+    """Lets every layer of a calibrated network compute as the integer engine does, and returns the network.
 
     Its logits are then those of the engine, bit for bit, as far as the network can be lowered: integer products are
-    exact, and what is left in float32 is computed in the engine's order and by its functions. That holds on the CPU
-    where no gradient is wanted; elsewhere the layers compute in PyTorch, as they do before.
+    exact, and what is left in float32 is computed in the engine's order and by its functions. Where a gradient is
+    wanted, the layers compute in PyTorch. A device that has no kernel for this arithmetic is refused in the forward
+    pass.
     """
     for module in model.modules():
-        if type(module) in DEPLOYED:
+        if deployed(type(module)) is not None:
             module.forward = MethodType(_forward, module)
     return model
 
 
 def undeploy(model: Network) -> Network:
-    """Undo `deploy`: every layer computes as PyTorch does again."""
+    """Undoes `deploy`: every layer computes as PyTorch does again."""
     for module in model.modules():
-        if type(module) in DEPLOYED:
+        if deployed(type(module)) is not None:
             module.__dict__.pop("forward", None)
     return model
 
 
 def _forward(module: nn.Module, x: Tensor, *others: Tensor) -> Any:
     inputs = (x, *others)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters(recurse=False)))
-    if wanted or any(t.device.type != "cpu" for t in inputs):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters(recurse=False))):
         return type(module).forward(module, *inputs)
-    return DEPLOYED[type(module)](module, *inputs)
+    if not backends.usable("exact", x.device.type):
+        raise VisqError(
+            f"a deployed network computes with the integer engine's arithmetic, which has no kernel for {x.device}; "
+            "move the network and its images to the CPU, or call visq.simulation.undeploy(model) first"
+        )
+    compute = deployed(type(module))
+    assert compute is not None  # deploy() replaced the forward of these classes only
+    return compute(module, *inputs)

@@ -1,7 +1,7 @@
 """How each layer is computed once it is deployed: one function for each class, as in `visq.lowering.layers`.
 
 Sites round as ever. A layer takes the codes of what its site rounded, adds up integers, and turns sums into float32
-as docs/integer-semantics.md says; which form it has, `visq.runtime.forms` decides as it does for the engine.
+as docs/integer-semantics.md says; which form it has, `visq.integer.forms` decides as it does for the engine.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq import ops
+from visq.integer.forms import IntegerConv1d, IntegerConv2d
 from visq.models.layers import (
-    GELU,
     CausalConv1d,
     Conv2d,
+    Elementwise,
     LayerNorm,
     Linear,
     RMSNorm,
     SelectiveScan,
-    SiLU,
     Softplus,
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
-from visq.ops import deployed as engine
+from visq.ops import exact
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
-from visq.runtime.forms import IntegerConv1d, IntegerConv2d
-from visq.simulation import forms
-from visq.simulation.forms import Dense, Product, codes_of, remembered
+from visq.simulation import products
+from visq.simulation.products import Dense, Product, cached, codes_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEPLOYED: dict[type[nn.Module], Callable[..., Any]] = {}
+
+
+def deployed(layer: type[nn.Module]) -> Callable[..., Any] | None:
+    """Returns how modules of a class compute once deployed; None for classes that stay as they are."""
+    return elementwise if issubclass(layer, Elementwise) else DEPLOYED.get(layer)
 
 
 def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
@@ -54,7 +58,7 @@ def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
 def site(site: Site, x: Tensor) -> Tensor:
     if isinstance(site.quantizer, RotatedQuantizer) and not site.baked:
         rotation = site.quantizer.coordinates()
-        turned = engine.rotate(x, rotation.matrix, rotation.divisor)
+        turned = exact.rotate(x, rotation.matrix, rotation.divisor)
         return rotation.back(Quantizer.forward(site.quantizer, turned))
     return Site.forward(site, x)
 
@@ -91,7 +95,7 @@ def padding_of(module: PatchConv2d | Conv2d) -> int:
 
 def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
     """The module's linear map of x, which its site has rounded; of a map's windows where `windows`."""
-    product = remembered(module, lambda: forms.product(module))
+    product = cached(module, lambda: products.product(module))
     rows = product.integers(x) if isinstance(product, Product) else x
     if windows:
         assert not isinstance(module, Linear)
@@ -102,7 +106,7 @@ def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
 @deploys(CausalConv1d)
 def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
     x = module.site_in(x)
-    form = remembered(module, lambda: forms.conv1d(module))
+    form = cached(module, lambda: products.conv1d(module))
     weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
     if isinstance(form, IntegerConv1d):
         sums = ops.causal_conv1d(codes_of(module, x), weight, None)
@@ -117,7 +121,7 @@ def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
 
 def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
     """x [B, H, W, C], rounded -> positions [B, H' W', C]."""
-    form = remembered(module, lambda: forms.conv2d(module))
+    form = cached(module, lambda: products.conv2d(module))
     weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
     padding = padding_of(module)
     if isinstance(form, IntegerConv2d):
@@ -134,38 +138,32 @@ def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
     return module.site_out((total + bias).flatten(1, 2))
 
 
-@deploys(SiLU)
-def silu(module: SiLU, x: Tensor) -> Tensor:
-    return module.site_out(engine.silu(x))
-
-
-@deploys(GELU)
-def gelu(module: GELU, x: Tensor) -> Tensor:
-    return module.site_out(engine.gelu(x))
+def elementwise(module: Elementwise, x: Tensor) -> Tensor:
+    return module.site_out(exact.unary(module.instruction, x))
 
 
 @deploys(Softplus)
 def softplus(module: Softplus, x: Tensor) -> Tensor:
-    return engine.softplus(x)
+    return exact.unary("softplus", x)
 
 
 @deploys(TokenMean)
 def token_mean(module: TokenMean, x: Tensor) -> Tensor:
-    return engine.mean(x)
+    return exact.mean(x)
 
 
 @deploys(RMSNorm)
 def rms_norm(module: RMSNorm, x: Tensor) -> Tensor:
-    return module.site_out(engine.rms_norm(x.float(), module.weight, module.eps))
+    return module.site_out(exact.rms_norm(x.float(), module.weight, module.eps))
 
 
 @deploys(LayerNorm)
 def layer_norm(module: LayerNorm, x: Tensor) -> Tensor:
-    return module.site_out(engine.layer_norm(x.float(), module.weight, module.bias, module.eps))
+    return module.site_out(exact.layer_norm(x.float(), module.weight, module.bias, module.eps))
 
 
 @deploys(SelectiveScan)
 def selective_scan(module: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     delta, B, C = module.site_delta(delta), module.site_b(B), module.site_c(C)
-    y = module.in_fixed_point(u, delta, A, B, C)
-    return module.site_y(engine.float_scan(u, delta, B, C, forms.float_scan(module, A)) if y is None else y)
+    y = module.recurrence.in_fixed_point(u, delta, A, B, C)
+    return module.site_y(exact.float_scan(u, delta, B, C, products.float_scan(module, A)) if y is None else y)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from visq.errors import VisqError
-from visq.quant.spec import Named
-
-if TYPE_CHECKING:
-    from visq.calibrate.stage_run import StageRun
+from visq.integer.spec import Named
+from visq.stages.stage_run import StageRun
 
 TRANSFORMS: dict[str, type[Transform]] = {}
 

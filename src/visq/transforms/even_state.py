@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.stages.factors import Factors
 from visq.transforms.base import register
 from visq.transforms.reparameterize import FLOOR
-from visq.transforms.state_factors import Factors, StateFactors
+from visq.transforms.state_factors import StateFactors
 
 
 def fitted_factors(largest: Tensor, share: float = 1.0) -> Factors:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from visq.models.layers import LayerNorm, Linear, RMSNorm
-
-if TYPE_CHECKING:
-    from visq.calibrate.stage_run import StageRun
+from visq.stages.stage_run import StageRun
 
 
 def norm_before(run: StageRun, path: str) -> RMSNorm | LayerNorm | None:

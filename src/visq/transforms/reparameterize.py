@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.stages.factors import Factors
 from visq.transforms.base import register
-from visq.transforms.state_factors import Factors, StateFactors
+from visq.transforms.state_factors import StateFactors
 
 #: Representatives of |h| along one axis (eqs. 26-28); `percentile` is p * max and `quantile` the 0.99 quantile, as in
 #: the public code.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,14 +14,12 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.models.layers import Linear
 from visq.quant.rotated import Rotation
+from visq.stages.layer_inputs import observe_inputs
+from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform, register
 from visq.transforms.fold import divide_input, norm_before
 from visq.transforms.hadamard import spreading_rotation
-from visq.transforms.observe import observe_inputs
 from visq.transforms.smooth import ends, smoothing
-
-if TYPE_CHECKING:
-    from visq.calibrate.stage_run import StageRun
 
 
 @register("rotate")

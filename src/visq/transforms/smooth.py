@@ -7,22 +7,18 @@ SmoothQuant, arXiv 2211.10438; PTQ4VM, arXiv 2412.20386:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.integer.spec import Named, Spec
 from visq.models.layers import Linear
 from visq.quant.estimators import make_estimator
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import ACTIVATION, WEIGHT
-from visq.quant.spec import Named, Spec
+from visq.stages.layer_inputs import observe_inputs
+from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform, register
 from visq.transforms.fold import divide_input, norm_before
-from visq.transforms.observe import observe_inputs
-
-if TYPE_CHECKING:
-    from visq.calibrate.stage_run import StageRun
 
 #: Exponents tried by `alpha: search`; None is no smoothing.
 ALPHAS = (None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

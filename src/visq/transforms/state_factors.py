@@ -9,27 +9,15 @@ that make B and C (eq. 24).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from visq import ops, parallel
 from visq.models.layers import SelectiveScan
+from visq.stages.factors import Factors, chunks
+from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform
-
-if TYPE_CHECKING:
-    from visq.calibrate.stage_run import StageRun
-
-
-@dataclass(frozen=True)
-class Factors:
-    """r_C [C], r_L [L] in scan order (or [1]), r_D [N]; all positive. A constant moved between them changes nothing."""
-
-    channel: Tensor
-    step: Tensor
-    state: Tensor
 
 
 class StateFactors(Transform):
@@ -107,10 +95,3 @@ def fold_state_factor(weight: Tensor, b_rows: slice, c_rows: slice, factor: Tens
     with torch.no_grad():
         weight[b_rows] /= factor[:, None]
         weight[c_rows] *= factor[:, None]
-
-
-def chunks(u: Tensor, delta: Tensor, B: Tensor, states: int, limit: int = 2**24) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Slices of a batch whose hidden states [b, L, C, N] hold at most `limit` numbers (or one image)."""
-    per_image = u.shape[1] * u.shape[2] * states
-    size = max(1, limit // per_image)
-    return [(u[i : i + size], delta[i : i + size], B[i : i + size]) for i in range(0, u.shape[0], size)]

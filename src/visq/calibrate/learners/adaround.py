@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.learners.reconstruction import Reconstruction, squared_distance
-from visq.calibrate.stage_run import StageRun
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, site_parameter
+from visq.stages.stage_run import StageRun
 
 #: Stretch of the rectified sigmoid (AdaRound, eq. 23).
 ZETA, GAMMA = 1.1, -0.1

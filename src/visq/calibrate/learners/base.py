@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
-from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
-from visq.quant.spec import Named
+from visq.integer.spec import Named
+from visq.stages.stage_run import StageRun
 
 LEARNERS: dict[str, type[Learner]] = {}
 

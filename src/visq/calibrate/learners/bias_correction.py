@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from visq import parallel
-from visq.calibrate.hooks import detached, without_hooks
 from visq.calibrate.learners.base import Learner, register
-from visq.calibrate.stage_run import StageRun
 from visq.quant.site import Site, SiteQuantizer
+from visq.stages.hooks import detached, without_hooks
+from visq.stages.stage_run import StageRun
 
 
 @register("bias_correction")

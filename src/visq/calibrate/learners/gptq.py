@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from visq.calibrate.learners.base import Learner, register
-from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
 from visq.models.layers import Linear
 from visq.quant.quantizer import Quantizer
-from visq.transforms.observe import observe_inputs
+from visq.stages.layer_inputs import observe_inputs
+from visq.stages.stage_run import StageRun
 
 
 @register("gptq")

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from visq.calibrate.learners.base import Learner, register
 from visq.calibrate.learners.reconstruction import Reconstruction, cosine_distance
-from visq.calibrate.stage_run import StageRun
 from visq.models.layers import Linear
 from visq.quant.quantizer import Quantizer
+from visq.stages.stage_run import StageRun
 
 
 @register("jlss")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visq.calibrate.stage_run import StageRun
 from visq.errors import VisqError
+from visq.stages.stage_run import StageRun
 
 #: Distance of (student outputs, FP32 outputs), averaged over images.
 Distance = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 
 
-@backends.register("causal_conv1d", "cpp")
+@_native.register_cpp("causal_conv1d")
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.causal_conv1d`."""
     rows, x = _native.native_rows(x)
@@ -27,7 +27,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@backends.register("causal_conv1d_backward", "cpp")
+@_native.register_cpp("causal_conv1d_backward")
 def backward(x: Tensor, weight: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     rows, x = _native.native_rows(x)

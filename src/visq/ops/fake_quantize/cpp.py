@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 
 _AXES = {"tensor": 0, "channel": 1, "token": 2}
 
 
-@backends.register("fake_quantize", "cpp")
+@_native.register_cpp("fake_quantize")
 def forward(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, smooth: Tensor | None, qmin: int, qmax: int, axis: str
 ) -> Tensor:

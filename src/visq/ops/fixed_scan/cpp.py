@@ -7,24 +7,24 @@ import weakref
 import torch
 from torch import Tensor
 
+from visq.integer.scans import IntegerScan
+from visq.native import single_op
+from visq.native.single_op import SingleOp
 from visq.ops import _native, backends
-from visq.runtime import alone
-from visq.runtime.alone import Alone
-from visq.runtime.fused_scan import IntegerScan
 
 #: Packed kernels by the identity of their parameters, dropped with them.
-_KERNELS: dict[tuple[int, str], Alone] = {}
+_KERNELS: dict[tuple[int, str], SingleOp] = {}
 
 
-def kernel_of(scan: IntegerScan) -> Alone:
+def kernel_of(scan: IntegerScan) -> SingleOp:
     key = (id(scan), _native.isa())
     if key not in _KERNELS:
-        _KERNELS[key] = alone.fixed_scan(_native.isa(), scan)
+        _KERNELS[key] = single_op.fixed_scan(_native.isa(), scan)
         weakref.finalize(scan, _KERNELS.pop, key, None)
     return _KERNELS[key]
 
 
-@backends.register("fixed_scan", "cpp")
+@_native.register_cpp("fixed_scan")
 def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     codes = C.to(torch.int32) + torch.from_numpy(scan.C_zero.astype("int32"))[:, None]

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visq.integer.scans import IntegerScan, integer_scan
 from visq.ops import backends
-from visq.runtime.fused_scan import IntegerScan, integer_scan
 
 
-@backends.register("fixed_scan", "naive")
+@backends.register("fixed_scan", "naive", devices=("cpu",))
 def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     arrays = [x.detach().cpu().numpy() for x in (u, delta, B)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 from visq.ops.quantized_scan.params import midpoints
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -61,7 +61,7 @@ class NativeQuant:
         return (_KINDS["none"], 1.0, 0.0, 0.0, 0, 0, 0)
 
 
-@backends.register("quantized_scan", "cpp")
+@_native.register_cpp("quantized_scan")
 def forward(
     u: Tensor,
     delta: Tensor,
@@ -100,7 +100,7 @@ def forward(
     return y
 
 
-@backends.register("quantized_scan_backward", "cpp")
+@_native.register_cpp("quantized_scan_backward")
 def backward(
     u: Tensor,
     delta: Tensor,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 
 
-@backends.register("scan_states", "cpp")
+@_native.register_cpp("scan_states")
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """h [B, L, d_inner, N]; arguments as in `visq.ops.scan_states`."""
     (u_rows, u), (delta_rows, delta), (B_rows, B) = (_native.native_rows(x) for x in (u, delta, B))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 from visq.ops.quantized_scan.cpp import NativeQuant
 
 
-@backends.register("search_state_scales", "cpp")
+@_native.register_cpp("search_state_scales")
 def forward(
     u: Tensor,
     delta: Tensor,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 
 # Nothing quantized: the kernels are shared with the quantized scan.
 _PLAIN_STATE = (0, 0, 0, 0.0, 0.0, False)
@@ -14,7 +14,7 @@ _PLAIN_FACTOR = (0, 1.0, 0.0, 0.0, 0, 0, 0)
 PLAIN = (_PLAIN_STATE, _PLAIN_FACTOR, _PLAIN_FACTOR)
 
 
-@backends.register("selective_scan", "cpp")
+@_native.register_cpp("selective_scan")
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """y [B, L, d_inner]; arguments as in `visq.ops.selective_scan`."""
     (u_rows, u), (delta_rows, delta) = _native.native_rows(u), _native.native_rows(delta)
@@ -26,7 +26,7 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
     return y
 
 
-@backends.register("selective_scan_backward", "cpp")
+@_native.register_cpp("selective_scan_backward")
 def backward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visq.ops import _native, backends
-from visq.ops._native import _C
+from visq.native.extension import _C
+from visq.ops import _native
 
 _METRICS = {"cosine": 0, "l1": 1, "l2": 2}
 
 
-@backends.register("similarity_sums", "cpp")
+@_native.register_cpp("similarity_sums")
 def forward(
     x: Tensor,
     reference: Tensor,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.groups import kmeans_1d, power_of_two_shifts
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import WEIGHT
-from visq.quant.spec import Spec
 
 #: Estimators of uniform quantizers, and of those with another codebook.
 ESTIMATORS: dict[str, type[Estimator]] = {}

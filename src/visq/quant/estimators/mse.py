@@ -7,11 +7,11 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import WEIGHT
-from visq.quant.spec import Spec
 
 #: Bins of an activation's histogram, equally wide in sign(x) sqrt|x|: ranges shrunk far below an outlier are resolved.
 BINS = 2048

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.estimators.base import Estimator, register
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 BINS = 4096
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from visq import ops, parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.ops.similarity_sums import Axis, Metric
 from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 SCORES = ("cosine", "l1", "l2", "hessian")
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
+from visq.integer.spec import Spec
 from visq.quant.codebook_search import Distribution, best, fits
 from visq.quant.estimators.base import SMALLEST_SCALE, TABLE_ESTIMATORS, Estimator, register
 from visq.quant.histogram import float_counts, weighted_values
 from visq.quant.quantizer import Quantizer
-from visq.quant.spec import Spec
 
 
 @register("mse", TABLE_ESTIMATORS)

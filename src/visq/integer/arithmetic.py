@@ -1,0 +1,190 @@
+"""The arithmetic of the engine, defined in NumPy: what docs/integer-semantics.md says, one function each.
+
+Every float32 operation is rounded by itself (no fused multiply-add) and every sum has a fixed order, so that the C++ of
+any instruction set gives the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+#: Of weights: int8, or int16 where they do not fit.
+Codes = NDArray[np.integer]
+
+LOG2E = np.float32(1.44269504088896341)
+#: 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.
+EXP2 = tuple(
+    map(
+        np.float32,
+        (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653),
+    )
+)
+#: log1p(t) = t (c0 + t (c1 + ...)) for 0 <= t <= 1, minimax in relative error (2e-7; 4e-7 with rounding).
+LOG1P = tuple(
+    map(
+        np.float32,
+        (
+            0.9999998054173769,
+            -0.49997404443567883,
+            0.33275470060354423,
+            -0.24495420885334337,
+            0.17745151404011458,
+            -0.1076807111839376,
+            0.04408908674371943,
+            -0.008539096660709065,
+        ),
+    )
+)
+#: The normal distribution's tail, Phi(-a) = t (c0 + t (c1 + ...)) e^(-a^2 / 2) with t = 1 / (1 + GELU_T a), a >= 0
+#: (Abramowitz and Stegun 26.2.17, |error| < 7.5e-8).
+GELU_T = np.float32(0.2316419)
+GELU = tuple(map(np.float32, (0.12741479, -0.14224837, 0.71070687, -0.72657601, 0.53070271)))
+#: Beyond it the tail is nothing; a^2 and e^(-a^2 / 2) stay in range.
+GELU_END = np.float32(13)
+#: Lanes of a sum over a row.
+LANES = 16
+
+#: 2^-f is 1 - f (c1 - f (c2 - f c3)) for f from 0 to 1, to 6.3e-5.
+EXP2_FRACTION = (0.6918363, 0.2319359, 0.0401634)
+
+
+def exp2(x: Floats) -> Floats:
+    """2^x, float32; x is clamped to [-126, 126]."""
+    x = np.clip(x, np.float32(-126), np.float32(126))
+    whole = np.rint(x)
+    r = x - whole
+    p = np.full_like(r, EXP2[0])
+    for c in (*EXP2[1:], np.float32(1)):
+        p = p * r + c
+    scale = ((whole.astype(np.int32) + 127) << 23).view(np.float32)
+    return p * scale
+
+
+def silu(x: Floats) -> Floats:
+    """x / (1 + e^-x)."""
+    return x / (np.float32(1) + exp2(-x * LOG2E))
+
+
+def softplus(x: Floats) -> Floats:
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
+    t = exp2(-np.abs(x) * LOG2E)
+    p = np.full_like(t, LOG1P[-1])
+    for c in LOG1P[-2::-1]:
+        p = p * t + c
+    return np.maximum(x, np.float32(0)) + t * p
+
+
+def gelu(x: Floats) -> Floats:
+    """x Phi(x) = max(x, 0) - |x| Phi(-|x|)."""
+    a = np.minimum(np.abs(x), GELU_END)
+    t = np.float32(1) / (np.float32(1) + GELU_T * a)
+    p = np.full_like(t, GELU[-1])
+    for c in GELU[-2::-1]:
+        p = p * t + c
+    tail = (p * t) * exp2((a * a) * (LOG2E * np.float32(-0.5)))
+    return np.maximum(x, np.float32(0)) - a * tail
+
+
+def row_sum(x: Floats) -> Floats:
+    """Sum over the last axis: lane j adds x[j], x[j + 16], ... in order, then lanes are folded in halves."""
+    width = x.shape[-1]
+    padded = np.zeros((*x.shape[:-1], -(-width // LANES) * LANES), np.float32)
+    padded[..., :width] = x
+    lanes = np.zeros((*x.shape[:-1], LANES), np.float32)
+    for start in range(0, padded.shape[-1], LANES):
+        lanes = lanes + padded[..., start : start + LANES]
+    half = LANES // 2
+    while half:
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+        half //= 2
+    return lanes
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean = row_sum(x * x) * np.float32(1 / x.shape[-1])
+    return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    width = np.float32(x.shape[-1])
+    x = x - row_sum(x) / width
+    variance = row_sum(x * x) / width
+    return x * (np.float32(1) / np.sqrt(variance + np.float32(eps))) * weight + bias
+
+
+def mean(x: Floats) -> Floats:
+    """Of the rows of x [L, C], added up in their order -> [1, C]."""
+    total = np.zeros((1, x.shape[1]), np.float32)
+    for row in x:
+        total = total + row
+    return total / np.float32(len(x))
+
+
+def product(x: Floats, weight: Floats) -> Floats:
+    """x [..., K] by weight [N, K], added up in the order of K -> [..., N]."""
+    total = np.zeros((*x.shape[:-1], weight.shape[0]), np.float32)
+    for k in range(weight.shape[1]):
+        total = total + x[..., k, None] * weight[:, k]
+    return total
+
+
+def runs_of(width: int, order: int) -> int:
+    """How many runs of `order` channels `width` is, where that is a power of two; 0 otherwise."""
+    runs, rest = divmod(width, order) if order else (0, 0)
+    return 0 if rest or runs & (runs - 1) else runs
+
+
+def rotate(x: Floats, inverse_divisor: Floats, matrix: Floats) -> Floats:
+    """(x * inverse_divisor) (H x matrix), x [..., C]: sums and differences at distance m, 2 m, 4 m, ... < C, then each
+    run of m channels by matrix [m, m]."""
+    x = x * inverse_divisor
+    order, width = len(matrix), x.shape[-1]
+    distance = order
+    while distance < width:
+        pairs = x.reshape(*x.shape[:-1], width // (2 * distance), 2, distance)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        x = np.stack([first + second, first - second], -2).reshape(x.shape)
+        distance *= 2
+    return product(x.reshape(*x.shape[:-1], width // order, order), matrix.T).reshape(x.shape)
+
+
+def midpoints(table: Floats) -> Floats:
+    """Between neighbouring entries of an ascending table: a value belongs to the entry of as many as lie below it."""
+    return (table[1:] + table[:-1]) / np.float32(2)
+
+
+def nearest(table: Floats, x: Floats) -> NDArray[np.int64]:
+    """Index of the nearest entry of an ascending table, ties to the lower one."""
+    return np.searchsorted(midpoints(table), x, side="left")
+
+
+def mulhrs(a: Ints, b: Ints) -> Ints:
+    """(a b + 2^14) >> 15: the product of two Q15 numbers, rounded."""
+    return (a * b + (1 << 14)) >> 15
+
+
+def to_int16(x: Floats) -> Ints:
+    """Rounded half to even and saturated."""
+    return np.clip(np.rint(x), np.float32(-32768), np.float32(32767)).astype(np.int64)
+
+
+def high_product(a: Ints, b: Ints) -> Ints:
+    """(a b) >> 16: the product of two Q16 numbers, cut off."""
+    return (a * b) >> 16
+
+
+def exp2_coefficients(unit: float) -> tuple[int, int, int, int]:
+    """Of `exp2_fixed`, for 2^-f in units of 1 / unit, unit at most 65536."""
+    c0, c1, c2, c3 = (min(round(unit * c), 65535) for c in (1.0, *EXP2_FRACTION))
+    return c0, c1, c2, c3
+
+
+def exp2_fixed(f: Ints, coefficients: tuple[int, int, int, int]) -> Ints:
+    """2^-f, f in Q16 from 0 to 65535, within 6 units of the coefficients."""
+    c0, c1, c2, c3 = coefficients
+    return c0 - high_product(f, c1 - high_product(f, c2 - high_product(f, np.int64(c3))))

@@ -1,0 +1,188 @@
+"""Checks that operations fit together: everything is written once, before it is read, and every shape fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from visq.integer.operations import (
+    Binary,
+    Concat,
+    Constant,
+    Conv1d,
+    Conv2d,
+    Linear,
+    Load,
+    Mean,
+    Operation,
+    Patches,
+    Rows,
+    Scan,
+    Slice,
+    Store,
+    TensorDecl,
+    Transpose,
+    inputs,
+)
+
+
+def check_operations(
+    operations: Iterable[Operation], tensors: Mapping[str, TensorDecl], output: str, image: tuple[int, int]
+) -> None:
+    """Checks a whole program; `image` is (channels, pixels a side).
+
+    Raises:
+        ValueError: what does not fit, with the operation's name.
+    """
+    written: set[str] = set()
+    for operation in operations:
+        _Check(operation, tensors, written, image).run()
+    if output not in written:
+        raise ValueError(f"output {output} is never written")
+
+
+@dataclass
+class _Check:
+    """One operation under check; `written` holds the tensors that earlier operations stored, and grows."""
+
+    operation: Operation
+    tensors: Mapping[str, TensorDecl]
+    written: set[str]
+    image: tuple[int, int]
+    #: Width of every register written so far.
+    registers: dict[int, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        source = self.operation.source
+        for name in inputs(source):
+            self.declared(name)
+            self.need(name in self.written, f"tensor {name} is read before it is written")
+        if check := _SOURCES.get(type(source)):
+            check(self, source)
+        if not isinstance(source, Rows):
+            self.registers[0] = self.operation.width
+        for step in self.operation.body:
+            self.instruction(step)
+
+    def need(self, condition: bool, what: str) -> None:
+        if not condition:
+            raise ValueError(f"operation {self.operation.name}: {what}")
+
+    def declared(self, name: str) -> TensorDecl:
+        self.need(name in self.tensors, f"tensor {name} is not declared")
+        return self.tensors[name]
+
+    def square(self, name: str) -> int:
+        """Returns the side of a square map."""
+        side = math.isqrt(self.declared(name).rows)
+        self.need(side * side == self.declared(name).rows, f"{name} is no square map")
+        return side
+
+    def windows(self, side: int, kernel: int, stride: int, padding: int) -> None:
+        """Needs one row for each window of a square map, and every window to meet the map."""
+        self.need(padding < kernel, "windows that lie outside")
+        self.need(kernel <= side + 2 * padding, "the patch is larger than the image")
+        count = (side + 2 * padding - kernel) // stride + 1
+        self.need(self.operation.rows == count * count, "rows are not the number of patches")
+
+    def same_shape(self, name: str, what: str) -> None:
+        decl = self.declared(name)
+        self.need((decl.rows, decl.width) == (self.operation.rows, self.operation.width), what)
+
+    # --- sources
+
+    def patches(self, source: Patches) -> None:
+        channels, side = self.image
+        if source.input is not None:
+            side, channels = self.square(source.input), self.declared(source.input).width
+        self.windows(side, source.patch, source.stride, source.padding)
+        self.need(self.operation.width == channels * source.patch**2, "width is not that of a patch")
+
+    def linear(self, source: Linear) -> None:
+        self.need(self.declared(source.input).rows == self.operation.rows, "rows are not those of the input")
+
+    def conv1d(self, source: Conv1d) -> None:
+        self.same_shape(source.input, "shape is not that of the input")
+
+    def conv2d(self, source: Conv2d) -> None:
+        self.windows(self.square(source.input), source.kernel, 1, source.padding)
+        self.need(self.declared(source.input).width == self.operation.width, "width is not that of the input")
+
+    def transpose(self, source: Transpose) -> None:
+        self.same_shape(source.input, "shape is not that of the input")
+        self.need(source.height * source.width == self.operation.rows, "the map has another number of rows")
+
+    def mean(self, source: Mean) -> None:
+        shape = (self.operation.rows, self.operation.width)
+        self.need(shape == (1, self.declared(source.input).width), "a mean is one row of the input")
+
+    def scan(self, source: Scan) -> None:
+        for name in (source.u, source.delta):
+            self.same_shape(name, f"{name} has another shape")
+        B, C = self.declared(source.B), self.declared(source.C)
+        self.need(B.rows == C.rows == self.operation.rows and B.width == C.width, "B and C do not fit")
+
+    def concat(self, source: Concat) -> None:
+        count = 0
+        for part in source.parts:
+            if isinstance(part, Constant):
+                count += 1
+                continue
+            name, first, rows = part
+            decl = self.declared(name)
+            fits = first + rows <= decl.rows and decl.width == self.operation.width
+            self.need(fits, f"{name} does not fit")
+            count += rows
+        self.need(count == self.operation.rows, "rows are not those of the parts")
+
+    # --- row instructions
+
+    def width(self, register: int) -> int:
+        self.need(register in self.registers, f"register {register} is read before it is written")
+        return self.registers[register]
+
+    def instruction(self, step: Any) -> None:
+        if isinstance(step, Store):
+            self.store(step)
+            return
+        if isinstance(step, Load):
+            size = self.load(step)
+        elif isinstance(step, Slice):
+            self.need(step.offset + step.width <= self.width(step.src), "a slice beyond its register")
+            size = step.width
+        elif isinstance(step, Binary):
+            size = self.width(step.a)
+            self.need(self.width(step.b) == size, "registers of different widths")
+        else:
+            size = self.width(step.src)
+        self.need(step.dst not in self.registers, f"register {step.dst} is written twice")
+        self.registers[step.dst] = size
+
+    def store(self, step: Store) -> None:
+        decl = self.declared(step.tensor)
+        fits = (decl.rows, decl.width) == (self.operation.rows, self.width(step.src))
+        self.need(fits, f"{step.tensor} has another shape")
+        self.need(step.tensor not in self.written, f"{step.tensor} is written twice")
+        self.written.add(step.tensor)
+
+    def load(self, step: Load) -> int:
+        decl = self.declared(step.tensor)
+        self.need(step.tensor in self.written, f"tensor {step.tensor} is read before it is written")
+        there = decl.rows == self.operation.rows if step.row is None else step.row < decl.rows
+        self.need(there, f"{step.tensor}: no such row")
+        return decl.width
+
+
+#: How each source is checked; `rows` has nothing to check.
+_SOURCES: dict[type, Callable[[_Check, Any], None]] = {
+    Patches: _Check.patches,
+    Linear: _Check.linear,
+    Conv1d: _Check.conv1d,
+    Conv2d: _Check.conv2d,
+    Transpose: _Check.transpose,
+    Mean: _Check.mean,
+    Scan: _Check.scan,
+    Concat: _Check.concat,
+}

@@ -1,0 +1,47 @@
+"""The row instructions that compute each element by itself: the one table of them.
+
+A program names them, the oracle calls them, the roofline counts them, and lowering and simulation find them by the name
+a layer carries (`visq.models.layers.Elementwise`). The C++ engine has the same names in `csrc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from visq.integer import arithmetic
+from visq.integer.arithmetic import EXP2, GELU, LOG1P, Floats
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """One instruction.
+
+    Attributes:
+        operands: how many registers it reads, 1 or 2.
+        function: its definition on float32 arrays of one shape.
+        cost: additions and multiplications of float32 an element takes.
+    """
+
+    operands: int
+    function: Callable[..., Floats]
+    cost: int
+
+
+#: Additions and multiplications of `arithmetic.exp2`: a subtraction, a polynomial and a power of two.
+EXP2_COST = 1 + 2 * len(EXP2) + 1
+
+ELEMENTWISE: dict[str, Elementwise] = {
+    "silu": Elementwise(1, arithmetic.silu, 1 + EXP2_COST + 2),
+    "softplus": Elementwise(1, arithmetic.softplus, 1 + EXP2_COST + 3 + 2 * (len(LOG1P) - 1) + 2),
+    "gelu": Elementwise(1, arithmetic.gelu, 3 + 2 * (len(GELU) - 1) + 2 + 2 + EXP2_COST + 2),
+    "neg": Elementwise(1, np.negative, 0),
+    "add": Elementwise(2, np.add, 1),
+    "mul": Elementwise(2, np.multiply, 1),
+}
+
+#: Names by the number of registers an instruction reads.
+UNARY = tuple(name for name, found in ELEMENTWISE.items() if found.operands == 1)
+BINARY = tuple(name for name, found in ELEMENTWISE.items() if found.operands == 2)

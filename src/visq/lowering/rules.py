@@ -1,0 +1,202 @@
+"""How each function and method between the layers of a traced network is lowered, by one name for both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from visq.integer import operations as ir
+from visq.lowering.context import Lowering
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Tokens, Value, Zeros
+
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    operator.add: "add",
+    operator.mul: "mul",
+    operator.truediv: "truediv",
+    operator.neg: "neg",
+    operator.getitem: "getitem",
+    torch.exp: "exp",
+    torch.cat: "cat",
+    torch.zeros_like: "zeros_like",
+    getattr: "getattr",
+}
+RULES: dict[str, Callable[..., Any]] = {}
+#: Those that take a map.
+OF_MAPS = ("flatten", "transpose", "getattr")
+
+
+def rule(function: Callable[..., Any]) -> Callable[..., Any]:
+    RULES[function.__name__] = function
+    return function
+
+
+@rule
+def add(lowering: Lowering, a: Any, b: Any) -> Any:
+    return lowering.binary("add", a, b)
+
+
+@rule
+def mul(lowering: Lowering, a: Any, b: Any) -> Any:
+    return lowering.binary("mul", a, b)
+
+
+@rule
+def truediv(lowering: Lowering, a: Value, b: float) -> Any:
+    if not isinstance(b, int | float) or b == 0 or (1 / b) * b != 1:
+        raise LoweringError("a division by something else than a number with an exact reciprocal")
+    return lowering.binary("mul", a, 1 / b)
+
+
+@rule
+def neg(lowering: Lowering, x: Any) -> Any:
+    return _function("neg", lowering, x)
+
+
+@rule
+def exp(lowering: Lowering, x: Any) -> Any:
+    return _function("exp", lowering, x)
+
+
+def _function(name: str, lowering: Lowering, x: Any) -> Any:
+    if isinstance(x, Parameter):
+        constant = x.constant.model_copy(update={"functions": (*x.constant.functions, name)})
+        return Parameter(constant, x.shape)
+    if name != "neg":
+        raise LoweringError(f"{name} of an activation")
+    return lowering.unary(name, x)
+
+
+@rule
+def double(lowering: Lowering, x: Parameter) -> Parameter:
+    """Functions of parameters are computed in float64 (`Bundle.constant`)."""
+    if not isinstance(x, Parameter):
+        raise LoweringError("float64 of an activation")
+    return x
+
+
+@rule
+def to(lowering: Lowering, x: Parameter, like: Parameter) -> Parameter:
+    if not isinstance(x, Parameter) or not isinstance(like, Parameter):
+        raise LoweringError("a conversion of an activation")
+    return x
+
+
+@rule
+def zeros_like(lowering: Lowering, x: Value) -> Zeros:
+    return Zeros()
+
+
+@rule
+def flip(lowering: Lowering, x: Value, dim: int) -> Value:
+    """A view: the same rows, read the other way."""
+    if dim != 1:
+        raise LoweringError(f"flip of dimension {dim}")
+    return Value("slice", x.rows, x.width, (x,), {"offset": 0}, not x.reverse)
+
+
+@rule
+def chunk(lowering: Lowering, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
+    if x.width % chunks:
+        raise LoweringError(f"{x.width} channels in {chunks} parts")
+    return split(lowering, x, [x.width // chunks] * chunks, dim)
+
+
+@rule
+def split(lowering: Lowering, x: Value, sizes: list[int], dim: int = 0) -> tuple[Value, ...]:
+    if dim not in (-1, 2) or sum(sizes) != x.width:
+        raise LoweringError("a split of something else than the channels")
+    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(
+        Value("slice", x.rows, size, (x,), {"offset": offset}, x.reverse)
+        for offset, size in zip(offsets, sizes, strict=True)
+    )
+
+
+@rule
+def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
+    if isinstance(x, tuple):
+        return x[index]
+    everything = slice(None)
+    if isinstance(x, Value) and isinstance(index, tuple) and len(index) == 2 and index[0] == everything:
+        if isinstance(index[1], slice) and index[1].step in (None, 1):
+            first, stop, _ = index[1].indices(x.rows)
+            return Tokens(x, first, stop - first)
+        if isinstance(index[1], int):
+            row = index[1] % x.rows
+            return Value("select", 1, x.width, (x,), {"row": x.rows - 1 - row if x.reverse else row})
+    raise LoweringError(f"indexing by {index}")
+
+
+@rule
+def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
+    """The image with its channels last."""
+    if not isinstance(x, Image) or dims != (0, 2, 3, 1):
+        raise LoweringError(f"permute to {dims} of something else than the image")
+    return x
+
+
+@rule
+def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) -> Map:
+    if not isinstance(x, Value) or x.reverse or dim != 1 or len(sizes) != 2 or sizes[0] * sizes[1] != x.rows:
+        raise LoweringError(f"unflatten of dimension {dim} to {sizes}: tokens in order make a map")
+    return Map(x, *sizes)
+
+
+@rule
+def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -> Value:
+    if not isinstance(x, Map) or (start_dim, end_dim) != (1, 2):
+        raise LoweringError("flatten of something else than a map")
+    return x.value
+
+
+@rule
+def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
+    if not isinstance(x, Map) or {dim0, dim1} != {1, 2}:
+        raise LoweringError("transpose of something else than a map")
+    source = ir.Transpose(input=lowering.builder.tensor(x.value), height=x.height, width=x.width)
+    rows = lowering.builder.operation("transpose", source, x.value.rows, x.value.width)
+    return Map(rows, x.width, x.height)
+
+
+def shape(lowering: Lowering, x: Value | Map, attribute: str) -> tuple[int | None, ...]:
+    """[images, rows, width], of a map [images, height, width, channels]; how many images there are, a program does not
+    know."""
+    if isinstance(x, Map) and attribute == "shape":
+        return None, x.height, x.width, x.value.width
+    if not isinstance(x, Value) or attribute != "shape":
+        raise LoweringError(f"attribute {attribute}")
+    return None, x.rows, x.width
+
+
+RULES["getattr"] = shape
+
+
+@rule
+def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
+    if dim != 1:
+        raise LoweringError(f"concatenation along dimension {dim}")
+    placed: list[Any] = []
+    rows, width = 0, 0
+    for part in parts:
+        if isinstance(part, Parameter):
+            placed.append(part.constant)
+            rows += 1
+            continue
+        tokens = part if isinstance(part, Tokens) else Tokens(part, 0, part.rows)
+        if tokens.value.reverse:
+            raise LoweringError("concatenation of a flipped sequence")
+        rows, width = rows + tokens.count, tokens.value.width
+        if tokens.count:
+            placed.append((lowering.builder.tensor(tokens.value), tokens.first, tokens.count))
+    return lowering.builder.operation("concat", ir.Concat(parts=tuple(placed)), rows, width)
+
+
+@rule
+def expand(lowering: Lowering, x: Parameter, *sizes: Any) -> Parameter:
+    """Over the images of a batch, of which the program sees one."""
+    if not isinstance(x, Parameter) or any(size != -1 for size in sizes[1:]):
+        raise LoweringError("expand of something else than a parameter over images")
+    return x

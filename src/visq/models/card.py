@@ -1,0 +1,30 @@
+"""What must be known beside the weights to use a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from visq.data import Preprocess
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known beside the weights to use a model.
+
+    Attributes:
+        name: what users type; `alias_of` is the official name when `name` is a short one of ours.
+        weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
+        published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
+        checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.
+    """
+
+    name: str
+    config: Any
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None = None
+    weights: str | None = None
+    description: str = ""
+    published_top1: float | None = None
+    checkpoint_sha256: str | None = None
+    alias_of: str | None = None

@@ -1,0 +1,1 @@
+"""The C++ extension from NumPy, without torch: instruction sets, memory, single operations."""

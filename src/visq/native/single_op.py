@@ -1,0 +1,145 @@
+"""Single operations of the C++ engine on arrays of the caller.
+
+The simulation runs them so that its float32 results have the engine's bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from visq.integer.arithmetic import Floats
+from visq.integer.float_scan import FloatScan
+from visq.integer.scans import IntegerScan
+from visq.native.extension import _C, engine_isa
+from visq.native.memory import LANES, LINE, SPARE, Arena, empty, flat, pad, row_bytes
+from visq.native.scans import add_float_scan, add_integer_scan
+
+#: Writes the operation: (engine, indices of its input tensors, index of a scan's y) -> register of the result.
+Write = Callable[[Any, list[int], int], int]
+
+
+class SingleOp:
+    """A program of one operation over float32 tensors, `inputs` of (rows, width), with a result (rows, width).
+
+    Arguments:
+        isa: a level of `visq.ops`; the engine's fastest variant of it is taken.
+        zero_points: the last input holds bytes, with this zero point for each row.
+    """
+
+    def __init__(
+        self,
+        isa: str,
+        inputs: list[tuple[int, int]],
+        result: tuple[int, int],
+        write: Write,
+        zero_points: Floats | None = None,
+    ) -> None:
+        self._engine = _C.Engine(engine_isa(isa), 1, 1)
+        arena = Arena(LINE)
+        self._inputs = []
+        for index, (rows, width) in enumerate(inputs):
+            coded = zero_points is not None and index == len(inputs) - 1
+            codec = self._byte_codec(rows, width, zero_points) if coded and zero_points is not None else -1
+            offset = arena.take(rows * row_bytes(width, coded))
+            self._inputs.append(self._engine.add_tensor(rows, width, offset, codec))
+        rows, width = result
+        y, found = (
+            self._engine.add_tensor(rows, width, arena.take(rows * row_bytes(width, coded=False)), -1) for _ in range(2)
+        )
+        self._engine.store(write(self._engine, self._inputs, y), found)
+        self._engine.finish(arena.size + SPARE, found)
+
+    def _byte_codec(self, rows: int, width: int, zero: Floats) -> int:
+        ones, none = np.ones(max(rows, width), np.float32), empty()
+        channels, tokens = ones[:width], ones[:rows]
+        limits = (0.0, 255.0)
+        return int(
+            self._engine.add_quantizer(
+                width, rows, channels, channels, tokens, tokens, none, flat(zero), *limits, none, none
+            )
+        )
+
+    def run(self, addresses: list[int], batch: int, out: int, threads: int) -> None:
+        """Runs on `batch` images: addresses of each input and of the result, contiguous [batch, rows, width]."""
+        self._engine.run_alone(list(zip(self._inputs, addresses, strict=True)), batch, out, threads)
+
+
+def fixed_scan(isa: str, scan: IntegerScan) -> SingleOp:
+    """u, delta [L, C], B [L, N] float32, and C [L, N] bytes -> y [L, C]."""
+    (channels, states), length = scan.a.shape, len(scan.input_step)
+
+    def write(engine: Any, tensors: list[int], y: int) -> int:
+        add_integer_scan(engine, tensors, y, False, scan)
+        return 0
+
+    inputs = [(length, channels), (length, channels), (length, states), (length, states)]
+    return SingleOp(isa, inputs, (length, channels), write, zero_points=scan.C_zero.astype(np.float32))
+
+
+def float_scan(isa: str, length: int, form: FloatScan) -> SingleOp:
+    """u, delta [L, C], B, C [L, N] -> y [L, C]."""
+    channels, states = form.A.shape
+
+    def write(engine: Any, tensors: list[int], y: int) -> int:
+        add_float_scan(engine, tensors, y, False, length, form)
+        return 0
+
+    inputs = [(length, channels), (length, channels), (length, states), (length, states)]
+    return SingleOp(isa, inputs, (length, channels), write)
+
+
+def unary(isa: str, function: str, rows: int, width: int) -> SingleOp:
+    """`silu`, `softplus` or `gelu` of x [rows, width]."""
+    return _of_rows(isa, rows, width, lambda engine, slot: engine.unary(function, 1, 0, slot))
+
+
+def rms_norm(isa: str, rows: int, weight: Floats, eps: float) -> SingleOp:
+    width = len(weight)
+    return _of_rows(isa, rows, width, lambda engine, slot: engine.rms_norm(1, 0, flat(weight), eps, slot))
+
+
+def layer_norm(isa: str, rows: int, weight: Floats, bias: Floats, eps: float) -> SingleOp:
+    arrays = (flat(weight), flat(bias))
+    return _of_rows(isa, rows, len(weight), lambda engine, slot: engine.layer_norm(1, 0, *arrays, eps, slot))
+
+
+def mean(isa: str, rows: int, width: int) -> SingleOp:
+    """x [rows, width] -> [1, width]."""
+
+    def write(engine: Any, tensors: list[int], y: int) -> int:
+        engine.mean(tensors[0])
+        return 0
+
+    return SingleOp(isa, [(rows, width)], (1, width), write)
+
+
+def product(isa: str, rows: int, weight: Floats) -> SingleOp:
+    """x [rows, K] by weight [N, K] -> [rows, N], added up in the order of K."""
+    width, length = weight.shape
+
+    def write(engine: Any, tensors: list[int], y: int) -> int:
+        engine.float_linear(rows, width, tensors[0], flat(weight), np.zeros(width, np.float32))
+        return 0
+
+    return SingleOp(isa, [(rows, length)], (rows, width), write)
+
+
+def rotate(isa: str, rows: int, inverse_divisor: Floats, matrix: Floats) -> SingleOp:
+    """x [rows, C] by H x matrix [m, m], see `arithmetic.rotate`."""
+    arrays = (flat(inverse_divisor), flat(matrix))
+    return _of_rows(isa, rows, len(inverse_divisor), lambda engine, slot: engine.rotate(1, 0, *arrays, slot))
+
+
+def _of_rows(isa: str, rows: int, width: int, step: Callable[[Any, int], None]) -> SingleOp:
+    """A single row instruction, from register 0 to register 1."""
+
+    def write(engine: Any, tensors: list[int], y: int) -> int:
+        engine.rows(rows)
+        engine.load(0, tensors[0], -1, 0)
+        step(engine, pad(width, LANES))
+        return 1
+
+    return SingleOp(isa, [(rows, width)], (rows, width), write)

@@ -1,0 +1,109 @@
+"""A program on the C++ engine: parameters are packed once, then images run without Python in between.
+
+The bits are those of `visq.runtime.oracle`, on every instruction set, for every thread count and batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visq.errors import VisqError
+from visq.integer.arithmetic import Floats
+from visq.integer.images import checked_images
+from visq.integer.program import Program
+from visq.native.extension import _C, engine_isa, engine_isas, has_engine_isa
+from visq.native.threads import checked_threads
+from visq.runtime.bundle import Bundle
+from visq.runtime.cpu.schedule import scans_together
+from visq.runtime.cpu.writer import Writer
+
+
+class CpuEngine:
+    """Runs a program on images.
+
+    Arguments:
+        threads: how many threads a run may use; by default as many processors as this process may keep busy.
+        isa: one of `engine_isas()`, or `EMULATED`; by default VISQ_ISA or the fastest.
+        separate_memory: gives every tensor memory of its own, so that `tensors` has them after a run.
+
+    Attributes:
+        in_float: for each operation that runs in float32, why.
+        classes: width of the output.
+
+    Raises:
+        VisqError: parameters that do not fit the program, a range the engine has no form for, an instruction set this
+            machine lacks, a number of threads that makes no sense.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        bundle: Bundle,
+        threads: int | None = None,
+        isa: str | None = None,
+        separate_memory: bool = False,
+    ) -> None:
+        program = program.model_copy(update={"operations": scans_together(program.operations)})
+        self.program, self.separate_memory = program, separate_memory
+        self.threads = checked_threads(threads)
+        isa = isa or engine_isa()
+        if not has_engine_isa(isa):
+            raise VisqError(f"instruction set {isa!r} is not available here; available: {', '.join(engine_isas())}")
+        try:
+            self._engine = _C.Engine(isa, program.channels, program.size)
+            writer = Writer(program, bundle, self._engine, separate_memory)
+            self._indices = writer.write()
+        except ValueError as error:
+            raise VisqError(f"the program does not fit its parameters: {error}") from error
+        self.in_float = writer.in_float
+        self.classes = program.tensors[program.output].width
+
+    @property
+    def isa(self) -> str:
+        return str(self._engine.isa)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes held by packed parameters.
+
+        A 4-bit weight takes half a byte (a whole one on AMX), an 8-bit weight one byte, or two when the kernel
+        multiplies 16-bit values.
+        """
+        return int(self._engine.parameter_bytes)
+
+    def __call__(self, images: Floats) -> Floats:
+        """Returns logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
+
+        Raises:
+            VisqError: images of another shape or type, or with values that are not finite.
+        """
+        images = checked_images(self.program, images)
+        out = np.empty((len(images), self.classes), np.float32)
+        self._engine.run(images, out, checked_threads(self.threads))
+        return out
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor of the last image by name, [rows, width] bytes or float32. Needs `separate_memory`."""
+        if not self.separate_memory:
+            raise VisqError("the engine has its tensors only when it was made with separate_memory=True")
+        found = {}
+        for name, index in self._indices.items():
+            decl = self.program.tensors[name]
+            value = np.empty((decl.rows, decl.width), np.float32 if decl.site is None else np.uint8)
+            self._engine.read_tensor(index, value.view(np.uint8))
+            found[name] = value
+        return found
+
+    @property
+    def bodies(self) -> dict[str, str]:
+        """Row instructions by operation, a bar between chains. A chain keeps its values in registers."""
+        return dict(zip((op.name for op in self.program.operations), self._engine.bodies(), strict=True))
+
+    def enable_profile(self, on: bool = True) -> None:
+        """Starts counting time from zero, or stops."""
+        self._engine.enable_profile(on)
+
+    def profile(self) -> dict[str, float]:
+        """Returns seconds, summed over threads, by kind of operation: of its source, and of its body."""
+        return dict(self._engine.profile())

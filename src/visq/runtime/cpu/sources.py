@@ -1,0 +1,148 @@
+"""Hands an operation's source to the C++ engine: one function for each source and form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visq.integer.fixed_scan import FixedScan
+from visq.integer.float_scan import FloatScan
+from visq.integer.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    Form,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerLinear,
+    WideLinear,
+)
+from visq.integer.fused_scan import FusedScan
+from visq.integer.operations import (
+    Concat,
+    Constant,
+    Conv1d,
+    Conv2d,
+    Linear,
+    Mean,
+    Operation,
+    Patches,
+    Rows,
+    Scan,
+    Transpose,
+)
+from visq.native.memory import empty, flat
+from visq.native.scans import add_float_scan, add_integer_scan
+from visq.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a source goes.
+
+    Attributes:
+        tensors: the engine's index of every tensor written so far, by name.
+        y: for a scan, the index of the tensor it writes; -1 elsewhere.
+    """
+
+    engine: Any
+    bundle: Bundle
+    operation: Operation
+    tensors: dict[str, int]
+    y: int = -1
+
+
+def add_source(target: Target, form: Form) -> None:
+    """Starts an operation in the engine: its source, in the arithmetic form it has."""
+    source = target.operation.source
+    _SOURCES[type(source)](target, source, form)
+
+
+def _patches(target: Target, source: Patches, form: Form) -> None:
+    x = -1 if source.input is None else target.tensors[source.input]
+    operation = target.operation
+    target.engine.patches(operation.rows, operation.width, x, source.patch, source.stride, source.padding)
+
+
+def _rows(target: Target, source: Rows, form: Form) -> None:
+    target.engine.rows(target.operation.rows)
+
+
+def _concat(target: Target, source: Concat, form: Form) -> None:
+    target.engine.concat(target.operation.rows, target.operation.width)
+    for part in source.parts:
+        if isinstance(part, Constant):
+            target.engine.concat_part(-1, 0, 1, flat(target.bundle.constant(part)))
+        else:
+            name, first, rows = part
+            target.engine.concat_part(target.tensors[name], first, rows, empty())
+
+
+def _transpose(target: Target, source: Transpose, form: Form) -> None:
+    target.engine.transpose(target.tensors[source.input], source.height, source.width)
+
+
+def _mean(target: Target, source: Mean, form: Form) -> None:
+    target.engine.mean(target.tensors[source.input])
+
+
+def _linear(target: Target, source: Linear, form: Form) -> None:
+    x, rows, width = target.tensors[source.input], target.operation.rows, target.operation.width
+    if isinstance(form, FloatLinear):
+        target.engine.float_linear(rows, width, x, flat(form.weight), flat(form.bias))
+        return
+    assert isinstance(form, IntegerLinear | WideLinear)
+    token = flat(np.ones(rows, np.float32) if form.token is None else form.token)
+    weight, scale, bias = flat(form.weight, np.int8), flat(form.scale), flat(form.bias)
+    if isinstance(form, WideLinear):
+        table = np.zeros(0, np.int16) if form.table is None else flat(form.table, np.int16)
+        offset, factor = flat(form.zero, np.int16), flat(form.factor, np.int16)
+        target.engine.wide_linear(rows, width, x, weight, scale, token, bias, table, offset, factor)
+        return
+    zero = flat(np.broadcast_to(form.zero, rows), np.int32)
+    target.engine.int_linear(rows, width, x, weight, scale, token, zero, bias)
+
+
+def _conv1d(target: Target, source: Conv1d, form: Form) -> None:
+    x = target.tensors[source.input]
+    if isinstance(form, FloatConv1d):
+        target.engine.float_conv(x, flat(form.weight), flat(form.bias), source.reverse)
+        return
+    assert isinstance(form, IntegerConv1d)
+    weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
+    target.engine.int_conv(x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
+
+
+def _conv2d(target: Target, source: Conv2d, form: Form) -> None:
+    x = target.tensors[source.input]
+    if isinstance(form, FloatConv2d):
+        target.engine.float_conv2d(x, source.kernel, source.padding, flat(form.weight), flat(form.bias))
+        return
+    assert isinstance(form, IntegerConv2d)
+    weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
+    target.engine.int_conv2d(x, source.kernel, source.padding, weight, flat(form.scale), zero, flat(form.bias))
+
+
+def _scan(target: Target, source: Scan, form: Form) -> None:
+    inputs = [target.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
+    if isinstance(form, FloatScan):
+        add_float_scan(target.engine, inputs, target.y, source.reverse, target.operation.rows, form)
+        return
+    assert isinstance(form, FixedScan | FusedScan)
+    add_integer_scan(target.engine, inputs, target.y, source.reverse, form)
+
+
+_SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {
+    Patches: _patches,
+    Rows: _rows,
+    Concat: _concat,
+    Transpose: _transpose,
+    Mean: _mean,
+    Linear: _linear,
+    Conv1d: _conv1d,
+    Conv2d: _conv2d,
+    Scan: _scan,
+}

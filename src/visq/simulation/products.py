@@ -1,0 +1,160 @@
+"""The arithmetic form of a module, as `visq.integer.forms` gives it for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visq.integer import forms
+from visq.integer.arithmetic import Floats
+from visq.integer.codecs import Codec, make_codec, make_factor_codec, make_state_codec
+from visq.integer.float_scan import FloatScan
+from visq.integer.forms import (
+    FloatConv1d,
+    FloatConv2d,
+    FloatLinear,
+    IntegerConv1d,
+    IntegerConv2d,
+    WideLinear,
+)
+from visq.integer.weights import Weight, coded_weight
+from visq.models.layers import CausalConv1d, Conv2d, Linear, SelectiveScan
+from visq.models.vim import PatchConv2d
+from visq.ops import exact
+from visq.quant.codec import Cache, codec_of
+from visq.quant.quantizer import Quantizer, one_scale
+from visq.quant.rotated import RotatedQuantizer
+from visq.quant.site import Site
+
+Dense = Linear | PatchConv2d | Conv2d
+Depthwise = CausalConv1d | Conv2d
+Form = TypeVar("Form")
+Made = TypeVar("Made")
+#: Whole numbers up to this are float32, and so is every sum of them, in any order.
+EXACT = 2**24
+
+
+@dataclass(frozen=True)
+class Product:
+    """`IntegerLinear` and `WideLinear` as PyTorch computes them: y = (float(integers weight^T) * scale) * token + bias.
+
+    Attributes:
+        quantizer: of the input.
+        table, factor: what an integer of the sum is to the input's code (`WideLinear`), None where they are the same.
+        weight: [N, K] codes in float32 where every sum stays below 2^24, in float64 elsewhere.
+        scale: [N]; token: [L, 1], or None for ones; bias: [N].
+    """
+
+    quantizer: Quantizer
+    table: Tensor | None
+    factor: Tensor | None
+    weight: Tensor
+    scale: Tensor
+    token: Tensor | None
+    bias: Tensor
+
+    def integers(self, x: Tensor) -> Tensor:
+        """What is added up of values that the site has rounded: whole numbers in float32."""
+        quantizer, table = self.quantizer, self.table
+        whole = quantizer.integers_again(x) if table is None else table[quantizer.encode(x).int()]
+        return whole if self.factor is None else whole * self.factor
+
+    def __call__(self, integers: Tensor) -> Tensor:
+        """integers [..., K] -> [..., N]."""
+        sums = F.linear(integers.to(self.weight.dtype), self.weight)
+        value = sums.float() * self.scale
+        return (value if self.token is None else value * self.token) + self.bias
+
+
+@dataclass(frozen=True)
+class OrderedProduct:
+    """`FloatLinear`: y = x weight^T + bias, added up in the order of K."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return exact.product(x, self.weight) + self.bias
+
+
+def cached(module: Dense | Depthwise, make: Callable[[], Form]) -> Form:
+    """`make()`, again only when a parameter or quantizer of the module changed."""
+    cache: Cache[Form] = module.__dict__.setdefault("_form", Cache())
+    return cache.get((module, module.site_in.quantizer, module.site_weight.quantizer), make)
+
+
+def product(module: Dense) -> Product | OrderedProduct:
+    """Of a linear, or of a convolution over channels: a product of its windows, where its site rounds every value
+    alike (see `visq.lowering.layers.dense_conv2d`)."""
+    rounded_before = not isinstance(module, Linear) and not one_scale(module.site_in.quantizer)
+    x = None if rounded_before else _activation(module.site_in)
+    form = forms.linear(x, _weight(module), _bias(module), rounded_before)
+    bias = torch.from_numpy(form.bias)
+    if isinstance(form, FloatLinear):
+        return OrderedProduct(torch.from_numpy(form.weight), bias)
+    weight, quantizer = torch.from_numpy(form.weight), module.site_in.quantizer
+    assert isinstance(quantizer, Quantizer)
+    table = factor = None
+    largest = quantizer.largest_integer()
+    if isinstance(form, WideLinear):
+        table = None if form.table is None else torch.from_numpy(form.table).float()
+        factor = torch.from_numpy(form.factor).float()
+        largest = 2**15
+    exact = largest * float(weight.double().abs().max()) * weight.shape[1] < EXACT
+    weight = weight.float() if exact else weight.double()
+    token = None if form.token is None else torch.from_numpy(form.token)[:, None]
+    return Product(quantizer, table, factor, weight, torch.from_numpy(form.scale), token, bias)
+
+
+def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
+    return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv1d, FloatConv1d)
+
+
+def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
+    return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv2d, FloatConv2d)
+
+
+def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:
+    """Returns the float32 form of a scan that has none in fixed point. A [d_inner, N]."""
+    abar, bbar = _codec(module.site_abar, make_factor_codec), _codec(module.site_bbar, make_factor_codec)
+    h = _codec(module.site_h, make_state_codec)
+    return FloatScan(A.detach().numpy(), abar, bbar, h, "no form in fixed point")
+
+
+def codes_of(module: Depthwise, x: Tensor) -> Tensor:
+    """The codes, less their zero point, of values that the module's site has rounded: whole numbers in float32."""
+    quantizer = module.site_in.quantizer
+    assert isinstance(quantizer, Quantizer)
+    return quantizer.integers_again(x)
+
+
+def _codec(site: Site, make: Callable[[str, dict[str, Any], dict[str, Any]], Made]) -> Made | None:
+    return None if site.quantizer is None else codec_of(site.quantizer, make)
+
+
+def _activation(site: Site) -> Codec | None:
+    return _codec(site, make_codec)
+
+
+def _weight(module: Dense | Depthwise) -> Weight | Floats:
+    quantizer = module.site_weight.quantizer
+    weight = module.weight.detach()
+    if quantizer is None:
+        values: Floats = weight.numpy()
+        return values
+    rotation = divisor = None
+    if isinstance(quantizer, RotatedQuantizer):
+        rotation = quantizer.rotation.numpy()
+        divisor = np.ones(len(rotation), np.float32) if quantizer.divisor is None else quantizer.divisor.numpy()
+    return coded_weight(quantizer.encode(weight).numpy(), codec_of(quantizer, make_codec), rotation, divisor)
+
+
+def _bias(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Floats:
+    bias: Floats = (torch.zeros(len(module.weight)) if module.bias is None else module.bias.detach()).numpy()
+    return bias
