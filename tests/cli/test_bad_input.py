@@ -13,6 +13,7 @@ import yaml
 
 from tests.cli.conftest import Workplace, kill_when, tiny_model, visq_command, visq_process, write_images
 from visq.cli.main import run
+from visq.data import FASHION_MNIST_CLASSES
 from visq.models import save_checkpoint
 
 
@@ -209,3 +210,12 @@ def test_interrupt(workplace: Workplace, out: Path) -> None:
     again = visq_command(*command)
     assert again.returncode == 0 and "discarding the unfinished calibration" in again.stdout
     assert [path.name for path in out.iterdir()] == ["a"]
+
+
+def test_eval_hints_at_labels_in_another_order(tmp_path: Path) -> None:
+    names = tmp_path / "reversed.txt"
+    names.write_text("\n".join(reversed(FASHION_MNIST_CLASSES)))
+    command = ("eval", "vim_nano_fmnist", "--data", "fashion-mnist", "--limit", 200)
+    wrong, right = visq_command(*command, "--classes", names), visq_command(*command)
+    assert wrong.returncode == right.returncode == 0 and right.stderr == ""
+    assert wrong.stderr.startswith("warning: top-1 is") and "another order, reversed" in wrong.stderr

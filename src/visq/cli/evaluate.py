@@ -39,6 +39,7 @@ def evaluate(
     """Measure top-1 and top-5 of an FP32 model or of an artifact."""
     output = Output(json_to)
     from visq import analysis, parallel
+    from visq.analysis.labels import label_hint
     from visq.data import open_dataset
 
     set_threads(threads)
@@ -59,6 +60,9 @@ def evaluate(
     output.say(f"{row['model']} {row['recipe']} ({used}): top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
     speed = f"{result.seconds:.1f} s, {result.images_per_second:.1f} images a second, {row['threads']} threads"
     output.say(f"{result.n} images of {data} in {speed}; {megabytes(size)}")
+    hint = label_hint(result.predictions, result.labels, dataset.classes)
+    if hint is not None:
+        output.warn(hint)
     output.emit(row)
 
 
