@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from visq.errors import VisqError
+from visq.models.registry import PRETRAINED
 from visq.train import TrainConfig, load_config
 from visq.train.config import differences
 
@@ -22,6 +23,13 @@ def test_shipped_configs_load(path: Path) -> None:
         assert set(needed) < stages and f"runs/{path.stem}/model.safetensors" not in needed
     else:
         assert config.model.geometry["image_size"] == config.preprocess.image_size
+
+
+def test_the_one_copy_of_every_shipped_models_configuration() -> None:
+    """Configurations stand in configs/train alone; each packaged model has one of its name there."""
+    shipped = {path.stem for path in SHIPPED}
+    assert {path.name.removesuffix(".safetensors") for path in PRETRAINED.glob("*.safetensors")} <= shipped
+    assert not list(PRETRAINED.glob("*.yaml"))
 
 
 def test_round_trip(config_file: Path, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from visq.models.checkpoint import geometry_notes, read_checkpoint
 from visq.models.family import family_of, num_classes
 from visq.models.positions import load_other_resolution
 from visq.train.augment import Augment
-from visq.train.checkpoint import Progress, read_progress, restore, save_checkpoint, write_safetensors
 from visq.train.config import TrainConfig, differences
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
+from visq.train.run_state import RunState, read_state, restore, save_state, write_safetensors, write_text
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -121,24 +121,24 @@ class _Run:
             images_per_second=trained / self.done.seconds if self.done.seconds else 0.0,
         )
 
-    def _continue_from(self, resume: bool) -> Progress:
+    def _continue_from(self, resume: bool) -> RunState:
         """Return the state to start from: a checkpoint's when resuming, else the beginning."""
         config = self.config.to_yaml()
         if self.checkpoint.exists() and not resume:
             raise VisqError(f"{self.out} holds a run already: resume it or choose another folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        progress = Progress(0, 0, 0.0, config, self.data)
+        state = RunState(0, 0, 0.0, config, self.data)
         if self.checkpoint.exists():
-            progress = read_progress(self.checkpoint)
-            different = differences(progress.config, self.config)
+            state = read_state(self.checkpoint)
+            different = differences(state.config, self.config)
             if different:
                 raise VisqError(f"{self.checkpoint}: belongs to another configuration ({', '.join(different)})")
-            if progress.data != self.data:
+            if state.data != self.data:
                 raise VisqError(f"{self.checkpoint}: was trained on other images than {self.config.data.train} has now")
             restore(self.checkpoint, self.model, self.optimizer, self.ema)
-        (self.out / "config.yaml").write_text(config)
-        self.log.keep_until(progress.epoch)
-        return progress
+        write_text(self.out / "config.yaml", config)
+        self.log.keep_until(state.epoch)
+        return state
 
     def _epoch(self, reporter: Reporter) -> None:
         """Train one epoch, then evaluate, log and checkpoint."""
@@ -170,9 +170,9 @@ class _Run:
             entry |= {"top1_raw": raw, "top1_ema": averaged}
         self.log.append(entry)
         reporter.epoch(entry)
-        self.done = Progress(epoch + 1, step, self.done.seconds + seconds, self.done.config, self.data)
+        self.done = RunState(epoch + 1, step, self.done.seconds + seconds, self.done.config, self.data)
         if last or (epoch + 1) % config.checkpoint_every == 0:
-            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.ema, self.done)
+            save_state(self.checkpoint, self.model, self.optimizer, self.ema, self.done)
 
     def _step(self, batch: Tensor, generator: torch.Generator, step: int) -> float:
         """Do one optimizer step on the images at indices `batch`; return the loss. Not finite is a VisqError."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from visq.train.run_state import write_text
 
 
 class EpochLog:
@@ -19,9 +20,7 @@ class EpochLog:
     def keep_until(self, epoch: int) -> None:
         """Drop what was logged after finished epoch `epoch`, half-written lines included: it will be done again."""
         kept = [entry for entry in self.entries() if entry["epoch"] <= epoch]
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add an epoch."""
@@ -33,9 +32,11 @@ class EpochLog:
         entries = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
-                entries.append(json.loads(line))
-            except ValueError:
+                entry = json.loads(line)
+                int(entry["epoch"])
+            except (ValueError, TypeError, KeyError):  # a kill may have cut the last line off
                 break
+            entries.append(entry)
         return entries
 
 
