@@ -21,8 +21,8 @@ from typing import Any
 
 from common import machine, subject_of, write_json
 from visq.analysis import compare, diagnose
-from visq.artifact import kind_of
 from visq.models import load_model
+from visq.models.family import families
 from visq.pipeline import quantize
 from visq.quant.site import named_sites
 from visq.recipes import Recipe, get_recipe
@@ -62,7 +62,7 @@ def alone(recipe: Recipe, name: str, sites: list[str]) -> Recipe:
 def sites_by_kind(report: dict[str, Any]) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in report["sites"]:
-        rows.setdefault(kind_of(row["name"]), []).append(row)
+        rows.setdefault(families()["vim"].kind_of(row["name"]), []).append(row)
 
     def over(same: list[dict[str, Any]], key: str, average: Any) -> float | None:
         values = [row[key] for row in same if row.get(key) is not None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visq import artifact, ops
-from visq.artifact.coverage import coverage_rows, kind_of
+from visq.artifact.coverage import coverage_rows
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.models import VisionMamba
@@ -93,21 +93,6 @@ def test_config_says_what_it_is(quantized: Build, tmp_path: Path) -> None:
     assert rows["in_proj.weight"] == {**rows["in_proj.weight"], "sites": 2, "targeted": 2, "quantized": 2}
     assert rows["scan.h"]["sites"] == 4 and rows["norm.out"]["targeted"] == 0
     assert artifact.artifact_bytes(tmp_path / "a") == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
-
-
-@pytest.mark.parametrize(
-    "site, kind",
-    [
-        ("layers.11.mixer.in_proj.weight", "in_proj.weight"),
-        ("layers.0.mixer.conv1d_b.in", "conv1d.in"),
-        ("layers.0.mixer.a_b_log", "a_log"),
-        ("layers.3.mixer.scan_b.h", "scan.h"),
-        ("layers.3.norm.out", "norm.out"),
-        ("patch_embed.proj.in", "patch_embed.proj.in"),
-    ],
-)
-def test_kind_drops_layer_and_direction(site: str, kind: str) -> None:
-    assert kind_of(site) == kind
 
 
 def test_coverage_refuses_what_the_recipe_does_not_say(quantized: Build) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from visq._lazy import lazy
 
 if TYPE_CHECKING:
-    from visq.artifact.coverage import coverage_rows, kind_of
+    from visq.artifact.coverage import coverage_rows
     from visq.artifact.reading import artifact_bytes, check_program, is_artifact, load, verify
     from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
     from visq.artifact.writing import check_destination, lowered, save, serialize
@@ -22,7 +22,6 @@ __all__ = [
     "is_artifact",
     "artifact_bytes",
     "coverage_rows",
-    "kind_of",
     "ArtifactConfig",
     "CalibrationData",
     "CoverageRow",
@@ -32,7 +31,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        **dict.fromkeys(("coverage_rows", "kind_of"), "coverage"),
+        **dict.fromkeys(("coverage_rows",), "coverage"),
         **dict.fromkeys(("artifact_bytes", "check_program", "is_artifact", "load", "verify"), "reading"),
         **dict.fromkeys(("check_destination", "lowered", "save", "serialize"), "writing"),
         **dict.fromkeys(("ArtifactConfig", "CalibrationData", "CoverageRow", "Provenance", "read_config"), "schema"),

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-
-from torch import nn
+from typing import Any
 
 from visq.artifact.schema import CoverageRow
 from visq.errors import VisqError
 from visq.integer.spec import Spec
+from visq.models.family import family_of
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import Site, named_sites
 from visq.recipes import Recipe
-
-_LAYER = re.compile(r"^layers\.\d+\.((residual_group\.)?blocks\.\d+\.)?((mixer|op)\.)?")
-_DIRECTION = re.compile(r"_b(?=\.|_log$)|directions\.\d+\.")
-
-
-def kind_of(site: str) -> str:
-    """A site's name without its layer and direction: `layers.3.mixer.scan_b.h` -> `scan.h`."""
-    return _DIRECTION.sub("", _LAYER.sub("", site))
 
 
 def describe_granularity(spec: Spec) -> str:
@@ -37,13 +28,14 @@ def spec_of(site: Site) -> Spec:
     return site.quantizer.spec
 
 
-def coverage_rows(model: nn.Module, recipe: Recipe) -> list[CoverageRow]:
+def coverage_rows(model: Any, recipe: Recipe) -> list[CoverageRow]:
     """One row for each kind of site, in the order of the network, untargeted kinds included.
 
     Raises:
         VisqError: a pattern of the recipe that matches nothing, a site it names that has no quantizer or one of other
             bits, a quantizer that it does not name.
     """
+    kind_of = family_of(model.config).kind_of
     sites = dict(named_sites(model))
     targeted = recipe.resolve(sites)
     found = {name: spec_of(site) for name, site in sites.items() if site.quantizer is not None}

@@ -141,4 +141,16 @@ def preprocess(config: DVMSRConfig) -> Preprocess:
     return Preprocess(48, 56, MEANS[config.channels], (1.0,) * config.channels, channels=config.channels)  # type: ignore[arg-type]
 
 
-register_family(Family("dvmsr", "DVMSR", DVMSRConfig, DVMSR, infer_dvmsr, preprocess=preprocess, any_size=True))
+register_family(
+    Family(
+        "dvmsr",
+        "DVMSR",
+        DVMSRConfig,
+        DVMSR,
+        infer_dvmsr,
+        preprocess=preprocess,
+        any_size=True,
+        roles={"ends": ("?*.conv", "?conv_*", "?upsample.*")},
+        repeats=(r"^layers\.\d+\.(residual_group\.blocks\.\d+\.)?(mixer\.)?",),
+    )
+)

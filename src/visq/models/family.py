@@ -6,9 +6,10 @@ docs/add-a-model.md for bringing another one.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -36,6 +37,12 @@ def default_preprocess(config: Any) -> Preprocess:
     raise VisqError(f"images of {channels} channels are not supported, only grey (1) and RGB (3)")
 
 
+#: A layer's number and its mixer, in front of a site's name.
+LAYER = r"^layers\.\d+\.(blocks\.\d+\.)?((mixer|op)\.)?"
+#: One of several scans of a layer: Vim's backward branch, VMamba's directions.
+DIRECTION = r"_b(?=\.|_log$)|directions\.\d+\."
+
+
 def _as_it_is(config: Any, tensors: Tensors) -> Tensors:
     return tensors
 
@@ -58,6 +65,10 @@ class Family:
         preprocess: the transform of a checkpoint that does not say.
         any_size: it takes images of any size: its config has no `image_size`, and quantizers cannot have a scale per
             position in the sequence.
+        roles: patterns over module names that this family adds to a role of recipes (`visq.recipes.roles`), or a role
+            of its own. Each starts with `?`, because other networks lack such modules.
+        repeats: regular expressions over site names for what only tells layers and directions apart. It is left out of
+            a site's kind.
     """
 
     name: str
@@ -70,6 +81,19 @@ class Family:
     refuse: Callable[[Shapes, str | None], None] = lambda shapes, name: None
     preprocess: Callable[[Any], Preprocess] = default_preprocess
     any_size: bool = False
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    repeats: tuple[str, ...] = (LAYER, DIRECTION)
+
+    def __post_init__(self) -> None:
+        for role, patterns in self.roles.items():
+            if not all(pattern.startswith("?") for pattern in patterns):
+                raise VisqError(f"model family {self.name!r}: patterns of role {role!r} must start with '?'")
+
+    def kind_of(self, site: str) -> str:
+        """Returns a site's name without its layer and direction: `layers.3.mixer.scan_b.h` -> `scan.h`."""
+        for pattern in self.repeats:
+            site = re.sub(pattern, "", site)
+        return site
 
 
 #: By name, in order of registration; `families()` has those of installed packages as well.
@@ -138,7 +162,7 @@ def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, An
     By the type of a field's default: a whole number is positive (or at least the field's metadata `minimum`), a tuple
     holds positive ones, a float is a rate in [0, 1), a text is one of the metadata's `choices`.
     """
-    known = {field.name: field for field in fields(config)}
+    known = {declared.name: declared for declared in fields(config)}
     result = {}
     for key, value in geometry.items():
         if key not in known:

@@ -152,5 +152,18 @@ def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] 
 
 
 VMAMBA = register_family(
-    Family("vmamba", "VMamba", VMambaConfig, VMamba, infer_vmamba, unpack=unpack, pack=pack),
+    Family(
+        "vmamba",
+        "VMamba",
+        VMambaConfig,
+        VMamba,
+        infer_vmamba,
+        unpack=unpack,
+        pack=pack,
+        roles={
+            "linears": ("?*.mlp.fc*", "?*.reduction"),
+            "ends": ("?*.conv",),
+            "activations": ("?*.mlp.act",),
+        },
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from visq import parallel
-from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, kind_of, lowered, save
+from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, lowered, save
 from visq.calibrate import Calibration, calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
@@ -94,7 +94,7 @@ def check_applies(model: Any, recipe: Recipe) -> None:
     where images have any size, no gradient of a classifier's loss where there are no classes."""
     names = [name for name, _ in named_sites(model)]
     specs, family = recipe.resolve(names), family_of(model.config)
-    positional = list(dict.fromkeys(kind_of(name) for name in recipe.positional(names)))
+    positional = list(dict.fromkeys(family.kind_of(name) for name in recipe.positional(names)))
     if family.any_size and positional:
         raise VisqError(
             f"{family.title} takes images of any size, but recipe {recipe.name} has scales for the positions of one "

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from visq.errors import VisqError, first_problem
+from visq.recipes.roles import all_roles
 from visq.recipes.schema import Bits, Family, Recipe, Scope
 
 NAME = re.compile(r"(?P<family>.+?)-w(?P<w>\d+)a(?P<a>\d+)(?:h(?P<h>\d+))?(?:-(?P<scope>[a-z]+))?")
@@ -76,8 +77,13 @@ def list_recipes() -> list[Recipe]:
     return recipes
 
 
-@cache
 def packaged_families() -> dict[str, Family]:
+    """Returns the packaged recipe files by name, their roles expanded for every registered family of networks."""
+    return _packaged_families(tuple(all_roles().items()))
+
+
+@cache
+def _packaged_families(roles: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, Family]:
     families = [parse_family(text, f"{name}.yaml") for name, text in sorted(packaged_texts().items())]
     return {family.name: family for family in families}
 
