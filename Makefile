@@ -18,7 +18,7 @@ $(STAMP): $(BUILT_FROM)
 	touch $@
 
 demo: setup
-	$(BIN)/visq demo
+	$(BIN)/visq demo --out build/demo
 
 test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" -n 2

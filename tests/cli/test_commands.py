@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import visq
 from tests.cli.conftest import GEOMETRY, Workplace, environment, visq_command, visq_here
 from visq.cli.main import run
 from visq.models.registry import PRETRAINED
@@ -167,8 +168,9 @@ def test_processes_of_torchrun_share_the_work(workplace: Workplace, tmp_path: Pa
 
 
 @pytest.mark.skipif(not (PRETRAINED / "vim_nano_fmnist.safetensors").exists(), reason="the weights are not there yet")
-def test_demo(tmp_path: Path) -> None:
-    command = ("demo", "--out", tmp_path / "demo", "--limit", 50, "--samples", 8, "--json", tmp_path / "d.json")
+def test_full_demo(tmp_path: Path) -> None:
+    command = ("demo", "--full", "--out", tmp_path / "demo", "--limit", 50, "--samples", 8)
+    command = (*command, "--json", tmp_path / "d.json")
     done = visq_command(*command)
     assert done.returncode == 0 and done.stdout.count("same top-1") >= 8, done.stderr
     rows = json.loads((tmp_path / "d.json").read_text())["rows"]
@@ -176,3 +178,29 @@ def test_demo(tmp_path: Path) -> None:
     assert all(row["sites_quantized"] == row["sites_targeted"] > 0 for row in rows[1:])
     assert all(row["loaded_top1"] == row["top1"] and row["loaded_ms"] > 0 for row in rows[1:])
     assert len(list((tmp_path / "demo").iterdir())) == 8
+
+
+@pytest.mark.skipif(not (PRETRAINED / "vim_nano_fmnist.safetensors").exists(), reason="the weights are not there yet")
+def test_demo_compares_logits_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = ("demo", "--limit", 20, "--samples", 2, "--json", "rows.json")
+    done = visq_command(*command, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("the same logits, 20 images") == 8, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    engine = "sim" if rows[1]["loaded_kernel"] == "its simulation" else "int"
+    assert [row["backend"] for row in rows] == ["fp32", *8 * [engine]]
+    assert all(row["n"] == row["simulated"] == 20 and row["loaded_top1"] == row["top1"] for row in rows[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_demo_that_disagrees_fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from visq.cli import demo
+
+    monkeypatch.setattr(demo, "same_logits", lambda *_: (False, 4, 1.0))
+    assert run(["demo", "--limit", "4", "--samples", "2", "--threads", "1"]) == 1
+    assert "does not compute what was simulated" in capfd.readouterr().err
+
+
+def test_python_m_visq() -> None:
+    command = [sys.executable, "-m", "visq", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"visq {visq.__version__}\n", "")

@@ -52,7 +52,10 @@ class Output:
         by_kernel: dict[str, list[str]] = {}
         for op, kernel in kernels().items():
             by_kernel.setdefault(kernel, []).append(op)
-        self.say("kernels: " + "; ".join(f"{kernel} ({', '.join(ops)})" for kernel, ops in by_kernel.items()))
+        if len(by_kernel) == 1:
+            self.say(f"kernels: {next(iter(by_kernel))} for every op")
+        else:
+            self.say("kernels: " + "; ".join(f"{kernel} ({', '.join(ops)})" for kernel, ops in by_kernel.items()))
         slow: dict[str, list[str]] = {}
         for op, why in slow_kernels().items():
             slow.setdefault(why, []).append(op)

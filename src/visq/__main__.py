@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m visq` is `visq`."""
+
+from visq.cli import main
+
+main()
