@@ -20,7 +20,8 @@ from rich.table import Table as TextTable
 from torch import Tensor
 
 from common import machine, write_json
-from visq.ops import StateQuantizer, quantized_scan, selective_scan
+from visq.ops import StateRounding, quantized_scan, selective_scan
+from visq.ops._scan import ScanInputs
 from visq.ops.selective_scan import naive
 
 LENGTH, D_INNER, N = 197, 384, 16
@@ -38,23 +39,28 @@ def inputs(batch: int) -> list[Tensor]:
     return [u, delta, A, B, C]
 
 
+def loop(u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    """The selective scan as a plain loop over tokens."""
+    return naive.forward(ScanInputs(u, delta, A, B, C))
+
+
 def contenders(batch: int) -> dict[str, Run]:
     """What is timed, by name."""
     x = inputs(batch)
     leaves = [t.detach().requires_grad_() for t in x]
     grad_y = torch.randn(batch, LENGTH, D_INNER)
 
-    def state(read_quantized: bool) -> StateQuantizer:
+    def state(read_quantized: bool) -> StateRounding:
         step = torch.full((LENGTH,), 0.02)
-        return StateQuantizer(step, torch.ones(D_INNER), torch.ones(N), -128, 127, read_quantized)
+        return StateRounding(step, torch.ones(D_INNER), torch.ones(N), -128, 127, read_quantized)
 
     read, raw = state(True), state(False)
     return {
-        "Python loop, forward": lambda: naive.forward(*x),
+        "Python loop, forward": lambda: loop(*x),
         "C++ fp32, forward": lambda: selective_scan(*x),
         "C++ 8-bit state, y reads hq": lambda: quantized_scan(*x, state=read),
         "C++ 8-bit state, y reads h": lambda: quantized_scan(*x, state=raw),
-        "Python loop, forward + backward": lambda: torch.autograd.grad(naive.forward(*leaves), leaves, grad_y),
+        "Python loop, forward + backward": lambda: torch.autograd.grad(loop(*leaves), leaves, grad_y),
         "C++ fp32, forward + backward": lambda: torch.autograd.grad(selective_scan(*leaves), leaves, grad_y),
         "C++ 8-bit state, forward + backward": lambda: torch.autograd.grad(
             quantized_scan(*leaves, state=read), leaves, grad_y
@@ -65,7 +71,7 @@ def contenders(batch: int) -> dict[str, Run]:
 def compiled_loop(batch: int) -> tuple[Run, float]:
     """torch.compile of the Python loop, and the seconds its first call took."""
     x = inputs(batch)
-    function = torch.compile(naive.forward, fullgraph=True, dynamic=False)
+    function = torch.compile(loop, fullgraph=True, dynamic=False)
     start = time.perf_counter()
     function(*x)
     return lambda: function(*x), time.perf_counter() - start

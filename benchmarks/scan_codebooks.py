@@ -54,7 +54,7 @@ def quantize_inner(site: str, bits: int, codebook: str, estimator: str, calibrat
     return found.result(lambda quantizer: calibration.loss(**{site: quantizer.scan_argument()})).scan_argument()
 
 
-def quantize_state(bits: int, groups: int, estimator: str, calibration: ScanInputs) -> ops.StateQuantizer:
+def quantize_state(bits: int, groups: int, estimator: str, calibration: ScanInputs) -> ops.StateRounding:
     spec = Spec.model_validate(
         {"bits": bits, "granularity": {"kind": "step_groups", "k": groups}, "estimator": estimator}
     )
@@ -65,7 +65,7 @@ def quantize_state(bits: int, groups: int, estimator: str, calibration: ScanInpu
     step, labels = step_scales(ranges.result(), factors, spec)
     if state.search is not None:
         step = state.search(calibration, step, labels, factors, spec, {})
-    return ops.StateQuantizer(step, factors.channel, factors.state, spec.qmin, spec.qmax)
+    return ops.StateRounding(step, factors.channel, factors.state, spec.qmin, spec.qmax)
 
 
 def sqnr(scan: ScanInputs, **quantizers: Any) -> float:

@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.ops.helpers import ISAS, needs_cpp, scan_inputs, torch_threads
+from visq import ops
 from visq.errors import VisqError
 from visq.native import extension
 from visq.native.extension import has_engine_isa
 from visq.ops import _native, backends, selective_scan
+from visq.ops._scan import ScanInputs
 
 OPS = {
     "exact",
@@ -120,3 +123,44 @@ def test_survives_fork() -> None:
             os._exit(0 if torch.equal(selective_scan(*inputs), expected) else 1)
         _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+@pytest.fixture
+def other_kernel() -> Iterator[list[tuple[int, ...]]]:
+    """A kernel of another package: faster than C++, for at most 8 channels. Yields the shapes it ran on."""
+    shapes: list[tuple[int, ...]] = []
+
+    def check(inputs: ScanInputs | None = None, *others: object) -> tuple[bool, str]:
+        if inputs is not None and inputs.u.shape[-1] > 8:
+            return False, f"takes at most 8 channels, not {inputs.u.shape[-1]}"
+        return True, ""
+
+    @backends.register("selective_scan", "other", priority=20, devices=("cpu",), check=check)
+    def forward(inputs: ScanInputs) -> torch.Tensor:
+        shapes.append(tuple(inputs.u.shape))
+        return backends.implementation("selective_scan", "naive")(inputs)
+
+    yield shapes
+    backends.unregister("selective_scan", "other")
+
+
+def test_a_kernel_from_outside_runs_where_its_check_lets_it(other_kernel: list[tuple[int, ...]]) -> None:
+    assert backends.describe()["selective_scan"].kernel == "other"
+    with backends.recorded() as counted:
+        selective_scan(*scan_inputs(1, 2, 8, 1))
+        selective_scan(*scan_inputs(1, 2, 9, 1))
+    assert other_kernel == [(1, 2, 8)]
+    assert counted["selective_scan", "other"] == 1 and sum(counted.values()) == 2
+
+
+def test_a_name_is_registered_once(other_kernel: list[tuple[int, ...]]) -> None:
+    with pytest.raises(VisqError, match="op selective_scan has an implementation 'other' already"):
+        backends.register("selective_scan", "other")(lambda inputs: inputs.u)
+
+
+def test_exact_arithmetic_is_refused_where_it_has_no_kernel() -> None:
+    """The oracle of the engine's bits is a loop on the host: no device falls back to it silently."""
+    assert backends.describe(device="cuda")["exact"].kernel == "none"
+    assert not backends.usable("fixed_scan", "cuda")
+    with pytest.raises(VisqError, match=r"no implementation of exact can run on meta .*not on meta"):
+        ops.exact.unary("silu", torch.empty(1, 2, 3, device="meta"))

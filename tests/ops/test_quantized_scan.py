@@ -25,7 +25,7 @@ from tests.ops.helpers import (
     with_grad,
 )
 from visq.errors import VisqError
-from visq.ops import StateQuantizer, Table, Uniform, _native, quantized_scan, scan_states, selective_scan
+from visq.ops import StateRounding, Table, Uniform, _native, quantized_scan, scan_states, selective_scan
 
 STATES = ["none", "read", "raw"]
 ABARS = {"none": None, "uniform": Uniform(1 / 127, 0, 127), "table": Table(torch.linspace(0, 1, 16) ** 2)}
@@ -34,12 +34,12 @@ MODES = list(itertools.product(STATES, ABARS, BBARS))
 MODE_IDS = ["-".join(mode) for mode in MODES]
 
 
-def state_quantizer(L: int, D: int, N: int, kind: str, bits: int = 8) -> StateQuantizer | None:
+def state_quantizer(L: int, D: int, N: int, kind: str, bits: int = 8) -> StateRounding | None:
     if kind == "none":
         return None
     step = 2.5 / 2 ** (bits - 1) * (0.5 + torch.rand(L))
     half = 2 ** (bits - 1)
-    return StateQuantizer(step, 0.5 + torch.rand(D), 0.5 + torch.rand(N), -half, half - 1, kind == "read")
+    return StateRounding(step, 0.5 + torch.rand(D), 0.5 + torch.rand(N), -half, half - 1, kind == "read")
 
 
 def run_both(
@@ -88,7 +88,7 @@ def test_exact_on_dyadic_inputs(
         [dyadic(B, L, D), dyadic(B, L, D).abs() + 0.125, torch.zeros(D, N), dyadic(B, L, N), dyadic(B, L, N)]
     )
     power = lambda size: 2.0 ** torch.randint(-1, 2, (size,)).float()  # noqa: E731
-    state = StateQuantizer(power(L) / 16, power(D), power(N), -32, 31, read)
+    state = StateRounding(power(L) / 16, power(D), power(N), -32, 31, read)
     with _native.use_isa(isa):
         actual, expected = run_both(
             monkeypatch,
@@ -142,7 +142,7 @@ def test_divisors_of_bbar_are_those_of_its_channels(bbar: Uniform | Table) -> No
 def test_rounds_half_to_even_and_clamps() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 7.4, 9.0, -9.0, -8.5])
     ones, L = torch.ones(1, 1, 1), len(x)
-    state = StateQuantizer(torch.ones(1), torch.ones(1), torch.ones(1), -8, 7)
+    state = StateRounding(torch.ones(1), torch.ones(1), torch.ones(1), -8, 7)
     u = x[:, None, None]
     y = quantized_scan(
         u, ones.expand(L, 1, 1), torch.zeros(1, 1), ones.expand(L, 1, 1), ones.expand(L, 1, 1), state=state
@@ -156,7 +156,7 @@ def test_read_quantized_flag() -> None:
     u = torch.tensor([0.4, 0.0]).reshape(1, 2, 1)
     outputs = []
     for read in (True, False):
-        state = StateQuantizer(torch.ones(2), torch.ones(1), torch.ones(1), -8, 7, read)
+        state = StateRounding(torch.ones(2), torch.ones(1), torch.ones(1), -8, 7, read)
         outputs.append(quantized_scan(u, ones, torch.zeros(1, 1), ones, ones, state=state).flatten().tolist())
     assert outputs[0] == [0.0, 0.0]
     assert outputs[1] == pytest.approx([0.4, 0.0])
@@ -167,7 +167,7 @@ def test_straight_through_slope() -> None:
     x = torch.tensor([0.3, 6.9, 7.6, -8.4, -8.6])
     ones = torch.ones(len(x), 1, 1)
     u = x[:, None, None].requires_grad_()
-    state = StateQuantizer(torch.ones(1), torch.ones(1), torch.ones(1), -8, 7)
+    state = StateRounding(torch.ones(1), torch.ones(1), torch.ones(1), -8, 7)
     quantized_scan(u, ones, torch.zeros(1, 1), ones, ones, state=state).sum().backward()
     assert u.grad is not None and u.grad.flatten().tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
 
@@ -179,7 +179,7 @@ def test_fine_quantization_approaches_fp32() -> None:
     errors = []
     for bits in (4, 8, 12):
         half = 2 ** (bits - 1)
-        state = StateQuantizer((largest * 1.5 / half).reshape(1), torch.ones(17), torch.ones(4), -half, half - 1)
+        state = StateRounding((largest * 1.5 / half).reshape(1), torch.ones(17), torch.ones(4), -half, half - 1)
         errors.append(float((quantized_scan(*inputs, state=state) - exact).abs().mean()))
     assert errors[0] > 8 * errors[1] > 64 * errors[2]
 
@@ -230,8 +230,8 @@ def test_nan_in_gives_nan_out(mode: tuple[str, str, str], isa: str) -> None:
 
 def test_one_scale_for_all_steps_expands() -> None:
     inputs = scan_inputs(1, 6, 4, 2)
-    one = StateQuantizer(torch.tensor([0.05]), torch.ones(4), torch.ones(2), -128, 127)
-    every = StateQuantizer(torch.full((6,), 0.05), torch.ones(4), torch.ones(2), -128, 127)
+    one = StateRounding(torch.tensor([0.05]), torch.ones(4), torch.ones(2), -128, 127)
+    every = StateRounding(torch.full((6,), 0.05), torch.ones(4), torch.ones(2), -128, 127)
     assert torch.equal(quantized_scan(*inputs, state=one), quantized_scan(*inputs, state=every))
 
 
@@ -240,17 +240,17 @@ def test_errors_name_the_argument() -> None:
     ones = torch.ones
     cases = [
         (
-            {"state": StateQuantizer(ones(7), ones(5), ones(2), -8, 7)},
+            {"state": StateRounding(ones(7), ones(5), ones(2), -8, 7)},
             "scales were made for L=7, but the input has L=4",
         ),
         (
-            {"state": StateQuantizer(ones(4), ones(6), ones(2), -8, 7)},
+            {"state": StateRounding(ones(4), ones(6), ones(2), -8, 7)},
             r"state.channel must be float32 \[d_inner\] = \[5\]",
         ),
-        ({"state": StateQuantizer(ones(4), ones(5), ones(3), -8, 7)}, r"state.state must be float32 \[N\] = \[2\]"),
-        ({"state": StateQuantizer(ones(4), ones(5), ones(2), 8, 7)}, "state.qmin=8 is above state.qmax=7"),
-        ({"state": StateQuantizer(-ones(4), ones(5), ones(2), -8, 7)}, "state.step must be positive and finite"),
-        ({"state": StateQuantizer(ones(4), ones(5) / 0, ones(2), -8, 7)}, "state.channel must be positive and finite"),
+        ({"state": StateRounding(ones(4), ones(5), ones(3), -8, 7)}, r"state.state must be float32 \[N\] = \[2\]"),
+        ({"state": StateRounding(ones(4), ones(5), ones(2), 8, 7)}, "state.qmin=8 is above state.qmax=7"),
+        ({"state": StateRounding(-ones(4), ones(5), ones(2), -8, 7)}, "state.step must be positive and finite"),
+        ({"state": StateRounding(ones(4), ones(5) / 0, ones(2), -8, 7)}, "state.channel must be positive and finite"),
         ({"abar": Table(torch.zeros(257))}, r"abar table must be float32 \[K\], 1 <= K <= 256"),
         ({"bbar": Table(torch.tensor([1.0, 0.0]))}, "bbar table must be finite and sorted ascending"),
         (
@@ -284,7 +284,7 @@ def test_compile_and_export() -> None:
             self.register_buffer("step", torch.tensor([0.05]))
 
         def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-            state = StateQuantizer(self.step, torch.ones(8), torch.ones(2), -128, 127)
+            state = StateRounding(self.step, torch.ones(8), torch.ones(2), -128, 127)
             return quantized_scan(u, delta, A, B, C, state=state, abar=Uniform(1 / 127, 0, 127))
 
     expected = Scan()(*inputs)

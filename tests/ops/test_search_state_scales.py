@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.ops.helpers import ISAS, assert_same_bits, needs_cpp, scan_inputs, torch_threads
 from visq.errors import VisqError
-from visq.ops import StateQuantizer, Uniform, _native, quantized_scan, search_state_scales, selective_scan
+from visq.ops import StateRounding, Uniform, _native, quantized_scan, search_state_scales, selective_scan
+from visq.ops._scan import Rounding
 
 B, L, D, N = 3, 9, 19, 5
 GROUPS = {
@@ -25,7 +26,7 @@ def problem() -> tuple[list[Tensor], dict[str, Tensor]]:
 
 
 def quality(inputs: list[Tensor], scales: dict[str, Tensor], step: Tensor, read: bool) -> float:
-    state = StateQuantizer(step, scales["channel"], scales["state"], -8, 7, read)
+    state = StateRounding(step, scales["channel"], scales["state"], -8, 7, read)
     y = quantized_scan(*inputs[:5], state=state)
     return float(torch.nn.functional.cosine_similarity(y, inputs[5], dim=-1).mean())
 
@@ -129,20 +130,9 @@ def test_errors() -> None:
 
 def test_opcheck() -> None:
     inputs, s = problem()
-    flat = (
-        *inputs,
-        GROUPS["step"],
-        s["base"],
-        s["channel"],
-        s["state"],
-        s["candidates"],
-        [-8, 7],
-        True,
-        None,
-        [],
-        None,
-        [],
-    )
+    rounding = Rounding(s["base"], s["channel"], s["state"], [-8, 7], True, None, [], None, [])
+    *scan, y_ref = inputs
+    flat = (*scan, *rounding, y_ref, GROUPS["step"], s["candidates"])
     torch.library.opcheck(
         torch.ops.visq.search_state_scales.default, flat, test_utils=("test_schema", "test_faketensor")
     )

@@ -20,10 +20,16 @@ from tests.ops.helpers import (
 )
 from visq.errors import VisqError
 from visq.ops import _native, scan_states, selective_scan
+from visq.ops._scan import ScanInputs
 from visq.ops.scan_states import naive as states_naive
 from visq.ops.selective_scan import naive
 
 NAMES = ("u", "delta", "A", "B", "C")
+
+
+def loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The oracle."""
+    return naive.forward(ScanInputs(u, delta, A, B, C))
 
 
 @needs_cpp
@@ -32,7 +38,7 @@ NAMES = ("u", "delta", "A", "B", "C")
 def test_matches_naive(shape: tuple[int, int, int, int], isa: str) -> None:
     inputs = scan_inputs(*shape)
     with _native.use_isa(isa):
-        torch.testing.assert_close(selective_scan(*inputs), naive.forward(*inputs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(selective_scan(*inputs), loop(*inputs), rtol=1e-5, atol=1e-5)
         states = scan_states(*inputs[:4])
     torch.testing.assert_close(states, states_naive.forward(*inputs[:4]), rtol=1e-5, atol=1e-5)
 
@@ -43,7 +49,7 @@ def test_matches_naive(shape: tuple[int, int, int, int], isa: str) -> None:
 def test_gradients_match_autograd_through_naive(shape: tuple[int, int, int, int], isa: str) -> None:
     inputs = with_grad(scan_inputs(*shape))
     grad_y = torch.randn_like(inputs[0])
-    expected = torch.autograd.grad(naive.forward(*inputs), inputs, grad_y)
+    expected = torch.autograd.grad(loop(*inputs), inputs, grad_y)
     with _native.use_isa(isa):
         actual = torch.autograd.grad(selective_scan(*inputs), inputs, grad_y)
     for name, a, e in zip(NAMES, actual, expected, strict=True):
@@ -55,7 +61,7 @@ def test_gradients_match_autograd_through_naive(shape: tuple[int, int, int, int]
 def test_gradients_over_several_chunks(length: int) -> None:
     inputs = with_grad(scan_inputs(1, length, 3, 2))
     grad_y = torch.randn_like(inputs[0])
-    expected = torch.autograd.grad(naive.forward(*inputs), inputs, grad_y)
+    expected = torch.autograd.grad(loop(*inputs), inputs, grad_y)
     actual = torch.autograd.grad(selective_scan(*inputs), inputs, grad_y)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-3)
@@ -66,14 +72,14 @@ def test_naive_backward_is_the_derivative(shape: tuple[int, int, int, int]) -> N
     inputs = [x.double() for x in scan_inputs(*shape)]
     grad_y = torch.randn_like(inputs[0])
     leaves = with_grad(inputs)
-    expected = torch.autograd.grad(naive.forward(*leaves), leaves, grad_y)
-    for a, e in zip(naive.backward(*inputs, grad_y), expected, strict=True):
+    expected = torch.autograd.grad(loop(*leaves), leaves, grad_y)
+    for a, e in zip(naive.backward(ScanInputs(*inputs), grad_y), expected, strict=True):
         torch.testing.assert_close(a, e)
 
 
 def test_naive_gradcheck() -> None:
     inputs = with_grad([x.double() for x in scan_inputs(2, 4, 3, 2, strided=False)])
-    assert torch.autograd.gradcheck(naive.forward, inputs)
+    assert torch.autograd.gradcheck(loop, inputs)
 
 
 @needs_cpp
@@ -103,7 +109,7 @@ def test_transposed_and_expanded_inputs(isa: str) -> None:
         C[:, :1].expand(-1, 6, -1),  # row stride 0
     ]
     with _native.use_isa(isa):
-        torch.testing.assert_close(selective_scan(*views), naive.forward(*views), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(selective_scan(*views), loop(*views), rtol=1e-5, atol=1e-5)
 
 
 @needs_cpp
@@ -114,7 +120,7 @@ def test_nan_in_gives_nan_out(which: int, isa: str) -> None:
     inputs[which].view(-1)[0] = float("nan")
     with _native.use_isa(isa):
         y = selective_scan(*inputs)
-    assert torch.equal(y.isnan(), naive.forward(*inputs).isnan())
+    assert torch.equal(y.isnan(), loop(*inputs).isnan())
     assert y[0, 0, 0].isnan()
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import visq
+from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.models import VisionMamba, create_model
 from visq.models.layers import Linear
 from visq.quant.quantizer import Quantizer
-from visq.simulation import deploy
+from visq.simulation import deploy, undeploy
 
 GEOMETRY = {"image_size": 28, "patch_size": 7, "stride": 7, "channels": 1, "embed_dim": 16, "depth": 2}
 
@@ -132,3 +133,11 @@ def test_state_is_untouched(quantized: VisionMamba) -> None:
     keys = list(model.state_dict())
     deploy(model)
     assert [name for name, _ in model.named_modules()] == names and list(model.state_dict()) == keys
+
+
+def test_a_device_without_the_arithmetic_is_refused() -> None:
+    """On the host the engine's bits are a loop over images: the forward pass says what to do instead of crawling."""
+    model = deploy(create_model("vim", **GEOMETRY, num_classes=10).eval().requires_grad_(False)).to("meta")
+    with pytest.raises(VisqError, match=r"which has no kernel for meta; move the network and its images to the CPU"):
+        model(torch.empty(1, 1, 28, 28, device="meta"))
+    assert undeploy(model)(torch.empty(1, 1, 28, 28, device="meta")).shape == (1, 10)

@@ -1,10 +1,11 @@
 """Arithmetic of the field: one folder per op, `naive.py` (the readable oracle) beside the C++ one, one dispatcher."""
 
+from visq.ops import exact
 from visq.ops.causal_conv1d import causal_conv1d
 from visq.ops.fake_quantize import fake_quantize
 from visq.ops.fixed_scan import fixed_scan
 from visq.ops.quantized_scan import quantized_scan
-from visq.ops.quantized_scan.params import StateQuantizer, Table, Uniform
+from visq.ops.quantized_scan.params import StateRounding, Table, Uniform
 from visq.ops.scan_states import scan_states
 from visq.ops.search_state_scales import search_state_scales
 from visq.ops.selective_scan import selective_scan
@@ -12,6 +13,7 @@ from visq.ops.similarity_sums import similarity_sums
 
 __all__ = [
     "causal_conv1d",
+    "exact",
     "fake_quantize",
     "fixed_scan",
     "quantized_scan",
@@ -19,7 +21,7 @@ __all__ = [
     "search_state_scales",
     "selective_scan",
     "similarity_sums",
-    "StateQuantizer",
+    "StateRounding",
     "Table",
     "Uniform",
 ]

@@ -121,7 +121,7 @@ def call(op: str, device: str, *args: Any) -> Any:
     if not_used and implementation.name == "naive" and op not in _warned and not os.environ.get("VISQ_OPS"):
         _warned.add(op)
         why = "; ".join(f"{name}: {reason}" for name, reason in not_used)
-        warnings.warn(f"visq: {op} runs as a slow loop, its oracle ({why})", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"visq: {op} runs as a slow loop ({why})", RuntimeWarning, stacklevel=3)
     for recorder in _recorders:
         recorder[op, implementation.label()] += 1
     return implementation.function(*args)

@@ -226,7 +226,7 @@ class StateQuantizer(SiteQuantizer):
         return self.decode(self.encode(h))
 
     def scan_argument(self) -> Any:
-        return ops.StateQuantizer(
+        return ops.StateRounding(
             self.step, self.channel, self.state, self.spec.qmin, self.spec.qmax, self.read_quantized
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,20 +9,18 @@ from torch import Tensor
 
 from visq.ops import backends
 from visq.ops._checks import check_scan, float_under_autocast
+from visq.ops._scan import INPUTS_SCHEMA, ROUNDING_SCHEMA, Grads, ScanInputs, like_inputs, unflatten
 from visq.ops.quantized_scan import cpp, naive  # noqa: F401  (they register themselves)
 from visq.ops.quantized_scan.params import (
-    StateQuantizer,
+    StateRounding,
     Table,
     Uniform,
     absorb,
-    check_factor,
-    check_state,
-    check_state_values,
-    check_table_values,
-    flatten,
+    check_rounding,
+    check_rounding_values,
+    rounding_of,
 )
 
-Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 _OP = "quantized_scan"
 
 
@@ -34,7 +31,7 @@ def quantized_scan(
     B: Tensor,
     C: Tensor,
     *,
-    state: StateQuantizer | None = None,
+    state: StateRounding | None = None,
     abar: Uniform | Table | None = None,
     bbar: Uniform | Table | None = None,
 ) -> Tensor:
@@ -59,161 +56,49 @@ def quantized_scan(
         VisqError: on a wrong shape or dtype, a scale that is not positive and finite, a table that is not sorted, or
             per-step scales made for another L.
     """
-    u, delta, A, B, C = float_under_autocast(u, delta, A, B, C)
-    u, delta, A = absorb(bbar, u, delta, A)
-    abar_table, abar_uniform = flatten(abar)
-    bbar_table, bbar_uniform = flatten(bbar)
-    if state is None:
-        return _forward(
-            u, delta, A, B, C, None, None, None, [0, 0], True, abar_table, abar_uniform, bbar_table, bbar_uniform
-        )
-    step = state.step
-    if step.shape == (1,) and u.dim() == 3 and u.shape[1] != 1:
-        step = step.expand(u.shape[1])
-    return _forward(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        step,
-        state.channel,
-        state.state,
-        [state.qmin, state.qmax],
-        state.read_quantized,
-        abar_table,
-        abar_uniform,
-        bbar_table,
-        bbar_uniform,
-    )
+    inputs = ScanInputs(*float_under_autocast(u, delta, A, B, C))
+    length = u.shape[1] if u.dim() == 3 else 1  # a wrong shape is named by the operator
+    return _forward(*absorb(bbar, inputs), *rounding_of(state, abar, bbar, length))
 
 
-@torch.library.custom_op("visq::quantized_scan", mutates_args=())
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    _check(u, delta, A, B, C, step, channel, state, state_range, abar_table, bbar_table)
-    if step is not None and channel is not None and state is not None:
-        check_state_values(_OP, step, channel, state)
-    check_table_values(_OP, "abar", abar_table)
-    check_table_values(_OP, "bbar", bbar_table)
-    return backends.call(
-        _OP,
-        u.device.type,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        step,
-        channel,
-        state,
-        state_range,
-        read_quantized,
-        abar_table,
-        abar_uniform,
-        bbar_table,
-        bbar_uniform,
-    )
+def _run(*args: Any) -> Tensor:
+    inputs, rounding, _ = unflatten(args)
+    check_scan(_OP, *inputs)
+    check_rounding(_OP, inputs, rounding)
+    check_rounding_values(_OP, rounding)
+    return backends.call(_OP, inputs.device, inputs, rounding)
 
 
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    abar_table: Tensor | None,
-    bbar_table: Tensor | None,
-) -> None:
-    check_scan(_OP, u, delta, A, B, C)
-    if step is not None and channel is not None and state is not None:
-        check_state(_OP, step, channel, state, u.shape[1], u.shape[2], A.shape[1], state_range)
-    check_factor(_OP, "abar", abar_table)
-    check_factor(_OP, "bbar", bbar_table)
+_forward = torch.library.custom_op(
+    "visq::quantized_scan", _run, mutates_args=(), schema=f"({INPUTS_SCHEMA}, {ROUNDING_SCHEMA}) -> Tensor"
+)
 
 
 @_forward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    _check(u, delta, A, B, C, step, channel, state, state_range, abar_table, bbar_table)
-    return u.new_empty(u.shape)
+def _(*args: Any) -> Tensor:
+    inputs, rounding, _ = unflatten(args)
+    check_scan(_OP, *inputs)
+    check_rounding(_OP, inputs, rounding)
+    return inputs.u.new_empty(inputs.u.shape)
 
 
-@torch.library.custom_op("visq::quantized_scan_backward", mutates_args=())
-def _backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-    grad_y: Tensor,
-) -> Grads:
-    return backends.call(
-        "quantized_scan_backward",
-        u.device.type,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        step,
-        channel,
-        state,
-        state_range,
-        read_quantized,
-        abar_table,
-        abar_uniform,
-        bbar_table,
-        bbar_uniform,
-        grad_y,
-    )
+def _run_backward(*args: Any) -> Grads:
+    inputs, rounding, (grad_y,) = unflatten(args)
+    return backends.call(f"{_OP}_backward", inputs.device, inputs, rounding, grad_y)
+
+
+_backward = torch.library.custom_op(
+    "visq::quantized_scan_backward",
+    _run_backward,
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, {ROUNDING_SCHEMA}, Tensor grad_y) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @_backward.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> Grads:
-    u_, delta_, A_, B_, C_ = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
-    return u_, delta_, A_, B_, C_
+def _(*args: Any) -> Grads:
+    inputs, _, _ = unflatten(args)
+    return like_inputs(inputs)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -225,7 +110,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     tensors = iter(ctx.saved_tensors)
     inputs = [next(tensors) if other is None else other[0] for other in ctx.others]
-    return (*_backward(*inputs, grad_y), *[None] * (len(inputs) - 5))
+    return (*_backward(*inputs, grad_y), *[None] * (len(inputs) - len(ScanInputs._fields)))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from visq.ops import backends
-from visq.ops.quantized_scan.params import midpoints
-
-Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+from visq.ops._scan import Grads, Rounding, ScanInputs, midpoints
 
 
 def quantize_factor(x: Tensor, table: Tensor | None, uniform: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -27,20 +25,17 @@ def quantize_factor(x: Tensor, table: Tensor | None, uniform: Sequence[float]) -
     return x, torch.ones_like(x)
 
 
-class StateRounding:
-    """The state's quantizer at each step; the identity when there is no step."""
+class RoundState:
+    """Rounds the state at each step; the identity when it has no step."""
 
-    def __init__(
-        self, step: Tensor | None, channel: Tensor | None, state: Tensor | None, state_range: Sequence[int]
-    ) -> None:
-        self.step, self.range = step, state_range
-        if step is not None:
-            assert channel is not None and state is not None
-            self.factor = channel[:, None] * state
+    def __init__(self, rounding: Rounding) -> None:
+        self.step, self.range = rounding.step, rounding.state_range
+        if rounding.channel is not None and rounding.state is not None:
+            self.factor = rounding.channel[:, None] * rounding.state
             self.inverse = 1 / self.factor
 
     def __call__(self, h: Tensor, t: int, multiplier: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """hq and the straight-through slope, for h [..., d_inner, N]."""
+        """Returns hq and the straight-through slope, for h [..., d_inner, N] at step t."""
         if self.step is None:
             return h, torch.ones_like(h)
         step = self.step[t] * multiplier
@@ -51,63 +46,36 @@ class StateRounding:
 
 
 @backends.register("quantized_scan", "naive")
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.quantized_scan`, flattened."""
-    rounding = StateRounding(step, channel, state, state_range)
+def forward(inputs: ScanInputs, rounding: Rounding) -> Tensor:
+    """Returns y [B, L, d_inner]."""
+    u, delta, A, B, C = inputs
+    round_state = RoundState(rounding)
     hq = u.new_zeros(u.shape[0], *A.shape)
     ys = []
     for t in range(u.shape[1]):
-        abar, _ = quantize_factor(torch.exp(delta[:, t, :, None] * A), abar_table, abar_uniform)
-        bbar, _ = quantize_factor(delta[:, t, :, None] * B[:, t, None, :], bbar_table, bbar_uniform)
+        abar, _ = quantize_factor(torch.exp(delta[:, t, :, None] * A), rounding.abar_table, rounding.abar_uniform)
+        bbar, _ = quantize_factor(delta[:, t, :, None] * B[:, t, None, :], rounding.bbar_table, rounding.bbar_uniform)
         h = abar * hq + bbar * u[:, t, :, None]
-        hq, _ = rounding(h, t)
-        ys.append((C[:, t, None, :] * (hq if read_quantized else h)).sum(-1))
+        hq, _ = round_state(h, t)
+        ys.append((C[:, t, None, :] * (hq if rounding.read_quantized else h)).sum(-1))
     return torch.stack(ys, dim=1) if ys else torch.zeros_like(u)
 
 
 @backends.register("quantized_scan_backward", "naive")
-def backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    step: Tensor | None,
-    channel: Tensor | None,
-    state: Tensor | None,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-    grad_y: Tensor,
-) -> Grads:
-    """Gradients of u, delta, A, B, C, straight through the quantizers."""
-    rounding = StateRounding(step, channel, state, state_range)
+def backward(inputs: ScanInputs, rounding: Rounding, grad_y: Tensor) -> Grads:
+    """Returns the gradients of u, delta, A, B, C, straight through the quantizers."""
+    u, delta, A, B, C = inputs
+    round_state = RoundState(rounding)
     states, trace = [u.new_zeros(u.shape[0], *A.shape)], []
     for t in range(u.shape[1]):
         exact = torch.exp(delta[:, t, :, None] * A)
-        abar, slope_abar = quantize_factor(exact, abar_table, abar_uniform)
-        bbar, slope_bbar = quantize_factor(delta[:, t, :, None] * B[:, t, None, :], bbar_table, bbar_uniform)
+        abar, slope_abar = quantize_factor(exact, rounding.abar_table, rounding.abar_uniform)
+        bbar, slope_bbar = quantize_factor(
+            delta[:, t, :, None] * B[:, t, None, :], rounding.bbar_table, rounding.bbar_uniform
+        )
         h = abar * states[t] + bbar * u[:, t, :, None]
-        hq, slope_h = rounding(h, t)
-        trace.append((abar, slope_abar * exact, bbar, slope_bbar, slope_h, hq if read_quantized else h))
+        hq, slope_h = round_state(h, t)
+        trace.append((abar, slope_abar * exact, bbar, slope_bbar, slope_h, hq if rounding.read_quantized else h))
         states.append(hq)
 
     grad_u, grad_delta, grad_A = torch.zeros_like(u), torch.zeros_like(u), torch.zeros_like(A)
@@ -117,7 +85,7 @@ def backward(
         abar, slope_exponent, bbar, slope_bbar, slope_h, read = trace[t]
         grad_read = grad_y[:, t, :, None] * C[:, t, None, :]
         grad_C[:, t] = (grad_y[:, t, :, None] * read).sum(1)
-        grad_h = (carry + grad_read) * slope_h if read_quantized else carry * slope_h + grad_read
+        grad_h = (carry + grad_read) * slope_h if rounding.read_quantized else carry * slope_h + grad_read
         grad_bbar = grad_h * u[:, t, :, None] * slope_bbar
         grad_exponent = grad_h * states[t] * slope_exponent
         grad_u[:, t] = (grad_h * bbar).sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.ops import backends
 from visq.ops._checks import check_scan, require_dims, require_same_device, require_shape
+from visq.ops._scan import INPUTS_SCHEMA, ROUNDING_SCHEMA, ScanInputs, unflatten
 from visq.ops.quantized_scan.params import (
+    StateRounding,
     Table,
     Uniform,
     absorb,
-    check_factor,
-    check_state,
-    check_state_values,
-    check_table_values,
-    flatten,
+    check_rounding,
+    check_rounding_values,
+    rounding_of,
 )
 from visq.ops.search_state_scales import cpp, naive  # noqa: F401  (they register themselves)
 
@@ -61,37 +61,19 @@ def search_state_scales(
         base: float32 [L], the scale that candidate 1.0 stands for.
         channel, state: float32 [d_inner] and [N], the other two factors of the scale.
         candidates: float32 [K], multipliers of base, such as 0.01 ... 1.19 with 1.0 among them.
-        qmin, qmax, read_quantized: as in `StateQuantizer`.
+        qmin, qmax, read_quantized: as in `StateRounding`.
         abar, bbar: quantizers of the factors during the search, as in `quantized_scan`.
 
     Returns:
-        step, float32 [L], to be used as `StateQuantizer.step`.
+        step, float32 [L], to be used as `StateRounding.step`.
 
     Raises:
         VisqError: on wrong shapes or values, and when no candidate has a finite score at some step.
     """
-    u, delta, A = absorb(bbar, u, delta, A)
-    abar_table, abar_uniform = flatten(abar)
-    bbar_table, bbar_uniform = flatten(bbar)
-    return _forward(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        y_ref,
-        groups,
-        base,
-        channel,
-        state,
-        candidates,
-        [qmin, qmax],
-        read_quantized,
-        abar_table,
-        abar_uniform,
-        bbar_table,
-        bbar_uniform,
-    )
+    inputs = absorb(bbar, ScanInputs(u, delta, A, B, C))
+    start = StateRounding(base, channel, state, qmin, qmax, read_quantized)
+    rounding = rounding_of(start, abar, bbar, length=len(base))
+    return _forward(*inputs, *rounding, y_ref, groups, candidates)
 
 
 def _check_groups(groups: Tensor, length: int) -> None:
@@ -102,84 +84,34 @@ def _check_groups(groups: Tensor, length: int) -> None:
         raise VisqError(f"{_OP}: groups must start at 0 and never decrease along the steps")
 
 
-@torch.library.custom_op("visq::search_state_scales", mutates_args=())
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    y_ref: Tensor,
-    groups: Tensor,
-    base: Tensor,
-    channel: Tensor,
-    state: Tensor,
-    candidates: Tensor,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    check_scan(_OP, u, delta, A, B, C)
-    batch, length, d_inner = u.shape
+def _run(*args: Any) -> Tensor:
+    inputs, rounding, (y_ref, groups, candidates) = unflatten(args)
+    check_scan(_OP, *inputs)
+    batch, length, d_inner = inputs.u.shape
     require_shape(_OP, "y_ref", y_ref, (batch, length, d_inner), "[B, L, d_inner]")
     require_dims(_OP, "candidates", candidates, "[K]")
     _check_groups(groups, length)
-    check_state(_OP, base, channel, state, length, d_inner, A.shape[1], state_range)
-    check_state_values(_OP, base, channel, state)
+    check_rounding(_OP, inputs, rounding)
+    check_rounding_values(_OP, rounding)
     if not candidates.numel() or not bool(((candidates > 0) & torch.isfinite(candidates)).all()):
         raise VisqError(f"{_OP}: candidates must be at least one multiplier, all positive and finite")
-    for name, table in (("abar", abar_table), ("bbar", bbar_table)):
-        check_factor(_OP, name, table)
-        check_table_values(_OP, name, table)
-    require_same_device(_OP, u=u, y_ref=y_ref, groups=groups, base=base, channel=channel, state=state)
-    steps = backends.call(
-        _OP,
-        u.device.type,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        y_ref,
-        groups,
-        base,
-        channel,
-        state,
-        candidates,
-        state_range,
-        read_quantized,
-        abar_table,
-        abar_uniform,
-        bbar_table,
-        bbar_uniform,
-    )
+    require_same_device(_OP, u=inputs.u, y_ref=y_ref, groups=groups, base=rounding.step, channel=rounding.channel)
+    steps = backends.call(_OP, inputs.device, inputs, rounding, y_ref, groups, candidates)
     failed = torch.nonzero(steps.isnan()).flatten()
     if len(failed):
         raise VisqError(f"{_OP}: no candidate gives a finite output at step {int(failed[0])}; check u, delta and y_ref")
     return steps
 
 
+_forward = torch.library.custom_op(
+    "visq::search_state_scales",
+    _run,
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, {ROUNDING_SCHEMA}, Tensor y_ref, Tensor groups, Tensor candidates) -> Tensor",
+)
+
+
 @_forward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    y_ref: Tensor,
-    groups: Tensor,
-    base: Tensor,
-    channel: Tensor,
-    state: Tensor,
-    candidates: Tensor,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    return base.new_empty(u.shape[1])
+def _(*args: Any) -> Tensor:
+    inputs, _, _ = unflatten(args)
+    return inputs.u.new_empty(inputs.u.shape[1])

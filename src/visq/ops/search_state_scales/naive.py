@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from visq.ops import backends
-from visq.ops.quantized_scan.naive import StateRounding, quantize_factor
+from visq.ops._scan import Rounding, ScanInputs
+from visq.ops.quantized_scan.naive import RoundState, quantize_factor
 
 
 @backends.register("search_state_scales", "naive")
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    y_ref: Tensor,
-    groups: Tensor,
-    base: Tensor,
-    channel: Tensor,
-    state: Tensor,
-    candidates: Tensor,
-    state_range: Sequence[int],
-    read_quantized: bool,
-    abar_table: Tensor | None,
-    abar_uniform: Sequence[float],
-    bbar_table: Tensor | None,
-    bbar_uniform: Sequence[float],
-) -> Tensor:
-    """Step scales [L], NaN where no candidate has a finite score; arguments as in `visq.ops.search_state_scales`."""
-    rounding = StateRounding(base, channel, state, state_range)
+def forward(inputs: ScanInputs, rounding: Rounding, y_ref: Tensor, groups: Tensor, candidates: Tensor) -> Tensor:
+    """Returns the step scales [L], NaN where no candidate has a finite score."""
+    u, delta, A, B, C = inputs
+    base, round_state = rounding.step, RoundState(rounding)
+    assert base is not None
     length = u.shape[1]
 
     def advance(hq: Tensor, t: int) -> Tensor:
-        abar, _ = quantize_factor(torch.exp(delta[:, t, :, None] * A), abar_table, abar_uniform)
-        bbar, _ = quantize_factor(delta[:, t, :, None] * B[:, t, None, :], bbar_table, bbar_uniform)
+        abar, _ = quantize_factor(torch.exp(delta[:, t, :, None] * A), rounding.abar_table, rounding.abar_uniform)
+        bbar, _ = quantize_factor(delta[:, t, :, None] * B[:, t, None, :], rounding.bbar_table, rounding.bbar_uniform)
         return abar * hq + bbar * u[:, t, :, None]
 
     def cosine(h: Tensor, t: int) -> Tensor:
@@ -55,9 +38,9 @@ def forward(
         score = torch.zeros(len(candidates), dtype=torch.float64)
         for t in range(begin, end):
             h = advance(hq, t)
-            hq, _ = rounding(h, t, multiplier)
-            if read_quantized or t > begin:
-                score += cosine(hq if read_quantized else h, t)
+            hq, _ = round_state(h, t, multiplier)
+            if rounding.read_quantized or t > begin:
+                score += cosine(hq if rounding.read_quantized else h, t)
         if end < length:
             score += cosine(advance(hq, end), end)
         best = _best(score, candidates)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from visq.ops import backends
 from visq.ops._checks import check_scan, float_under_autocast
+from visq.ops._scan import Grads, ScanInputs, like_inputs
 from visq.ops.selective_scan import cpp, naive  # noqa: F401  (they register themselves)
-
-Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 @torch.library.custom_op("visq::selective_scan", mutates_args=())
 def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     check_scan("selective_scan", u, delta, A, B, C)
-    return backends.call("selective_scan", u.device.type, u, delta, A, B, C)
+    return backends.call("selective_scan", u.device.type, ScanInputs(u, delta, A, B, C))
 
 
 @_forward.register_fake
@@ -51,13 +50,12 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 @torch.library.custom_op("visq::selective_scan_backward", mutates_args=())
 def _backward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor) -> Grads:
-    return backends.call("selective_scan_backward", u.device.type, u, delta, A, B, C, grad_y)
+    return backends.call("selective_scan_backward", u.device.type, ScanInputs(u, delta, A, B, C), grad_y)
 
 
 @_backward.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor) -> Grads:
-    u_, delta_, A_, B_, C_ = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
-    return u_, delta_, A_, B_, C_
+    return like_inputs(ScanInputs(u, delta, A, B, C))
 
 
 def _save(ctx: Any, inputs: Grads, output: Tensor) -> None:

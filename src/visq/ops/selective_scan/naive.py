@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from visq.ops import backends
+from visq.ops._scan import Grads, ScanInputs
 
 
 @backends.register("selective_scan", "naive")
-def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.selective_scan`."""
+def forward(inputs: ScanInputs) -> Tensor:
+    """Returns y [B, L, d_inner]."""
+    u, delta, A, B, C = inputs
     h = u.new_zeros(u.shape[0], *A.shape)
     ys = []
     for t in range(u.shape[1]):
@@ -21,10 +23,9 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
 
 
 @backends.register("selective_scan_backward", "naive")
-def backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C: the recurrence run backwards over the stored states."""
+def backward(inputs: ScanInputs, grad_y: Tensor) -> Grads:
+    """Returns the gradients of u, delta, A, B, C: the recurrence runs backwards over the stored states."""
+    u, delta, A, B, C = inputs
     abars, states = [], [u.new_zeros(u.shape[0], *A.shape)]
     for t in range(u.shape[1]):
         abars.append(torch.exp(delta[:, t, :, None] * A))
