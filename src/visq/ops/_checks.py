@@ -49,7 +49,7 @@ def check_scan(op: str, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tenso
 
 
 def under_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x."""
+    """Returns whether autocast is on for the device of x."""
     return torch.is_autocast_enabled(x.device.type)
 
 

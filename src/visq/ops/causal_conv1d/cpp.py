@@ -1,4 +1,4 @@
-"""Causal depthwise convolution in C++ (csrc/conv1d.h)."""
+"""Causal depthwise convolution in C++."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visq.ops import _native
 
 @_native.register_cpp("causal_conv1d")
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.causal_conv1d`."""
+    """Returns y [B, L, d_inner]; arguments as in `visq.ops.causal_conv1d`."""
     rows, x = _native.native_rows(x)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -29,7 +29,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @_native.register_cpp("causal_conv1d_backward")
 def backward(x: Tensor, weight: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+    """Returns the gradients of x, weight and bias."""
     rows, x = _native.native_rows(x)
     grad_rows, grad_y = _native.native_rows(grad_y)
     weight = weight.contiguous()

@@ -10,7 +10,7 @@ from visq.ops import backends
 
 @backends.register("causal_conv1d", "naive")
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.causal_conv1d`."""
+    """Returns y [B, L, d_inner]; arguments as in `visq.ops.causal_conv1d`."""
     length, taps = x.shape[1], weight.shape[1]
     padded = torch.nn.functional.pad(x, (0, 0, taps - 1, 0))
     y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
@@ -21,7 +21,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @backends.register("causal_conv1d_backward", "naive")
 def backward(x: Tensor, weight: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+    """Returns the gradients of x, weight and bias."""
     length, taps = x.shape[1], weight.shape[1]
     padded = torch.nn.functional.pad(x, (0, 0, taps - 1, 0))
     grad_padded, grad_weight = torch.zeros_like(padded), torch.zeros_like(weight)

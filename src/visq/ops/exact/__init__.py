@@ -24,28 +24,28 @@ def unary(name: str, x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [C]."""
+    """Returns x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [C]."""
     return _call("rms_norm", x, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight, bias [C]."""
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight, bias [C]."""
     return _call("layer_norm", x, weight, bias, eps)
 
 
 def mean(x: Tensor) -> Tensor:
-    """Of the tokens, added up in their order. [B, L, C] -> [B, C]."""
+    """Returns the mean of the tokens, added up in their order. [B, L, C] -> [B, C]."""
     return _call("mean", x)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., K] by weight [N, K], added up in the order of K without fused multiply-adds -> [..., N]."""
+    """Returns x [..., K] by weight [N, K], added up in the order of K without fused multiply-adds -> [..., N]."""
     require_shape("product", "weight", weight, (len(weight), x.shape[-1]), "[N, K]")
     return _call("product", x, weight)
 
 
 def rotate(x: Tensor, matrix: Tensor, divisor: Tensor | None) -> Tensor:
-    """x [..., C] in the coordinates of a `visq.quant.rotated.Rotation` of matrix [m, m] and divisor [C]."""
+    """Returns x [..., C] in the coordinates of a `visq.quant.rotated.Rotation`: matrix [m, m], divisor [C]."""
     inverse = torch.ones(x.shape[-1]) if divisor is None else 1 / divisor
     require_shape("rotate", "divisor", inverse, (x.shape[-1],), "[C]")
     if not runs_of(x.shape[-1], len(matrix)):

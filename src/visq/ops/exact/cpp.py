@@ -1,4 +1,4 @@
-"""The engine's own kernels, an operation at a time (visq.native.single_op)."""
+"""Runs single operations of the C++ engine on tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _run(kernel: SingleOp, inputs: list[Tensor], out: Tensor) -> Tensor:
 
 
 def _by_rows(x: Tensor, width: int, make: Callable[[int], SingleOp]) -> Tensor:
-    """An operation that takes every row of x [..., K] by itself, to [..., width]; `make(rows)` prepares it."""
+    """Runs an operation that takes each row of x [..., K] by itself, to [..., width]; `make(rows)` prepares it."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty(len(rows), width)
     whole = len(rows) // ROWS * ROWS
@@ -82,5 +82,5 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 @_native.register_cpp("exact")
 def forward(function: str, x: Tensor, *args: Any) -> Tensor:
-    """A function by name; arguments as in `visq.ops.exact`."""
+    """Returns a function by name; arguments as in `visq.ops.exact`."""
     return FUNCTIONS[function](x, *args)

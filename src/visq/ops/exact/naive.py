@@ -41,6 +41,6 @@ FUNCTIONS: dict[str, Callable[..., Floats]] = {
 
 @backends.register("exact", "naive", devices=("cpu",))
 def forward(function: str, x: Tensor, *args: Any) -> Tensor:
-    """A function by name; arguments as in `visq.ops.exact`."""
+    """Returns a function by name; arguments as in `visq.ops.exact`."""
     arrays = (arg.detach().cpu().numpy() if isinstance(arg, Tensor) else arg for arg in (x, *args))
     return torch.from_numpy(np.ascontiguousarray(FUNCTIONS[function](*arrays))).to(x.device)

@@ -1,4 +1,4 @@
-"""Simulated uniform quantization in one pass: what `Quantizer` applies to activations when no gradient is asked for."""
+"""Simulated uniform quantization in one pass. `Quantizer` uses it for activations where no gradient is wanted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OP = "fake_quantize"
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, smooth: Tensor | None, qmin: int, qmax: int, axis: Axis
 ) -> Tensor:
-    """decode(encode(x)) with q = clamp(rint(x / (smooth scale)) + zero_point, qmin, qmax), to the bit.
+    """Returns decode(encode(x)) with q = clamp(rint(x / (smooth scale)) + zero_point, qmin, qmax), to the bit.
 
         y = (q - zero_point) * (scale * smooth)             axis "tensor" and "channel"
         y = ((q - zero_point) * smooth) * scale             axis "token"

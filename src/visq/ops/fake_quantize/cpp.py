@@ -1,4 +1,4 @@
-"""Simulated quantization in C++ (csrc/fake_quantize.h)."""
+"""Simulated quantization in C++."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AXES = {"tensor": 0, "channel": 1, "token": 2}
 def forward(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, smooth: Tensor | None, qmin: int, qmax: int, axis: str
 ) -> Tensor:
-    """y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
+    """Returns y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
     rows, x = _native.native_rows(x)
     scale = scale.contiguous()
     zero_point = None if zero_point is None else zero_point.contiguous()

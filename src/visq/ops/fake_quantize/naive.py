@@ -1,4 +1,4 @@
-"""Simulated quantization written out: the oracle."""
+"""Simulated quantization, step by step: the oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visq.ops import backends
 def forward(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, smooth: Tensor | None, qmin: int, qmax: int, axis: str
 ) -> Tensor:
-    """y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
+    """Returns y [B, L, C]; arguments as in `visq.ops.fake_quantize`."""
     shape = (-1, 1) if axis == "token" else (-1,)
     steps = [scale.view(shape)]
     if smooth is not None:

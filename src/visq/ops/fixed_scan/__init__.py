@@ -1,4 +1,4 @@
-"""The selective scan in fixed point, exactly as the integer engine runs it: the simulation of a deployed scan."""
+"""The selective scan in fixed point, with the bits of the integer engine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from visq.ops.fixed_scan import cpp, naive  # noqa: F401  (they register themsel
 
 
 def fixed_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
-    """h_t = Abar_t h_{t-1} + Bbar_t u_t, y_t = C_t h_t in 16-bit fixed point, with codes of Abar, Bbar and h or, fused,
-    of h alone.
+    """Runs h_t = Abar_t h_{t-1} + Bbar_t u_t, y_t = C_t h_t in 16-bit fixed point.
+
+    Abar, Bbar and h have codes; in the fused form only h has.
 
     docs/integer-semantics.md defines it, bit for bit; there is no gradient (`quantized_scan` has one).
 

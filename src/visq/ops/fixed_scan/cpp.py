@@ -1,4 +1,4 @@
-"""The fixed-point scan in C++: the engine's own kernel (csrc/engine/fixed_scan.h) on tensors of torch."""
+"""The fixed-point scan in C++: the engine's own kernel on tensors of torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kernel_of(scan: IntegerScan) -> SingleOp:
 
 @_native.register_cpp("fixed_scan")
 def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
+    """Returns y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     codes = C.to(torch.int32) + torch.from_numpy(scan.C_zero.astype("int32"))[:, None]
     if ((codes < 0) | (codes > 255)).any():  # no codes of the quantizer the plan was made for
         return backends.implementation("fixed_scan", "naive")(u, delta, B, C, scan)

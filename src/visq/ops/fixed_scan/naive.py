@@ -12,7 +12,7 @@ from visq.ops import backends
 
 @backends.register("fixed_scan", "naive", devices=("cpu",))
 def forward(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:
-    """y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
+    """Returns y [B, L, d_inner]; arguments as in `visq.ops.fixed_scan`."""
     arrays = [x.detach().cpu().numpy() for x in (u, delta, B)]
     integers = C.detach().cpu().numpy().astype(np.int64)
     ys = [integer_scan(scan, *image) for image in zip(*arrays, integers, strict=True)]

@@ -12,7 +12,7 @@ from visq.ops._scan import Grads, Rounding, ScanInputs, midpoints
 
 
 def quantize_factor(x: Tensor, table: Tensor | None, uniform: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Quantized x, and the straight-through slope: 1 inside the clip range, 0 outside."""
+    """Returns quantized x, and the straight-through slope: 1 inside the clip range, 0 outside."""
     if table is not None:
         code = torch.searchsorted(midpoints(table), x.contiguous(), right=False)
         value = torch.where(x.isnan(), x, table[code])

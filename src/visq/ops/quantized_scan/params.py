@@ -17,7 +17,7 @@ MAX_TABLE = 256
 
 @dataclass(frozen=True)
 class StateRounding:
-    """Symmetric uniform quantizer of the hidden state, with a rank-1 scale.
+    """Rounds the hidden state to symmetric uniform codes with a rank-1 scale.
 
         scale[t, c, n]   = step[t] * (channel[c] * state[n])
         inverse[t, c, n] = (1 / step[t]) * (1 / (channel[c] * state[n]))
@@ -41,7 +41,7 @@ class StateRounding:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Symmetric uniform quantizer with one scale: clamp(rint(x * (1 / scale)), qmin, qmax) * scale.
+    """Rounds to symmetric uniform codes with one scale: clamp(rint(x * (1 / scale)), qmin, qmax) * scale.
 
     Arguments:
         channel: float32 [d_inner] > 0, which Bbar's channels are divided by before and multiplied by after; None for 1.
@@ -61,7 +61,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Table:
-    """Codebook quantizer: the nearest of K <= 256 values, float32 [K], sorted ascending.
+    """Rounds to the nearest of K <= 256 values, float32 [K], sorted ascending.
 
     code(x) = searchsorted(midpoints, x, right=False), with midpoints[i] = (values[i] + values[i + 1]) / 2 in float32:
     the number of midpoints strictly below x, so an x on a midpoint takes the lower value. The clip range (for the

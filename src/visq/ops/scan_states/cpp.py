@@ -1,4 +1,4 @@
-"""The hidden state of every step in C++ (csrc/scan.h)."""
+"""The hidden state of every step in C++."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visq.ops import _native
 
 @_native.register_cpp("scan_states")
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """h [B, L, d_inner, N]; arguments as in `visq.ops.scan_states`."""
+    """Returns h [B, L, d_inner, N]; arguments as in `visq.ops.scan_states`."""
     (u_rows, u), (delta_rows, delta), (B_rows, B) = (_native.native_rows(x) for x in (u, delta, B))
     A = A.contiguous()
     h = torch.empty(*u.shape, A.shape[1], dtype=torch.float32)

@@ -10,7 +10,7 @@ from visq.ops import backends
 
 @backends.register("scan_states", "naive")
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """h [B, L, d_inner, N]; arguments as in `visq.ops.scan_states`."""
+    """Returns h [B, L, d_inner, N]; arguments as in `visq.ops.scan_states`."""
     states = u.new_zeros(*u.shape, A.shape[1])
     h = u.new_zeros(u.shape[0], *A.shape)
     for t in range(u.shape[1]):

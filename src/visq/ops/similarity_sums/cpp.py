@@ -1,4 +1,4 @@
-"""Similarity sums in C++ (csrc/similarity.h)."""
+"""Similarity sums in C++."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def forward(
     metric: str,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The two sums of `visq.ops.similarity_sums`; the second is empty unless the metric is the cosine."""
+    """Returns the two sums of `visq.ops.similarity_sums`; the second is empty unless the metric is the cosine."""
     x, reference, candidates = x.contiguous(), reference.contiguous(), candidates.contiguous()
     labels = labels.to(torch.int32).contiguous()
     weight = None if weight is None else weight.contiguous()

@@ -20,7 +20,7 @@ def forward(
     metric: str,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The two sums of `visq.ops.similarity_sums`; the second is empty unless the metric is the cosine."""
+    """Returns the two sums of `visq.ops.similarity_sums`; the second is empty unless the metric is the cosine."""
     groups, count = candidates.shape
     by_token = axis == "token"
     shape = (x.shape[0], count) if by_token else (x.shape[0], groups, count)
