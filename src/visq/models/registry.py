@@ -144,6 +144,7 @@ _OURS = {
     "vim_nano_fmnist": ("vim", "small Vim trained on Fashion-MNIST, shipped with visq"),
     "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (10 classes, 128 pixels), shipped with visq"),
     "vim_micro192_imagenette": ("vim", "the same at 192 pixels, shipped with visq"),
+    "vim_tiny_imagenette": ("vim", "a full Vim-Tiny trained on Imagenette (224 pixels), shipped with visq"),
     "vmamba_nano_imagenette": ("vmamba", "small VMamba trained on Imagenette (96 pixels), shipped with visq"),
 }
 
