@@ -9,6 +9,7 @@ Importing this costs nothing; torch is loaded by the first call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from visq._version import __version__
 
 if TYPE_CHECKING:
     from visq.analysis import Evaluation
-    from visq.data import Dataset
     from visq.models import ModelCard
     from visq.recipes import Recipe
 
@@ -24,7 +24,11 @@ __all__ = ["load_model", "quantize", "load", "evaluate", "list_models", "list_re
 
 
 def load_model(name: str | None, checkpoint: Path | str | None = None, **options: Any) -> Any:
-    """An FP32 model by name, with the packaged weights or a checkpoint; options as in `visq.models.load_model`."""
+    """Returns an FP32 model by name, with the packaged weights or a checkpoint.
+
+    Arguments:
+        options: as in `visq.models.load_model`.
+    """
     from visq.models import load_model
 
     return load_model(name, checkpoint, **options)
@@ -33,29 +37,55 @@ def load_model(name: str | None, checkpoint: Path | str | None = None, **options
 def quantize(
     model: Any,
     recipe: Recipe | str | Path,
-    dataset: Dataset | str,
+    dataset: Any,
     *,
     samples: int = 256,
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    batch_size: int = 16,
+    progress: Callable[[str, int, int | None], object] | None = None,
 ) -> Any:
-    """Quantize an FP32 model (or a model by name) in place and return its simulation; `out` saves it as an artifact.
+    """Quantizes an FP32 model in place and returns its simulation.
 
-    `dataset` is a Dataset, taken whole, or what `visq.data.open_dataset` opens, of which `samples` images are drawn by
-    `seed`. Raises VisqError for bad input, and leaves nothing behind then.
+    Arguments:
+        model: an FP32 model, or the name of one.
+        dataset: a Dataset, taken whole; a name or path that `visq.data.open_dataset` opens, of which `samples` images
+            are drawn by `seed`; or arrays, tensors, PIL images, paths or a loader of these, of which the first
+            `samples` are taken (`visq.data.as_dataset`). Float tensors must be normalized.
+        out: the folder of an artifact; None keeps the result in memory only.
+        resume: goes on with a run for the same `out` that was interrupted.
+        progress: called with (what is done, how much of it, of how much or None).
+    Raises:
+        VisqError: bad input of any kind; nothing is left behind then.
     """
-    from visq.data import open_dataset
+    from visq.analysis.given import fp32_model
+    from visq.data import as_dataset
+    from visq.errors import VisqError
     from visq.pipeline import quantize
-    from visq.recipes import get_recipe
+    from visq.progress import Progress
+    from visq.recipes import Recipe, get_recipe
 
-    model = load_model(model) if isinstance(model, str) else model
-    recipe = get_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    if isinstance(dataset, str):
-        dataset = open_dataset(dataset, model.card.preprocess, split="calib").subset(samples, seed)
-    out = None if out is None else Path(out)
-    return quantize(model, recipe, dataset, seed=seed, out=out, resume=resume, overwrite=overwrite).model
+    model = fp32_model(model)
+    if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, str | Path):
+            raise VisqError(
+                f"a recipe is a name, a YAML file or a Recipe, not an object of type {type(recipe).__name__}"
+            )
+        recipe = get_recipe(recipe)
+    dataset = as_dataset(dataset, model.card.preprocess, split="calib", samples=samples, seed=seed)
+    return quantize(
+        model,
+        recipe,
+        dataset,
+        seed=seed,
+        out=None if out is None else Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        progress=Progress("silent", callback=progress),
+    ).model
 
 
 def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) -> Any:
@@ -77,14 +107,34 @@ def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) 
     return load(path)
 
 
-def evaluate(model: Any, dataset: Dataset | str, *, limit: int | None = None, batch_size: int = 32) -> Evaluation:
-    """Top-1 and top-5 on labelled images: a Dataset, or what `visq.data.open_dataset` opens."""
-    from visq.analysis import evaluate
-    from visq.data import open_dataset
+def evaluate(
+    model: Any,
+    dataset: Any,
+    *,
+    limit: int | None = None,
+    batch_size: int = 32,
+    progress: Callable[[str, int, int | None], object] | None = None,
+) -> Evaluation:
+    """Returns top-1 and top-5 on labelled images.
 
-    if isinstance(dataset, str):
-        dataset = open_dataset(dataset, model.card.preprocess, split="test", classes=model.card.classes)
-    return evaluate(model, dataset, limit=limit, batch_size=batch_size)
+    Arguments:
+        model: an FP32 model, a simulation or an `Engine`, or the name of a model or folder of an artifact.
+        dataset: a Dataset, a name or path that `visq.data.open_dataset` opens, or pairs of images and labels
+            (`visq.data.as_dataset`).
+        limit: at most so many images, chosen at random but always the same ones.
+        progress: called with (what is done, how much of it, of how much or None).
+    Raises:
+        VisqError: images without labels, labels that are not the model's, logits that are not finite.
+    """
+    from visq.analysis import evaluate
+    from visq.analysis.given import class_names, measurable_model
+    from visq.data import as_dataset
+    from visq.progress import Progress
+
+    model = measurable_model(model)
+    dataset = as_dataset(dataset, model.card.preprocess, split="test", classes=class_names(model, dataset))
+    shown = Progress("silent", callback=progress)
+    return evaluate(model, dataset, limit=limit, batch_size=batch_size, progress=shown)
 
 
 def list_models() -> list[ModelCard]:

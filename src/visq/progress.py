@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 Mode = Literal["bar", "plain", "silent"]
+#: Told the task's name, the units done, and the units in all (None: unknown).
+Callback = Callable[[str, int, int | None], object]
 
 #: Tasks shorter than this many seconds show nothing.
 QUIET_SECONDS = 2.0
@@ -20,27 +23,33 @@ PLAIN_INTERVAL = 10.0
 
 
 class Progress:
-    """Where long work reports: bars on stderr that vanish, or plain lines on stdout, so that a logged stderr is errors.
+    """Where long work reports.
+
+    Bars go to stderr and vanish; plain lines go to stdout, so that a logged stderr holds errors only. Tasks may be
+    nested.
 
         with progress.task("calibrating", total=24) as task:
             for block in blocks:
                 ...
                 task.advance(1, note=block.name)
 
-    Tasks may be nested. `mode` None picks `bar` when stderr is a terminal and `plain` otherwise.
+    Arguments:
+        mode: None picks `bar` when stderr is a terminal and `plain` otherwise.
+        callback: is called whenever a task begins or goes on, in any mode.
     """
 
-    def __init__(self, mode: Mode | None = None) -> None:
+    def __init__(self, mode: Mode | None = None, callback: Callback | None = None) -> None:
         self.mode: Mode = mode or ("bar" if sys.stderr.isatty() else "plain")
+        self.callback = callback
         self._rich: RichProgress | None = None
         self._open = 0
 
     def task(self, name: str, total: int | None = None) -> Task:
-        """A task of `total` units (None: unknown), to be used in a `with` block."""
+        """Returns a task of `total` units (None: unknown), to be used in a `with` block."""
         return Task(self, name, total)
 
     def say(self, line: str) -> None:
-        """Print a line of text, above the bars where there are any; nothing when silent."""
+        """Prints a line of text, above the bars where there are any; nothing when silent."""
         if self.mode == "silent":
             return
         if self._rich is not None:
@@ -85,11 +94,13 @@ class Task:
         self._rich = self._progress._start()
         if self._rich is not None:
             self._bar = self._rich.add_task(self._name, total=self._total, note="")
+        self._tell()
         return self
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """`n` more units are done; `note` is shown beside the bar."""
+        """Counts `n` more units as done; `note` is shown beside the bar."""
         self._done += n
+        self._tell()
         if self._rich is not None:
             self._rich.update(self._bar, advance=n, note=note)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
@@ -98,8 +109,12 @@ class Task:
             self._progress.say(f"{self._name}: {self._done}{of}" + (f" ({note})" if note else ""))
 
     def reach(self, done: int, note: str = "") -> None:
-        """`done` units are done in all."""
+        """Sets the number of units done in all."""
         self.advance(done - self._done, note)
+
+    def _tell(self) -> None:
+        if self._progress.callback is not None:
+            self._progress.callback(self._name, self._done, self._total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

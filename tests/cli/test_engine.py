@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from PIL import Image
 
 import visq
 from tests.cli.conftest import Workplace, environment, visq_command, visq_here
+from visq.cli.main import run
 from visq.errors import VisqError
 
 
@@ -45,6 +49,82 @@ def test_predict_of_what_is_no_image(workplace: Workplace, tmp_path: Path) -> No
     for image in (tmp_path / "text.png", tmp_path / "missing.png"):
         done = visq_command("predict", workplace.artifact, image)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and image.name in done.stderr
+
+
+def test_predict_of_folders_and_patterns(
+    workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One image that cannot be read does not lose the others, and every form of output names it."""
+    images = tmp_path / "images"
+    shutil.copytree(workplace.images, images)
+    whole = sorted(map(str, images.rglob("*.png")))
+    (images / "broken.png").write_text("no image")
+    outputs = [("--jsonl", tmp_path / "p.jsonl"), ("--csv", tmp_path / "p.csv"), ("--json", tmp_path / "p.json")]
+    for given in ([images], [images / "*.png", images / "**/*[0-9].png"], sorted(images.rglob("*.png"))):
+        flat = [str(argument) for pair in outputs for argument in pair]
+        command = ["predict", str(workplace.artifact), *map(str, given), "--batch", "3", "--top", "2", *flat]
+        assert run(command) == 1
+        said = capfd.readouterr()
+        broken, last = said.err.splitlines()
+        assert broken.startswith("warning: ") and "broken.png cannot be read as an image: its content is not" in broken
+        assert last == f"error: 1 of {len(whole) + 1} images cannot be read; the others were classified"
+        assert sorted(line.partition(": ")[0] for line in said.out.splitlines()) == whole
+        document = json.loads((tmp_path / "p.json").read_text())
+        lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+        assert sorted(row["image"] for row in document["predictions"]) == whole
+        assert [row["image"] for row in document["errors"]] == [str(images / "broken.png")]
+        assert len(lines) == len(whole) + 1 and [row for row in lines if "top" in row] == document["predictions"]
+        with open(tmp_path / "p.csv", newline="") as file:
+            cells = list(csv.DictReader(file))
+        top = [row for row in cells if row["rank"] == "1"]
+        assert [float(row["probability"]) for row in top] == [
+            row["top"][0]["probability"] for row in document["predictions"]
+        ]
+        assert len(cells) == 2 * len(whole) + 1
+
+
+@pytest.mark.parametrize(
+    "image,options,message",
+    [
+        ("empty", (), "empty: no images in this folder"),
+        ("none*.png", (), r"none\*\.png: no file matches this pattern"),
+        ("missing.png", (), r"missing\.png cannot be read: No such file"),
+        ("pipe.png", (), r"pipe\.png cannot be read: not an ordinary file"),
+        ("black.png", ("--csv", "nowhere/p.csv"), "--csv nowhere/p.csv: cannot be written"),
+        ("black.png", ("--jsonl", "empty"), "--jsonl empty is a folder"),
+    ],
+)
+def test_predict_refuses(
+    image: str,
+    options: tuple[str, ...],
+    message: str,
+    workplace: Workplace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    os.mkfifo("pipe.png")
+    Image.new("L", (8, 8)).save("black.png")
+    assert run(["predict", str(workplace.artifact), image, *options]) == 1
+    said = capfd.readouterr()
+    assert len(said.err.splitlines()) == 1 and re.search(message, said.err), said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["black.png", "empty", "pipe.png"]
+
+
+def test_predict_in_flat_memory(workplace: Workplace, tmp_path: Path) -> None:
+    """Images are read batch by batch: a thousand take no more memory than a hundred."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    code = (
+        "import sys, visq; from itertools import repeat; from visq.memory import peak_rss;"
+        "engine = visq.load(sys.argv[1], backend='int');"
+        "go = lambda n: sum(1 for _ in engine.predict_each(repeat(sys.argv[2], n)));"
+        "go(100); first = peak_rss(); go(1000); print(peak_rss() - first)"
+    )
+    command = [sys.executable, "-c", code, str(workplace.artifact), str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+    assert int(done.stdout) < 4_000_000
 
 
 def test_the_runtime_loads_no_torch(workplace: Workplace) -> None:

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from visq.artifact.reading import load
 from visq.models import ModelCard
 from visq.recipes import Recipe
-from visq.runtime import load_engine
+from visq.runtime import Engine, load_engine
 
 
 class EngineModel(nn.Module):
-    """Images [B, channels, size, size] float32 -> logits [B, classes], computed by the engine of an artifact.
+    """Computes logits [B, classes] of images [B, channels, size, size] float32 with the engine of an artifact.
 
     Attributes:
         card, config, recipe, provenance: as those of the artifact's simulation.
     """
 
-    def __init__(self, folder: Path | str, threads: int | None = None) -> None:
+    def __init__(self, artifact: Path | str | Engine, threads: int | None = None) -> None:
         super().__init__()
-        self.engine = load_engine(folder, threads=threads or torch.get_num_threads())
-        simulation = load(folder)
+        if not isinstance(artifact, Engine):
+            artifact = load_engine(artifact, threads=threads or torch.get_num_threads())
+        self.engine = artifact
+        simulation = load(artifact.folder)
         self.card: ModelCard = simulation.card
         self.config, self.provenance = simulation.config, simulation.provenance
         self.recipe: Recipe = simulation.recipe

@@ -2,33 +2,140 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import glob
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from visq.cli import options
 from visq.cli.output import Output
+from visq.errors import VisqError
+
+if TYPE_CHECKING:
+    from visq.runtime import Prediction
+
+#: So many images that cannot be read are named on stderr; more of them are counted.
+_MOST_NAMED = 5
 
 
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders of them, or patterns.")],
     top: Annotated[int, typer.Option("--top", min=1, help="So many classes, likeliest first.")] = 5,
     upright: Annotated[
         bool, typer.Option("--upright/--as-stored", help="Turn photos as their EXIF orientation says.")
     ] = True,
+    batch: options.Batch = 32,
     threads: options.Threads = None,
     json_to: options.JsonTo = None,
+    jsonl: Annotated[
+        Path | None, typer.Option("--jsonl", metavar="FILE", help="Write a JSON object a line for each image.")
+    ] = None,
+    csv_to: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV line for each image and class.")
+    ] = None,
 ) -> None:
     """Classify images with the integer engine; torch is not needed and not loaded."""
     output = Output(json_to)
     from visq.runtime import load_engine
 
-    found = load_engine(folder, threads=threads).predict(images, top=top, upright=upright)
-    rows = []
-    for image, predictions in zip(images, found, strict=True):
-        output.say(f"{image}: " + ", ".join(f"{p.name} {100 * p.probability:.1f} %" for p in predictions))
-        classes = [{"index": p.index, "name": p.name, "probability": p.probability} for p in predictions]
-        rows.append({"image": str(image), "top": classes})
-    output.emit({"artifact": str(folder), "predictions": rows})
+    engine = load_engine(folder.expanduser(), threads=threads)
+    rows: list[dict[str, Any]] = []
+    bad, count = 0, 0
+    with _lines("--jsonl", jsonl) as lines, _lines("--csv", csv_to) as table:
+        writer = csv.writer(table) if table else None
+        if writer:
+            writer.writerow(["image", "rank", "index", "name", "probability", "error"])
+        names, given = itertools.tee(_files(images))
+        for image, found in zip(names, engine.predict_each(given, top, upright=upright, batch=batch), strict=True):
+            count += 1
+            if isinstance(found, VisqError):
+                bad += 1
+                if len(images) == 1 and Path(images[0]).expanduser() == Path(image):
+                    raise found
+                if bad <= _MOST_NAMED:
+                    output.warn(str(found))
+            else:
+                text = ", ".join(f"{p.name} {100 * p.probability:.1f} %" for p in found)
+                output.say(f"{image}: {text}")
+            row = _row(image, found)
+            if json_to is not None:
+                rows.append(row)
+            if lines:
+                lines.write(json.dumps(row) + "\n")
+            if writer:
+                writer.writerows(_cells(image, found))
+    good = [row for row in rows if "top" in row]
+    output.emit({"artifact": str(folder), "predictions": good, "errors": [row for row in rows if "top" not in row]})
+    if bad:
+        raise VisqError(f"{bad} of {count} images cannot be read; the others were classified")
+
+
+def _files(images: Sequence[str]) -> Iterator[str]:
+    """Yields the files that arguments stand for: a file, all images below a folder, or the matches of a pattern.
+
+    Raises:
+        VisqError: a folder without images, or a pattern that matches nothing.
+    """
+    from visq.data.sources import FolderSource
+
+    for image in images:
+        path = Path(image).expanduser()
+        if path.is_dir():
+            found = [str(path / name) for name in FolderSource(path).list_paths()]
+            if not found:
+                raise VisqError(f"{path}: no images in this folder")
+            yield from found
+        elif not os.path.lexists(path) and glob.has_magic(str(path)):
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise VisqError(f"{image}: no file matches this pattern")
+            yield from found
+        else:
+            yield str(path)
+
+
+def _row(image: str, found: list[Prediction] | VisqError) -> dict[str, Any]:
+    if isinstance(found, VisqError):
+        return {"image": image, "error": str(found)}
+    return {"image": image, "top": [{"index": p.index, "name": p.name, "probability": p.probability} for p in found]}
+
+
+def _cells(image: str, found: list[Prediction] | VisqError) -> list[list[object]]:
+    if isinstance(found, VisqError):
+        return [[image, "", "", "", "", str(found)]]
+    return [[image, rank, p.index, p.name, p.probability, ""] for rank, p in enumerate(found, start=1)]
+
+
+@contextlib.contextmanager
+def _lines(option: str, path: Path | None) -> Iterator[TextIO | None]:
+    """Opens a file that is written line by line and appears when it is whole; None without a path.
+
+    Raises:
+        VisqError: it cannot be written; before anything is computed if that is known.
+    """
+    if path is None:
+        yield None
+        return
+    path = path.expanduser()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_dir():
+            raise VisqError(f"{option} {path} is a folder; give a file's name")
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    except BrokenPipeError:  # standard output's, not the file's
+        raise
+    except OSError as error:
+        raise VisqError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

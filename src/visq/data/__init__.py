@@ -6,12 +6,20 @@ from visq._lazy import lazy
 
 if TYPE_CHECKING:
     from visq.data.dataset import Dataset
-    from visq.data.opening import FASHION_MNIST_CLASSES, open_dataset
+    from visq.data.given import as_dataset
+    from visq.data.labels import FASHION_MNIST_CLASSES
+    from visq.data.opening import open_dataset
     from visq.data.preprocess import Preprocess
 
-__all__ = ["FASHION_MNIST_CLASSES", "Dataset", "Preprocess", "open_dataset"]
+__all__ = ["FASHION_MNIST_CLASSES", "Dataset", "Preprocess", "as_dataset", "open_dataset"]
 
 __getattr__ = lazy(
     __name__,
-    {"Dataset": "dataset", "FASHION_MNIST_CLASSES": "opening", "open_dataset": "opening", "Preprocess": "preprocess"},
+    {
+        "Dataset": "dataset",
+        "FASHION_MNIST_CLASSES": "labels",
+        "Preprocess": "preprocess",
+        "as_dataset": "given",
+        "open_dataset": "opening",
+    },
 )

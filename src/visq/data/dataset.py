@@ -111,7 +111,7 @@ class Dataset:
     def select(self, indices: Sequence[int]) -> Dataset:
         """Returns the images at `indices`, in that order."""
         records, labels = [self._records[i] for i in indices], [self.labels[i] for i in indices]
-        return Dataset(
+        return type(self)(
             self.name, records, labels, self.classes, self.preprocess, strict=self.strict, threads=self._threads
         )
 

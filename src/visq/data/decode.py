@@ -60,21 +60,35 @@ def decode_image(encoded: bytes, channels: int, *, upright: bool = False) -> Dec
 def opened(encoded: bytes) -> Iterator[Image.Image]:
     """Opens and loads an image file for the time of a `with` block; of several frames the first.
 
-    Only one thread at a time is inside with a large image.
-
     Arguments:
         encoded: a file's bytes, in one of `FORMATS`.
     Raises:
-        UnreadableImage: whatever the decoder or the block raised, too many pixels, or a format that is not read.
+        UnreadableImage: as `loaded`, or a format that is not read.
     """
+    with _as_unreadable(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image, loaded(image):
+        yield image
+
+
+@contextlib.contextmanager
+def loaded(image: Image.Image) -> Iterator[Image.Image]:
+    """Loads the pixels of an open image for the time of a `with` block; one thread at a time if they are many.
+
+    Raises:
+        UnreadableImage: whatever the decoder or the block raised, or too many pixels.
+    """
+    pixels = image.width * image.height
+    with _as_unreadable(), _one_large_image if pixels > LARGE_PIXELS else contextlib.nullcontext():
+        if pixels > MOST_PIXELS:
+            raise UnreadableImage(f"it has {image.width}x{image.height} pixels, at most {MOST_PIXELS:,} are read")
+        image.load()
+        yield image
+
+
+@contextlib.contextmanager
+def _as_unreadable() -> Iterator[None]:
+    """Turns whatever a block raises into an UnreadableImage that says why."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MOST_PIXELS:
-                raise UnreadableImage(f"it has {image.width}x{image.height} pixels, at most {MOST_PIXELS:,} are read")
-            with _one_large_image if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                image.load()
-                yield image
+        yield
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:

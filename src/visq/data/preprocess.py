@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from visq.data.decode import UnreadableImage, convert, opened
+from visq.data.decode import UnreadableImage, convert, loaded, opened
 from visq.errors import VisqError
 
 if TYPE_CHECKING:
@@ -116,18 +116,18 @@ class Preprocess:
         """Returns the pixels of `prepare`, of an image as it is stored: [channels, image_size, image_size] uint8."""
         return self.prepare(encoded).pixels
 
-    def prepare(self, encoded: bytes | np.ndarray, *, upright: bool = False) -> Prepared:
+    def prepare(self, encoded: bytes | np.ndarray | Image.Image, *, upright: bool = False) -> Prepared:
         """Decodes, resizes and crops one image.
 
         Arguments:
-            encoded: a file's bytes, or pixels [H, W] (grey) or [H, W, 3] (RGB) uint8.
+            encoded: a file's bytes, a PIL image, or pixels [H, W] (grey) or [H, W, 3] (RGB) uint8.
             upright: applies the EXIF orientation; evaluation leaves it off, as the field does.
         Raises:
             UnreadableImage: the bytes are no image, or the array is none of these.
         """
         if isinstance(encoded, np.ndarray):
             return Prepared(self._array_pixels(encoded))
-        with opened(encoded) as image:
+        with loaded(encoded) if isinstance(encoded, Image.Image) else opened(encoded) as image:
             decoded = convert(image, self.channels, upright=upright)
             return Prepared(self.fit(decoded.image), decoded.turned, decoded.transparent)
 

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,17 @@ from visq.errors import VisqError
 _MOST_PATHS = 100
 
 
+class FileSource:
+    """Image files by their paths."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def read(self, key: int) -> bytes:
+        """Returns the bytes of the file. Raises OSError, also for a pipe or device in the place of a file."""
+        return read_file(self.paths[key])
+
+
 class FolderSource:
     """Image files below a folder."""
 
@@ -26,7 +37,7 @@ class FolderSource:
         self.paths: list[str] = []
 
     def read(self, key: int) -> bytes:
-        """Returns the bytes of the file. Raises OSError, also for a pipe or device in the place of a file."""
+        """Returns the bytes of the file. Raises OSError, as `FileSource.read` does."""
         return read_file(self.root / self.paths[key])
 
     def records(self, split: str) -> list[Record]:
@@ -38,8 +49,12 @@ class FolderSource:
         Raises:
             VisqError: a folder that cannot be listed, links that never end, or as `make_records`.
         """
-        self.paths = sorted(self._walk())
+        self.paths = self.list_paths()
         return make_records({path: key for key, path in enumerate(self.paths)}, self, split, str(self.root))
+
+    def list_paths(self) -> list[str]:
+        """Returns the paths of all images below the folder, relative to it and sorted; errors as `records`."""
+        return sorted(self._walk())
 
     def _walk(self) -> Iterator[str]:
         """Yields the paths of images below the root."""
@@ -77,13 +92,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 class ArraySource:
-    """Images [N, H, W] or [N, H, W, 3] uint8 in memory."""
+    """Images in memory: an array [N, H, W] or [N, H, W, 3] uint8, or arrays of one image each."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray) -> None:
         self.images = images
 
     def read(self, key: int) -> np.ndarray:
-        """Returns pixels [H, W] or [H, W, 3] uint8."""
+        """Returns the image as it was given."""
         image: np.ndarray = self.images[key]
         return image
 

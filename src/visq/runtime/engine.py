@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from visq.artifact.schema import CONFIG_FILE, ArtifactConfig
-from visq.data.decode import UnreadableImage
 from visq.data.preprocess import Preprocess
-from visq.data.sources import read_file
 from visq.errors import VisqError
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
@@ -22,6 +16,7 @@ from visq.native.threads import checked_threads
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
+from visq.runtime.predicting import ImageLike, Prediction, Predictor
 
 
 class Executor(Protocol):
@@ -32,26 +27,18 @@ class Executor(Protocol):
     def __call__(self, images: Floats) -> Floats: ...
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A class, its name (its number where classes have no names) and its probability."""
-
-    index: int
-    name: str
-    probability: float
-
-
 class Engine:
     """The integer engine of one artifact.
 
     Attributes:
-        config: of the artifact.
+        folder, config: of the artifact.
         preprocess: how an image becomes input.
         in_float: why, by operation, of everything that runs in float32 because the recipe or a codebook leaves it so.
         kernel: what runs it: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
     """
 
     def __init__(self, folder: Path | str, *, threads: int | None = None, kernel: str | None = None) -> None:
+        self.folder = Path(folder)
         bundle = read_bundle(folder)
         self.config: ArtifactConfig = bundle.config
         program = self.config.program
@@ -66,7 +53,7 @@ class Engine:
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
         self.in_float = self._run.in_float
-        self._transparent_said = False
+        self._predictor = Predictor(self, self.preprocess, self.config.classes)
 
     def __call__(self, images: Floats) -> Floats:
         """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
@@ -89,39 +76,34 @@ class Engine:
         return {kind: 1e3 * seconds / runs / len(images) for kind, seconds in found.items()}
 
     def predict(
-        self, images: Sequence[Path | str | bytes], top: int = 5, *, upright: bool = True
+        self, images: ImageLike | Iterable[ImageLike], top: int = 5, *, upright: bool = True, batch: int = 32
     ) -> list[list[Prediction]]:
         """Returns the `top` classes of every image, likeliest first.
 
         Arguments:
-            images: paths of image files, or the bytes of such files.
+            images: one image or several: a path, a file's bytes, a PIL image, or pixels [H, W] or [H, W, 3] uint8.
             upright: turns photos as their EXIF orientation asks for. `visq eval` does not, as published numbers do not.
+            batch: images that run together.
         Raises:
-            VisqError: a file that cannot be read as an image, named.
+            VisqError: an image that cannot be read, named; no image.
         """
-        pixels = np.stack([self._pixels(image, upright) for image in images])
-        logits = self(self.preprocess.normalize_array(pixels))
-        shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-        probabilities = shifted / shifted.sum(1, keepdims=True)
-        names = self.config.classes
-        return [
-            [Prediction(int(i), str(i) if names is None else names[i], float(row[i])) for i in np.argsort(-row)[:top]]
-            for row in probabilities
-        ]
+        found = []
+        for predictions in self.predict_each(images, top, upright=upright, batch=batch):
+            if isinstance(predictions, VisqError):
+                raise predictions
+            found.append(predictions)
+        if not found:
+            raise VisqError("no images are given")
+        return found
 
-    def _pixels(self, image: Path | str | bytes, upright: bool) -> np.ndarray:
-        what = "the image" if isinstance(image, bytes) else str(image)
-        try:
-            encoded = image if isinstance(image, bytes) else read_file(Path(image))
-            found = self.preprocess.prepare(encoded, upright=upright)
-        except OSError as error:
-            raise VisqError(f"{what} cannot be read: {error.strerror or error}") from error
-        except UnreadableImage as error:
-            raise VisqError(f"{what} cannot be read as an image: {error}") from error
-        if found.transparent and not self._transparent_said:
-            self._transparent_said = True
-            warnings.warn(f"{what} has transparent pixels, which are shown over white (said once)", stacklevel=4)
-        return found.pixels
+    def predict_each(
+        self, images: ImageLike | Iterable[ImageLike], top: int = 5, *, upright: bool = True, batch: int = 32
+    ) -> Iterator[list[Prediction] | VisqError]:
+        """Yields what `predict` returns image by image, with an error in the place of an image that cannot be read.
+
+        Memory does not grow with the number of images: `images` may be a generator.
+        """
+        return self._predictor.each(images, top=top, upright=upright, batch=batch)
 
 
 def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
