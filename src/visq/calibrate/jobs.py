@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from visq.quant.site import ACTIVATION, WEIGHT, Site, SiteQuantizer, site_parame
 from visq.stages.stage_run import StageRun
 
 Observe = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+
+
+@contextmanager
+def naming(site: str) -> Iterator[None]:
+    """Puts the site's name in front of any VisqError raised inside."""
+    try:
+        yield
+    except VisqError as error:
+        raise VisqError(f"{site}: {error}") from error
 
 
 class Job:
@@ -68,26 +77,23 @@ class ActivationJob(Job):
         return self.site
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._named(self.estimator.observe, output if self.rotation is None else self.rotation.into(output))
+        with naming(self.name):
+            self.estimator.observe(output if self.rotation is None else self.rotation.into(output))
 
     def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         if self.rotation is not None:
             raise VisqError(f"{self.name}: an estimator that wants gradients cannot work in rotated coordinates")
-        self._named(self.estimator.observe, output, gradient)
+        with naming(self.name):
+            self.estimator.observe(output, gradient)
 
     def end_pass(self) -> None:
         if self.estimator.pass_index < self.estimator.passes:
-            self._named(self.estimator.end_pass)
+            with naming(self.name):
+                self.estimator.end_pass()
 
     def result(self) -> dict[str, SiteQuantizer]:
-        return {self.name: rotated(self._named(self.estimator.result), self.rotation)}
-
-    def _named(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Errors of an estimator name the site they come from."""
-        try:
-            return function(*args)
-        except VisqError as error:
-            raise VisqError(f"{self.name}: {error}") from error
+        with naming(self.name):
+            return {self.name: rotated(self.estimator.result(), self.rotation)}
 
 
 def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
@@ -97,14 +103,12 @@ def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
         raise VisqError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged")
     rotation = run.rotations.get(name)
     weight = weight if rotation is None else rotation.into(weight)
-    estimator = make_estimator(run.specs[name], WEIGHT, run.smooth.get(name))
-    try:
+    with naming(name):
+        estimator = make_estimator(run.specs[name], WEIGHT, run.smooth.get(name))
         for _ in range(estimator.passes):
             estimator.observe(weight)
             estimator.end_pass()
         return rotated(estimator.result(), rotation)
-    except VisqError as error:
-        raise VisqError(f"{name}: {error}") from error
 
 
 def rotated(quantizer: Quantizer, rotation: Rotation | None) -> Quantizer:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from visq import parallel
-from visq.calibrate.jobs import Job
+from visq.calibrate.jobs import Job, naming
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.estimators import Similarity
 from visq.quant.estimators.similarity import CANDIDATES
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 from visq.quant.site import SiteQuantizer
 from visq.stages.hooks import without_hooks
 
@@ -52,7 +53,7 @@ class LayerSearch(Job):
         self.output_name: str | None = output[0] if output else None
         self.output: Similarity | None = output[1] if output else None
         self.weight = layer.get_parameter("weight").detach()
-        self.full_range = self.weight.abs().max().clamp_min(1e-12) / weight_spec.qmax
+        self.full_range = usable(self.weight.abs().max() / weight_spec.qmax)
         self.scale = self.full_range
         self.total = torch.zeros(CANDIDATES.numel(), dtype=torch.double)
         self.pass_index = 0
@@ -118,9 +119,12 @@ class LayerSearch(Job):
         self.pass_index += 1
 
     def result(self) -> dict[str, SiteQuantizer]:
-        found: dict[str, SiteQuantizer] = {self.name: Quantizer(self.spec, self.scale.view(1))}
+        found: dict[str, SiteQuantizer] = {}
+        with naming(self.name):
+            found[self.name] = Quantizer(self.spec, self.scale.view(1))
         if self.output is not None and self.output_name is not None:
-            found[self.output_name] = self.output.result()
+            with naming(self.output_name):
+                found[self.output_name] = self.output.result()
         return found
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from visq import parallel
-from visq.calibrate.jobs import Job
+from visq.calibrate.jobs import Job, naming
 from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
-from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.inner import make_inner_estimator
 from visq.quant.quantizer import Quantizer, StateQuantizer
@@ -53,12 +52,14 @@ class ScanJob(Job):
         if self.pass_index > 0:
             self.gather(A, (u, delta, B, C, output))
             return
-        for estimator in self.inner.values():
-            estimator.observe(delta, A, B)
+        for site, estimator in self.inner.items():
+            with naming(f"{self.name}.{site}"):
+                estimator.observe(delta, A, B)
         if self.spec is not None:
             if self.factors is None:
                 self.factors = Factors(u.new_ones(u.shape[2]), u.new_ones(u.shape[1]), u.new_ones(A.shape[1]))
-            self.range.observe(u, delta, A, B, self.factors)
+            with naming(f"{self.name}.h"):
+                self.range.observe(u, delta, A, B, self.factors)
 
     def gather(self, A: Tensor, batch: tuple[Tensor, ...]) -> None:
         self.A = A
@@ -82,19 +83,18 @@ class ScanJob(Job):
                 ) -> float:
                     return inputs.loss(**inner, **{site: quantizer.scan_argument()})
 
-            quantizer = estimator.result(score)
+            with naming(f"{self.name}.{site}"):
+                quantizer = estimator.result(score)
             inner[site] = quantizer.scan_argument()
             found[f"{self.name}.{site}"] = quantizer
         if self.spec is not None:
-            found[f"{self.name}.h"] = self.state_quantizer(inner)
+            with naming(f"{self.name}.h"):
+                found[f"{self.name}.h"] = self.state_quantizer(inner)
         return found
 
     def state_quantizer(self, inner: dict[str, Any]) -> StateQuantizer:
         assert self.spec is not None and self.factors is not None
-        try:
-            step, groups = step_scales(self.range.result(), self.factors, self.spec)
-        except VisqError as error:
-            raise VisqError(f"{self.name}.h: {error}") from error
+        step, groups = step_scales(self.range.result(), self.factors, self.spec)
         if self.state.search is not None:
             inputs = self.scan_inputs(self.state.images)
             step = self.state.search(inputs, step, groups, self.factors, self.spec, inner)

@@ -12,6 +12,7 @@ from torch import Tensor
 from visq import ops, parallel
 from visq.errors import VisqError
 from visq.integer.spec import Spec
+from visq.quant.scales import usable
 from visq.stages.factors import Factors, chunks
 
 #: Bits dropped from |h| when a percentile is wanted: 5 bits of the fraction stay, 1/32 to 1/64 of the value.
@@ -85,8 +86,8 @@ def step_scales(maximum: Tensor, factors: Factors, spec: Spec) -> tuple[Tensor, 
         raise VisqError(f"the hidden state knows granularities tensor, step and step_groups, not {kind}")
     count = int(groups.max()) + 1
     largest = torch.zeros(count).scatter_reduce_(0, groups.long(), smooth_maximum, "amax")
-    largest = largest.clamp_min(1e-6 * float(largest.max())).clamp_min(1e-12)
-    return largest[groups.long()] / spec.qmax * factors.step, groups
+    largest = usable(largest.clamp_min(1e-6 * float(largest.max())))
+    return usable(largest[groups.long()] / spec.qmax * factors.step), groups
 
 
 def contiguous_groups(maximum: Tensor, k: int) -> Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from visq.errors import VisqError
 from visq.integer.arithmetic import Floats, midpoints
+from visq.integer.scales import fault_of_scale
 from visq.integer.spec import Spec
 
 Bytes = NDArray[np.uint8]
@@ -130,6 +131,7 @@ def make_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Code
         scale = scale[group]
         zero = zero[group] if zero.size > 1 else zero
     smooth = _vector(name, parts, "smooth") if "smooth" in parts else np.ones(1, np.float32)
+    _check_scale(name, scale, smooth)
     by_token = axis == -2
     one = np.ones(1, np.float32)
     channel_scale = scale if axis in (None, -1) else one  # of a weight's rows: see `Weight`
@@ -158,6 +160,7 @@ def make_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Code
 def make_state_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> StateCodec:
     spec = Spec.model_validate(record["spec"])
     step, channel, state = (_vector(name, parts, part) for part in ("step", "channel", "state"))
+    _check_scale(name, step, channel, state)
     return StateCodec(spec.qmin, spec.qmax, spec.bits, step, channel, state, bool(record["read_quantized"]))
 
 
@@ -167,6 +170,7 @@ def make_factor_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) 
     if scale.size != 1 or ("smooth" in parts and not spec.signed):
         raise VisqError(f"{name}: Abar and Bbar have one scale, and only Bbar (which is signed) divisors per channel")
     channel = _vector(name, parts, "smooth") if "smooth" in parts else np.ones(1, np.float32)
+    _check_scale(name, scale, channel)
     table = (_vector(name, parts, "table") * scale).astype(np.float32) if "table" in parts else None
     return FactorCodec(spec.bits, spec.qmin, spec.qmax, scale[0], channel, table)
 
@@ -175,11 +179,16 @@ def make_factor_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) 
 _POSITIVE = ("scale", "smooth", "step", "channel", "state")
 
 
+def _check_scale(name: str, *factors: Floats) -> None:
+    if fault := fault_of_scale(*factors):
+        raise VisqError(f"{name}: its scale {fault}")
+
+
 def _vector(name: str, parts: dict[str, Any], part: str) -> Floats:
     if part not in parts or parts[part].ndim != 1 or parts[part].size == 0:
         raise VisqError(f"{name}.{part} is missing or is no vector")
     values: Floats = parts[part].astype(np.float32)
-    if not np.isfinite(values).all() or (part in _POSITIVE and not (values > 0).all()):
+    if not np.isfinite(values).all() or (part in _POSITIVE and fault_of_scale(values) is not None):
         raise VisqError(f"{name}.{part} holds values that no scale has")
     if part == "table" and (values.size > 256 or (np.diff(values) < 0).any()):
         raise VisqError(f"{name}.table must hold at most 256 ascending values")

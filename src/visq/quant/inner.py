@@ -21,6 +21,7 @@ from visq.integer.spec import Spec
 from visq.quant.codebook_search import Distribution, Fit, best, fits
 from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import SMALLEST, usable
 
 INNER_ESTIMATORS: dict[str, type[InnerMinMax]] = {}
 
@@ -95,7 +96,7 @@ class InnerMinMax:
         return self.uniform(float(self.maximum))
 
     def uniform(self, largest: float) -> Quantizer:
-        return Quantizer(self.spec, torch.tensor([max(largest, 1e-12) / self.spec.qmax]))
+        return Quantizer(self.spec, usable(torch.tensor([largest / self.spec.qmax])))
 
 
 class BbarByChannel(InnerMinMax):
@@ -120,9 +121,9 @@ class BbarByChannel(InnerMinMax):
             self.B = torch.maximum(self.B, b)
 
     def result(self, score: Score | None = None) -> Quantizer:
-        unit = self.B.clamp_min(1e-12) / self.headroom
+        unit = usable(self.B / self.headroom / self.spec.qmax) * self.spec.qmax
         smooth = torch.maximum(self.bbar / unit, self.delta)
-        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=smooth.clamp_min(1e-12))
+        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=usable(smooth))
 
 
 class InnerHistogram(InnerMinMax):
@@ -155,7 +156,7 @@ class InnerHistogram(InnerMinMax):
         values, counts = weighted_values(self.counts)
         if self.site == "abar" and self.spec.codebook.name == "uniform":
             values, counts = (1 - values).flip(0), counts.flip(0)
-        largest = max(float(values.abs().max()), 1e-12)
+        largest = max(float(values.abs().max()), SMALLEST)
         return largest, values / largest, counts
 
     def make(self, fit: Fit, largest: float) -> Quantizer:

@@ -11,6 +11,7 @@ from visq import ops
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.ops.fake_quantize import Axis
+from visq.quant.scales import check_scale
 from visq.quant.site import SiteQuantizer
 
 
@@ -37,7 +38,8 @@ class Quantizer(SiteQuantizer):
             which is [B, L, N, d_inner] here).
         table: [K <= 2^bits] ascending values of a non-uniform codebook.
     Raises:
-        VisqError: a parameter that is not finite, or a scale that is not positive.
+        VisqError: a parameter that is not finite; a scale, or scale times smooth, that is not positive or has no
+            inverse in float32.
     """
 
     scale: Tensor
@@ -59,13 +61,12 @@ class Quantizer(SiteQuantizer):
     ) -> None:
         super().__init__()
         self.spec, self.axis = spec, axis
-        for name, value in {"scale": scale, "smooth": smooth, "table": table}.items():
-            if value is not None and not torch.isfinite(value).all():
-                raise VisqError(
-                    f"a quantizer's {name} is not finite; the calibration data or the weights hold NaN or Inf"
-                )
-            if value is not None and name != "table" and not (value > 0).all():
-                raise VisqError(f"a quantizer's {name} must be positive")
+        check_scale("a quantizer's scale", scale)
+        if smooth is not None:
+            check_scale("a quantizer's smooth", smooth)
+            check_scale("a quantizer's scale times smooth", scale, smooth)
+        if table is not None and not torch.isfinite(table).all():
+            raise VisqError("a quantizer's table is not finite; the calibration data or the weights hold NaN or Inf")
         # Clones: two quantizers may be given one factor, and each is stored on its own.
         self.register_buffer("scale", scale.float().clone())
         self.register_buffer("zero_point", None if zero_point is None else zero_point.float().clone())
@@ -207,9 +208,9 @@ class StateQuantizer(SiteQuantizer):
         super().__init__()
         self.spec, self.read_quantized = spec, read_quantized
         for name, value in {"step": step, "channel": channel, "state": state}.items():
-            if not torch.isfinite(value).all() or not (value > 0).all():
-                raise VisqError(f"the hidden state's {name} scale must be finite and positive")
+            check_scale(f"the hidden state's {name} scale", value)
             self.register_buffer(name, value.float().clone())
+        check_scale("the hidden state's scale", step, channel, state)
 
     def scale(self) -> Tensor:
         """[L, C, N], or [1, C, N]."""

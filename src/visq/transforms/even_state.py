@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.quant.scales import even_positive
 from visq.stages.factors import Factors
 from visq.transforms.base import register
 from visq.transforms.reparameterize import FLOOR
@@ -20,7 +21,7 @@ from visq.transforms.state_factors import StateFactors
 def fitted_factors(largest: Tensor, share: float = 1.0) -> Factors:
     """The product r_C[c] r_D[n] nearest to `largest` [C, N] > 0 in squared error of logarithms: row and column means;
     r_D to the power `share`."""
-    logs = largest.clamp_min(max(FLOOR * float(largest.max()), 1e-30)).log()
+    logs = even_positive(largest, FLOOR).log()
     return Factors(logs.mean(1).exp(), torch.ones(1), (share * (logs.mean(0) - logs.mean())).exp())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.quant.scales import even_positive
 from visq.stages.factors import Factors
 from visq.transforms.base import register
 from visq.transforms.state_factors import StateFactors
@@ -55,7 +56,7 @@ def rank_one_factors(magnitude: Tensor, rep: str = "mean", disp: str = "std") ->
     raw = {}
     for axis, name in enumerate(("step", "channel", "state")):
         value = REPRESENTATIVES[rep](magnitude.movedim(axis, 0).flatten(1))
-        raw[name] = value.clamp_min(max(FLOOR * float(value.max()), 1e-30))
+        raw[name] = even_positive(value, FLOOR)
     spread = {name: DISPERSIONS[disp](value) for name, value in raw.items()}
     total = sum(spread.values(), start=torch.zeros(()))
     if total <= 0:

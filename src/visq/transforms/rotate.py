@@ -14,6 +14,7 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.models.layers import Linear
 from visq.quant.rotated import Rotation
+from visq.quant.scales import SMALLEST
 from visq.stages.layer_inputs import observe_inputs
 from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform, register
@@ -55,7 +56,7 @@ class Rotate(Transform):
         for path, layer in layers.items():
             norm = norm_before(run, path)
             if norm is not None:
-                divide_input(norm, layer, torch.where(norm.weight == 0, 1, norm.weight))
+                divide_input(norm, layer, torch.where(norm.weight.abs() < SMALLEST, 1, norm.weight))
         observing = self.klt or self.smooth is not None
         inputs = observe_inputs(
             layers, run.stage.forward, run.inputs.batches(0 if not observing else None), moment=self.klt

@@ -14,6 +14,7 @@ from visq.integer.spec import Named, Spec
 from visq.models.layers import Linear
 from visq.quant.estimators import make_estimator
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import even_positive
 from visq.quant.site import ACTIVATION, WEIGHT
 from visq.stages.layer_inputs import observe_inputs
 from visq.stages.stage_run import StageRun
@@ -76,7 +77,7 @@ def ends(path: str) -> set[str]:
 def smoothing(maximum: Tensor, weight: Tensor, alpha: float) -> Tensor:
     """sigma [C] of max|x_c| [C] and W [O, C], brought to geometric mean 1, which no quantizer's scale notices."""
     largest = weight.detach().abs().amax(0)
-    maximum, largest = (value.clamp_min(max(FLOOR * float(value.max()), 1e-30)) for value in (maximum, largest))
+    maximum, largest = (even_positive(value, FLOOR) for value in (maximum, largest))
     log_sigma = alpha * maximum.log() - (1 - alpha) * largest.log()
     return (log_sigma - log_sigma.mean()).exp()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from visq import ops, parallel
 from visq.models.layers import SelectiveScan
+from visq.quant.scales import usable
 from visq.stages.factors import Factors, chunks
 from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform
@@ -87,7 +88,7 @@ def centred(factors: Factors) -> Factors:
     multiplies C's, which a scale they share with each other and with dt's rows does notice.
     """
     constant = factors.state.log().mean().exp()
-    return Factors(factors.channel * constant, factors.step, factors.state / constant)
+    return Factors(usable(factors.channel * constant), usable(factors.step), usable(factors.state / constant))
 
 
 def fold_state_factor(weight: Tensor, b_rows: slice, c_rows: slice, factor: Tensor) -> None:

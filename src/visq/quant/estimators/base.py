@@ -14,6 +14,7 @@ from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.groups import kmeans_1d, power_of_two_shifts
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 from visq.quant.site import WEIGHT
 
 #: Estimators of uniform quantizers, and of those with another codebook.
@@ -21,9 +22,6 @@ ESTIMATORS: dict[str, type[Estimator]] = {}
 TABLE_ESTIMATORS: dict[str, type[Estimator]] = {}
 
 E = TypeVar("E", bound="type[Estimator]")
-
-#: Scales below this are raised to it, so that a tensor of zeros gets a harmless quantizer.
-SMALLEST_SCALE = 1e-12
 
 
 def register(name: str, registry: dict[str, type[Estimator]] = ESTIMATORS) -> Callable[[E], E]:
@@ -178,12 +176,11 @@ class Estimator:
         2501.16738)."""
         spec = self.spec
         if spec.symmetric:
-            scale, zero_point = torch.maximum(low.abs(), high.abs()) / spec.qmax, None
-            scale = scale.clamp_min(SMALLEST_SCALE)
+            scale, zero_point = usable(torch.maximum(low.abs(), high.abs()) / spec.qmax), None
             if spec.granularity.power_of_two and labels is not None:
                 scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
         else:
             low, high = low.clamp_max(0), high.clamp_min(0)
-            scale = ((high - low) / spec.qmax).clamp_min(SMALLEST_SCALE)
+            scale = usable((high - low) / spec.qmax)
             zero_point = (-low / scale).round().clamp(0, spec.qmax)
         return Quantizer(spec, scale, zero_point, axis=self.axis, group=labels, smooth=self.smooth)

@@ -8,9 +8,10 @@ from torch import Tensor
 from visq import parallel
 from visq.errors import VisqError
 from visq.integer.spec import Spec
-from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
+from visq.quant.estimators.base import Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 from visq.quant.site import WEIGHT
 
 #: Bins of an activation's histogram, equally wide in sign(x) sqrt|x|: ranges shrunk far below an outlier are resolved.
@@ -52,7 +53,7 @@ class MSE(Estimator):
         if self.pass_index == 0:
             self.labels = self.groups()
             self.low, self.high = self.group_range(self.labels)
-            self.reach = torch.maximum(self.low.abs(), self.high.abs()).clamp_min(SMALLEST_SCALE)
+            self.reach = usable(torch.maximum(self.low.abs(), self.high.abs()))
             position = (torch.arange(BINS) + 0.5) / (BINS / 2) - 1
             self.values = position * position.abs() * self.reach[:, None]
             self.counts = torch.zeros(self.values.shape)

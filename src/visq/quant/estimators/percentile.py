@@ -10,6 +10,7 @@ from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.estimators.base import Estimator, register
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 
 BINS = 4096
 
@@ -42,7 +43,7 @@ class Percentile(Estimator):
             group = torch.zeros(1, 1, 1, dtype=torch.long)
         else:
             group = index.view(1, -1, 1) if self.row_axis else index.view(1, 1, -1)
-        per_unit = BINS / (self.high - self.low).clamp_min(1e-30)
+        per_unit = BINS / usable(self.high - self.low)
         bins = (x - self.low[group]).mul_(per_unit[group]).long().clamp_(0, BINS - 1).add_(group * BINS)
         for counts in parallel.each(torch.bincount(bins.flatten(), minlength=self.histogram.numel())):
             self.histogram += counts.view_as(self.histogram)

@@ -9,9 +9,10 @@ from visq import ops, parallel
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.ops.similarity_sums import Axis, Metric
-from visq.quant.estimators.base import SMALLEST_SCALE, Estimator, register
+from visq.quant.estimators.base import Estimator, register
 from visq.quant.groups import power_of_two_shifts
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 
 SCORES = ("cosine", "l1", "l2", "hessian")
 
@@ -137,7 +138,7 @@ class Similarity(Estimator):
         if self.pass_index == 0:
             self.labels = self.groups()
             low, high = self.group_range(self.labels)
-            self.scale = (torch.maximum(low.abs(), high.abs()) / self.spec.qmax).clamp_min(SMALLEST_SCALE)
+            self.scale = usable(torch.maximum(low.abs(), high.abs()) / self.spec.qmax)
             self.search: ScaleSearch | None = self.start(joint=False)
         elif self.search is not None:
             self.scale = self.search.best()

@@ -9,9 +9,10 @@ from visq import parallel
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.codebook_search import Distribution, best, fits
-from visq.quant.estimators.base import SMALLEST_SCALE, TABLE_ESTIMATORS, Estimator, register
+from visq.quant.estimators.base import TABLE_ESTIMATORS, Estimator, register
 from visq.quant.histogram import float_counts, weighted_values
 from visq.quant.quantizer import Quantizer
+from visq.quant.scales import usable
 
 
 @register("mse", TABLE_ESTIMATORS)
@@ -40,7 +41,7 @@ class TableMSE(Estimator):
             low, high = self.group_range(self.labels)
             if not self.spec.signed and float(low.min()) < 0:
                 raise VisqError("the values of an unsigned site must not be negative; set signed: true")
-            self.scale = torch.maximum(low.abs(), high.abs()).clamp_min(SMALLEST_SCALE)
+            self.scale = usable(torch.maximum(low.abs(), high.abs()))
 
     def observe_pass(self, x: Tensor) -> None:
         scale = self.scale if self.labels is None else self.scale[self.labels]
