@@ -34,9 +34,9 @@ SIMULATED = 1000
 #: FP32 and the simulation are quickest on batches that stay in the second cache.
 BATCH, ENGINE_BATCH = 25, 100
 
-HEADER = ("recipe", "scope", "top-1", "drop", "bytes", "sites", "calibrated in", "an image", "simulation gives")
+HEADER = ("recipe", "scope", "top-1", "drop", "bytes", "sites", "calibration", "an image", "simulation")
 #: Characters of a column; negative: aligned to the right.
-WIDTHS = (20, 6, -5, -5, -9, 7, -13, -8, 0)
+WIDTHS = (20, 6, -5, -5, -9, 7, -11, -8, 18)
 
 
 def demo(
@@ -139,7 +139,7 @@ def run_recipe(
         "loaded_top1": again.top1,
         "loaded_kernel": f"the engine, {loaded.engine.kernel}" if on_engine else "its simulation",
         "simulated": simulated,
-        "compared": "top-1" if full else "logits",
+        "compared": "top-1" if full else "bits",
         "simulation_ms": 1e3 * seconds / simulated,
         "loaded_ms": 1e3 / again.images_per_second,
     }
@@ -165,7 +165,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "loaded_ms" not in row:
         return (*measured, "", "", f"{1e3 / row['images_per_second']:.2f} ms", "")
     sites = f"{row['sites_quantized']}/{row['sites_targeted']}"
-    agreement = f"the same {row['compared']}, {row['simulated']:,} images"
+    agreement = f"same {row['compared']} on {row['simulated']:,}"
     return (*measured, sites, f"{row['calibration_seconds']:.1f} s", f"{row['loaded_ms']:.2f} ms", agreement)
 
 

@@ -86,7 +86,7 @@ class _Warnings:
         self.before.__enter__()
         warnings.showwarning = self.show
         # Slow loops are said by the commands themselves, for all ops at once.
-        warnings.filterwarnings("ignore", message="visq: .* runs as a slow PyTorch loop")
+        warnings.filterwarnings("ignore", message="visq: .* runs as a slow loop")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

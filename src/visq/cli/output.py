@@ -60,7 +60,7 @@ class Output:
         for op, why in slow_kernels().items():
             slow.setdefault(why, []).append(op)
         for why, ops in slow.items():
-            self.warn(f"{', '.join(ops)} run as slow PyTorch loops ({why})")
+            self.warn(f"{', '.join(ops)} run as slow loops ({why})")
 
     def skipped(self, names: Sequence[str]) -> None:
         """Say how many images could not be read."""

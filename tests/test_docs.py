@@ -1,0 +1,68 @@
+"""The documentation: links lead somewhere, code on the pages runs, every file of results is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visq.ops import backends
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/results/README.md")
+    if path.is_file()
+)
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def links(page: Path) -> list[str]:
+    """Targets of the links and pictures of a page that lie in this repository."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in found if not target.startswith(("http:", "https:"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that a page's headings have, as Git hosts make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One heading, two\n[a](#one-heading-two) [b](gone.md) ![c](https://example.org/c.svg)\n")
+    assert links(page) == ["#one-heading-two", "gone.md"] and anchors(page) == {"one-heading-two"}
+
+
+def test_every_file_of_results_is_named() -> None:
+    named = set(re.findall(r"`([\w.]+)`", (RESULTS / "README.md").read_text()))
+    files = {path.name for path in RESULTS.iterdir()} - {"README.md"}
+    assert files - named == set()
+    assert {name for name in named if name.endswith((".json", ".md"))} - files == set()
+
+
+def test_the_kernel_of_the_page_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add-a-kernel.md").read_text(), flags=re.S)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    try:
+        for block in blocks:
+            exec(block, names)
+        assert backends.describe()["selective_scan"].kernel == "short"
+    finally:
+        backends.unregister("selective_scan", "short")
