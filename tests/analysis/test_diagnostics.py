@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from visq.analysis.plots import plot_accuracy, plot_diagnostics
 from visq.analysis.recurrence import trace
 from visq.analysis.site_stats import SiteStats
 from visq.calibrate import calibrate
+from visq.cli.diagnose import badness
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.models.layers import SelectiveScan
@@ -120,6 +122,35 @@ def test_without_fp32_there_are_sites_only(quantized: VisionMamba, images: Image
 def test_a_model_that_is_not_quantized_is_refused(model: VisionMamba, images: Images) -> None:  # noqa: F811
     with pytest.raises(VisqError, match="nothing in this model is quantized"):
         diagnose(model, images)  # type: ignore[arg-type]
+
+
+def test_sites_with_nan_are_counted_and_come_first(quantized: VisionMamba, model: VisionMamba, images: Images) -> None:  # noqa: F811
+    broken = copy.deepcopy(quantized)
+    with torch.no_grad():
+        broken.layers[1].mixer.D[0] = float("nan")
+    report = diagnose(broken, images, fp32=model, images=4)  # type: ignore[arg-type]
+    json.dumps(report, allow_nan=False)
+    first, *rest = sorted(report["sites"], key=badness)
+    assert first["nonfinite"] == 1 and first["sqnr_db"] is None
+    finite = [row["nonfinite"] == 0 for row in rest]
+    assert finite == sorted(finite) and finite[-1]
+    losses = [row["sqnr_db"] for row in rest if not row["nonfinite"] and row["sqnr_db"] is not None]
+    assert losses == sorted(losses)
+
+
+def test_another_fp32_network_is_refused_and_both_are_named(
+    quantized: VisionMamba,
+    model: VisionMamba,  # noqa: F811
+    images: Images,  # noqa: F811
+) -> None:
+    artifact, other = copy.deepcopy(quantized), copy.deepcopy(model)
+    artifact.card = replace(model.card, checkpoint_sha256="a" * 64)
+    other.card = replace(model.card, checkpoint_sha256="b" * 64)
+    with pytest.raises(VisqError, match=r"made of vim with the checkpoint a{12}\.\.\., the FP32 model .* b{12}\.\.\."):
+        diagnose(artifact, images, fp32=other, images=4)  # type: ignore[arg-type]
+    assert diagnose(artifact, images, fp32=other, images=4, any_fp32=True)["stages"]  # type: ignore[arg-type]
+    other.card = artifact.card
+    assert diagnose(artifact, images, fp32=other, images=4)["stages"]  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(WITH_MATPLOTLIB, reason="matplotlib is installed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
@@ -147,6 +148,40 @@ def test_wrong_usage(workplace: Workplace, tmp_path: Path, capfd: pytest.Capture
         capfd, "eval", workplace.artifact, "--data", workplace.images, "--json", tmp_path / "no" / "f.json"
     )
     assert "train.yaml" in refused(capfd, "train", tmp_path / "train.yaml")
+
+
+def test_outputs_are_checked_before_any_work(
+    workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the outputs were looked at")
+
+    monkeypatch.setattr("visq.models.load_model", never)
+    monkeypatch.setattr("visq.artifact.load", never)
+    file = tmp_path / "file"
+    file.touch()
+    assert "is a folder; give a file's name" in refused(capfd, *quantize(workplace, out), "--json", out)
+    assert f"--out {file / 'x'}: {file} is no folder" in refused(capfd, *quantize(workplace, file, name="x"))
+    evaluate = ("eval", workplace.artifact, "--data", workplace.images)
+    assert "its folder does not exist" in refused(capfd, *evaluate, "--json", tmp_path / "no" / "x.json")
+    compare = ("compare", *workplace.model, "--recipes", "minmax-w8a8", "--data", workplace.images)
+    assert "--markdown" in refused(capfd, *compare, "--markdown", tmp_path / "no" / "x.md")
+    diagnose = ("diagnose", workplace.artifact, "--data", workplace.images)
+    assert f"--plots {file}" in refused(capfd, *diagnose, "--plots", file)
+
+
+def test_diagnose_wants_the_network_the_artifact_came_from(
+    workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(tiny_model(seed=1), other)
+    diagnose = ("diagnose", workplace.artifact, "--data", workplace.images, "--limit", 4)
+    line = refused(capfd, *diagnose, "--checkpoint", other)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (workplace.checkpoint, other)]
+    assert all(text in line for text in (*hashes, "--any-fp32"))
+    assert run([str(part) for part in (*diagnose, "--checkpoint", other, "--any-fp32")]) == 0
+    assert run([str(part) for part in (*diagnose, "--checkpoint", workplace.checkpoint)]) == 0
+    assert "error against FP32 along the recurrence" in capfd.readouterr().out
 
 
 def test_unexpected_errors_are_one_line(

@@ -91,13 +91,17 @@ def test_weights_that_are_not_packaged() -> None:
     [
         ({}, {}, (12, 4)),  # patches side by side
         ({}, {"geometry": {"stride": 2}}, (8, 2)),
-        ({}, {"geometry": {"image_size": 10}}, (10, 3)),  # the stride that uses every pixel
+        ({}, {"geometry": {"image_size": 10}}, (10, 4)),  # no usual stride fits: the positions are resampled
         ({}, {"geometry": {"image_size": 14}}, (14, 4)),  # no overlap wins where it fits
         ({}, {"geometry": {"image_size": 9, "stride": 2}}, (9, 2)),
         ({}, {"preprocess": {"image_size": 8, "resize": 8}}, (8, 2)),
         ({"args": argparse.Namespace(input_size=10)}, {}, (10, 3)),
         ({"args": argparse.Namespace(img_size=10)}, {}, (10, 3)),
-        ({"args": argparse.Namespace(input_size=10)}, {"geometry": {"image_size": 8}}, (8, 2)),
+        (
+            {"args": argparse.Namespace(input_size=10)},
+            {"geometry": {"image_size": 8}},
+            (8, 3),
+        ),  # the file's stride stays
         ({}, {"geometry": {"image_size": 15}}, (15, 4)),
         ({"args": argparse.Namespace(input_size=None, model=7)}, {}, (12, 4)),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,23 +21,32 @@ from visq.quant.site import ACTIVATION, WEIGHT, named_sites, site_parameter
 
 @torch.no_grad()
 def diagnose(
-    model: Any, dataset: Dataset, *, fp32: Any = None, images: int = 32, batch_size: int = 4
+    model: Any,
+    dataset: Dataset,
+    *,
+    fp32: Any = None,
+    images: int = 32,
+    batch_size: int = 4,
+    any_fp32: bool = False,
 ) -> dict[str, Any]:
-    """Stream a few images through a quantized model and, where given, through its FP32 original.
+    """Streams a few images through a quantized model and, where given, through its FP32 original.
 
     Arguments:
         model: simulation of a quantized model.
         fp32: the network it was made of; without it there are no errors against FP32.
         images: at most so many, the first ones.
+        any_fp32: accept an FP32 network of other weights than the artifact was made of.
     Returns:
         images: how many were seen.
         sites: for each quantizer, on the tensors of the quantized network itself: `sqnr_db`, `clipped` (share of the
-            values), `range_used` (share of the span of codes), `histogram` of the values. A weight's SQNR is against
-            FP32; it is None when a transform has rewritten the weights.
+            values), `range_used` (share of the span of codes), `nonfinite` (share of the values that are NaN or
+            infinite before or after rounding), `histogram` of the finite values. A weight's SQNR is against FP32; it
+            is None when a transform has rewritten the weights.
         stages: `sqnr_db` of each stage's output against FP32.
         scans: errors of h and y at each step against FP32, see `RecurrenceError.row`.
+        A number that is NaN or infinite is None, because JSON has neither.
     Raises:
-        VisqError: nothing in the model is quantized, or fp32 is another network.
+        VisqError: nothing in the model is quantized, or fp32 is another network or has other weights.
     """
     stats = {
         name: SiteStats(site.quantizer)
@@ -47,6 +57,8 @@ def diagnose(
         raise VisqError("nothing in this model is quantized, so there is nothing to diagnose; pass an artifact")
     if fp32 is not None and [name for name, _ in named_sites(fp32)] != [name for name, _ in named_sites(model)]:
         raise VisqError("the FP32 model is not the network the artifact was made of: their sites differ")
+    if fp32 is not None and not any_fp32:
+        check_origin(model, fp32)
     model.eval()
     errors: dict[str, RecurrenceError] = {}
     stages: dict[str, list[float]] = {}
@@ -69,12 +81,35 @@ def diagnose(
         if seen >= images:
             break
     scans = {name: model.get_submodule(name).site_h.quantizer for name in errors}
-    return {
+    report = {
         "images": seen,
         "sites": [{"name": name, **row} for name, row in site_rows(model, fp32, stats)],
         "stages": [{"name": name, "sqnr_db": decibels(*sums)} for name, sums in stages.items()],
         "scans": [{"name": name, **error.row(scans[name])} for name, error in errors.items()],
     }
+    return {key: without_nonfinite(value) for key, value in report.items()}
+
+
+def check_origin(model: Any, fp32: Any) -> None:
+    """VisqError when a network has other weights than those a quantized model was made of, by their checkpoints."""
+    made_of, given = getattr(model, "card", None), getattr(fp32, "card", None)
+    hashes = [getattr(card, "checkpoint_sha256", None) for card in (made_of, given)]
+    if made_of is None or given is None or hashes[0] is None or hashes[0] == hashes[1]:
+        return
+    was, now = (f"the checkpoint {sha[:12]}..." if sha else "random weights" for sha in hashes)
+    raise VisqError(
+        f"the artifact was made of {made_of.name} with {was}, the FP32 model is {given.name} with {now}; give the "
+        "checkpoint it was made of, or say --any-fp32 (any_fp32=True) to compare the two all the same"
+    )
+
+
+def without_nonfinite(value: Any) -> Any:
+    """Returns a report's part with None in the place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def passes(model: Any, images: Tensor, stats: dict[str, SiteStats]) -> tuple[dict[str, Trace], list[Tensor]]:

@@ -80,7 +80,7 @@ def plot_reparameterization(scans: list[dict[str, Any]], path: Path) -> Path:
     figure, grid = plt.subplots(len(scans), 2, figsize=(9, 1.6 * len(scans)), squeeze=False, sharex="col")
     for line, row in zip(grid, scans, strict=True):
         for axes, key in zip(line, ("channel_maximum", "channel_after"), strict=True):
-            axes.plot(sorted(row[key]))
+            axes.plot(sorted(value for value in row[key] if value is not None))
             axes.set_yscale("log")
             axes.tick_params(labelsize=6)
         line[0].set_ylabel(row["name"], fontsize=5)

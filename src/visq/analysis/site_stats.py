@@ -31,7 +31,7 @@ class SiteStats:
     def __init__(self, quantizer: Quantizer | StateQuantizer) -> None:
         self.quantizer = quantizer
         self.signal = self.noise = 0.0
-        self.count = self.clipped = 0
+        self.count = self.clipped = self.nonfinite = 0
         spec = quantizer.spec
         table = quantizer.table if isinstance(quantizer, Quantizer) else None
         self.first, self.last = (spec.qmin, spec.qmax) if table is None else (0, table.numel() - 1)
@@ -47,8 +47,11 @@ class SiteStats:
             codes, decode = Quantizer.encode(quantizer, x), lambda codes: Quantizer.decode(quantizer, codes)
         else:
             codes, decode = quantizer.encode(x), quantizer.decode
+        error = decode(codes) - x
+        finite = torch.isfinite(x) & torch.isfinite(error)
+        self.nonfinite += x.numel() - int(finite.sum())
         self.signal += float(x.square().sum(dtype=torch.double))
-        self.noise += float((decode(codes) - x).square().sum(dtype=torch.double))
+        self.noise += float(error.square().sum(dtype=torch.double))
         low, second, before, high = (
             decode(torch.full_like(codes, code)) for code in (self.first, self.first + 1, self.last - 1, self.last)
         )
@@ -56,7 +59,7 @@ class SiteStats:
         self.clipped += int(((x < below) | (x > above)).sum())
         self.count += x.numel()
         self.lowest, self.highest = min(self.lowest, int(codes.min())), max(self.highest, int(codes.max()))
-        self.counts = self.counts + float_counts(x, fraction_bits=5)
+        self.counts = self.counts + float_counts(x[torch.isfinite(x)], fraction_bits=5)
 
     def row(self) -> dict[str, Any]:
         """The site's part of the report."""
@@ -68,6 +71,7 @@ class SiteStats:
             "codebook": spec.codebook.name,
             "sqnr_db": decibels(self.signal, self.noise),
             "clipped": self.clipped / max(self.count, 1),
+            "nonfinite": self.nonfinite / max(self.count, 1),
             "range_used": max(0, self.highest - self.lowest) / (self.last - self.first),
             "histogram": {"edges": edges, "share": shares},
         }
@@ -75,6 +79,8 @@ class SiteStats:
 
 def histogram(counts: Tensor) -> tuple[list[float], list[float]]:
     """`float_counts` as equal bins between the smallest and the largest value: edges [BINS + 1], shares [BINS]."""
+    if not counts.any():  # nothing but NaN and infinity
+        return [0.0] * (BINS + 1), [0.0] * BINS
     values, weights = weighted_values(counts, fraction_bits=5)
     low, high = float(values[0]), float(values[-1])
     width = max(high - low, 1e-30) / BINS

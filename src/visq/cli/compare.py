@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from visq.cli import options
-from visq.cli.output import Output, set_threads, write_text
+from visq.cli.output import Output, check_file, set_threads, write_text
+from visq.cli.understood import say_understood
 from visq.errors import VisqError
 
 
@@ -46,6 +47,8 @@ def compare(
     With --json F, finished rows are kept in F.rows.jsonl, so that the same command goes on after an interruption.
     """
     output = Output(json_to)
+    if markdown is not None:
+        check_file("--markdown", markdown)
     from visq import analysis
     from visq.analysis import report
     from visq.data import open_dataset
@@ -61,6 +64,7 @@ def compare(
     for name in names:
         network = model_options.load(name)
         card = network.card
+        say_understood(output, card)
         test = open_dataset(data, card.preprocess, split="test", classes=card.classes, strict=strict)
         calibration = open_dataset(calib or data, card.preprocess, split="calib", strict=strict)
         subjects.append(analysis.Subject(network, calibration, test))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from visq.cli import options
-from visq.cli.output import Output, set_threads
+from visq.cli.output import Output, check_folder, set_threads
 from visq.errors import VisqError
 
 
@@ -29,6 +29,9 @@ def diagnose(
     batch: options.Batch = 4,
     checkpoint: options.Checkpoint = None,
     ema: options.Ema = False,
+    any_fp32: Annotated[
+        bool, typer.Option("--any-fp32", help="Compare with an FP32 model of other weights than the artifact's.")
+    ] = False,
 ) -> None:
     """Show where an artifact loses: SQNR, clipping and range of every site, and the error along the recurrence."""
     output = Output(json_to)
@@ -42,11 +45,12 @@ def diagnose(
         raise VisqError("--compare is for plots; say where with --plots")
     rows = None if compared is None else read_rows(compared)
     if plots is not None:
+        check_folder("--plots", plots)
         pictures.pyplot()
     model = load(target)
-    original = open_original(fp32 or model.artifact.provenance.model, fp32 is not None, checkpoint, ema, output)
+    original = open_original(model, fp32, checkpoint, ema, any_fp32, output)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes)
-    report = analysis.diagnose(model, dataset, fp32=original, images=limit, batch_size=batch)
+    report = analysis.diagnose(model, dataset, fp32=original, images=limit, batch_size=batch, any_fp32=any_fp32)
     print_report(output, report)
     if plots is not None:
         written = pictures.plot_diagnostics(report, plots)
@@ -56,14 +60,28 @@ def diagnose(
     output.emit(report)
 
 
-def open_original(name: str, asked: bool, checkpoint: Path | None, ema: bool, output: Output) -> Any:
-    """The FP32 model, or None with a remark where nobody asked for one and there is no packaged one."""
+def open_original(
+    model: Any, name: str | None, checkpoint: Path | None, ema: bool, any_fp32: bool, output: Output
+) -> Any:
+    """Returns the FP32 model at the artifact's image size, or None with a remark where nobody asked for one and the
+    packaged one of that name is another.
+
+    Raises VisqError when the one asked for does not load or has other weights than the artifact was made of.
+    """
+    from visq.analysis.diagnostics import check_origin
     from visq.models import load_model
 
     try:
-        return load_model(name, checkpoint, ema=ema)
+        asked = name or model.artifact.provenance.model
+        original = load_model(asked, checkpoint, ema=ema)
+        sizes = {key: getattr(model.config, key) for key in ("image_size",) if hasattr(model.config, key)}
+        if sizes and sizes != {key: getattr(original.config, key, None) for key in sizes}:
+            original = load_model(asked, checkpoint, ema=ema, geometry=sizes)
+        if not any_fp32:
+            check_origin(model, original)
+        return original
     except VisqError as error:
-        if asked or checkpoint is not None:
+        if name is not None or checkpoint is not None:
             raise
         output.say(f"no errors against FP32: {error}")
         return None
@@ -79,21 +97,42 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def print_report(output: Output, report: dict[str, Any], worst: int = 15) -> None:
-    """The worst sites, and the worst step of every recurrence."""
-    rows = sorted(report["sites"], key=lambda row: (row["sqnr_db"] is None, row["sqnr_db"] or 0.0))[:worst]
+    """Prints the worst sites, and the worst step of every recurrence. Sites with NaN or infinity are the worst."""
+    rows = sorted(report["sites"], key=badness)[:worst]
     output.say(f"{report['images']} images; the {len(rows)} of {len(report['sites'])} sites that lose most:")
     lines = [
-        (row["name"], str(row["bits"]), number(row["sqnr_db"], 1), share(row["clipped"]), share(row["range_used"]))
+        (
+            row["name"],
+            str(row["bits"]),
+            "NaN" if row["nonfinite"] else number(row["sqnr_db"], 1),
+            share(row["clipped"]),
+            share(row["range_used"]),
+        )
         for row in rows
     ]
     output.table(("site", "bits", "SQNR dB", "clipped %", "range used %"), lines)
+    broken = sum(bool(row["nonfinite"]) for row in report["sites"])
+    if broken:
+        output.say(f"{broken} sites have values that are NaN or infinite")
     if report["scans"]:
         output.say("error against FP32 along the recurrence (last step, worst step):")
         lines = [
-            (row["name"], *(f"{row[key][-1]:.3f} {max(row[key]):.3f}" for key in ("h_error", "y_error")))
-            for row in report["scans"]
+            (row["name"], *(last_and_worst(row[key]) for key in ("h_error", "y_error"))) for row in report["scans"]
         ]
         output.table(("scan", "h", "y"), lines)
+
+
+def badness(row: dict[str, Any]) -> tuple[int, float]:
+    """Sorts sites: NaN or infinity first, then by SQNR, those without an error last."""
+    if row["nonfinite"]:
+        return 0, -row["nonfinite"]
+    return (2, 0.0) if row["sqnr_db"] is None else (1, row["sqnr_db"])
+
+
+def last_and_worst(errors: list[float | None]) -> str:
+    """The error at the last step and the largest one; a step without a finite error is NaN and the worst."""
+    worst = None if None in errors else max(error for error in errors if error is not None)
+    return " ".join("NaN" if error is None else f"{error:.3f}" for error in (errors[-1], worst))
 
 
 def number(value: float | None, digits: int) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, megabytes, set_threads
+from visq.cli.understood import say_understood
 from visq.errors import VisqError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def evaluate(
     set_threads(threads)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     model, used, size = open_target(target, backend, model_options)
+    say_understood(output, model.card)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
     if used == "int":
         engine_report(output, model.engine)

@@ -11,6 +11,7 @@ from visq.cli import options
 from visq.cli.evaluate import engine_report
 from visq.cli.output import Output
 from visq.cli.quantize import report
+from visq.cli.understood import say_understood
 
 
 def inspect(
@@ -27,6 +28,7 @@ def inspect(
     config = model.artifact
     calibration = config.provenance.calibration
     output.say(f"{config.provenance.model}, checkpoint {config.provenance.checkpoint_sha256 or 'of random weights'}")
+    say_understood(output, model.card)
     output.say(f"recipe {config.recipe.name} ({config.recipe.title}), scope {config.recipe.scope_name}")
     if calibration is not None:
         output.say(f"calibrated on {calibration.images} images of {calibration.data}, seed {calibration.seed}")

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     debug = "--debug" in arguments
+    arguments = [_at_home(argument) for argument in arguments]
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     with _Warnings():
@@ -53,6 +54,14 @@ def run(arguments: list[str]) -> int:
     if code == 130:
         _line(f"interrupted{_HINTS.get(command, '')}")
     return int(code or 0)
+
+
+def _at_home(argument: str) -> str:
+    """An argument with `~` as the user's folder, also in `--out=~/runs`, where no shell replaces it."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument) if argument.startswith("~") else argument
 
 
 def _explain(error: Exception, command: str) -> int:

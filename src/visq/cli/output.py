@@ -20,8 +20,8 @@ class Output:
         self.json_to = json_to
         self.first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
         self.progress = Progress("silent" if json_to == "-" or not self.first else None)
-        if json_to not in (None, "-") and not Path(str(json_to)).absolute().parent.is_dir():
-            raise VisqError(f"--json {json_to}: its folder does not exist")
+        if json_to not in (None, "-"):
+            check_file("--json", Path(str(json_to)))
 
     def say(self, line: str = "") -> None:
         self.progress.say(line)
@@ -66,6 +66,28 @@ class Output:
         """Say how many images could not be read."""
         if names:
             self.say(f"skipped {len(names)} image{'s' * (len(names) > 1)} that cannot be read: {', '.join(names[:3])}")
+
+
+def check_file(option: str, path: Path) -> None:
+    """VisqError, before any work is done, when a file cannot be written."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise VisqError(f"{option} {path} is a folder; give a file's name")
+    if not folder.is_dir():
+        raise VisqError(f"{option} {path}: its folder does not exist")
+    if not os.access(folder, os.W_OK):
+        raise VisqError(f"{option} {path}: nothing can be written to its folder")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """VisqError, before any work is done, when a folder cannot be made or written to."""
+    for there in (path.absolute(), *path.absolute().parents):
+        if os.path.lexists(there):
+            if not there.is_dir():
+                raise VisqError(f"{option} {path}: {there} is no folder")
+            if not os.access(there, os.W_OK):
+                raise VisqError(f"{option} {path}: nothing can be written to {there}")
+            return
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from visq.cli import options
-from visq.cli.output import Output, megabytes, set_threads
+from visq.cli.output import Output, check_folder, megabytes, set_threads
+from visq.cli.understood import say_understood
 
 
 def quantize(
@@ -55,8 +56,10 @@ def quantize(
     if without_positions:
         chosen = chosen.without_positions()
     check_destination(out, overwrite)
+    check_folder("--out", out)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     network = model_options.load(model)
+    say_understood(output, network.card)
     dataset = open_dataset(calib, network.card.preprocess, split="calib", strict=strict).subset(samples, seed)
     output.say(
         f"{network.card.name} with {chosen.name} (scope {chosen.scope_name}) "

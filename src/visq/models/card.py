@@ -17,6 +17,7 @@ class ModelCard:
         weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
         published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
         checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.
+        notes: sentences about what was chosen in the checkpoint and changed for another image size.
     """
 
     name: str
@@ -28,3 +29,4 @@ class ModelCard:
     published_top1: float | None = None
     checkpoint_sha256: str | None = None
     alias_of: str | None = None
+    notes: tuple[str, ...] = ()

@@ -1,21 +1,17 @@
-"""Checkpoint files: reading safetensors and official `.pth` files, and writing safetensors.
+"""Reads checkpoints (safetensors, and `.pth` as torch writes it) and writes safetensors.
 
-A checkpoint is tensors in float32 plus notes: what its author knew and the shapes of the tensors cannot say (image
-size, stride, preprocessing, class names, official model name). Ours keep the notes as one JSON text in the safetensors
-header; official files keep some of them in their `args`.
+A checkpoint is float32 tensors and notes: facts that no tensor's shape tells, such as the image size, the stride, the
+preprocessing and the class names. Our files keep them as one JSON text in the safetensors header; files of others keep
+some of them in the options of their training run.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,66 +22,93 @@ from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.models.entries import find_weights, kind_of
 from visq.models.family import family_of
+from visq.models.names import printable, without_common_prefix
+from visq.models.other_files import described, in_folder
+from visq.models.torch_file import DOWNLOAD, Damaged, StoredTensor, read_torch_file
+from visq.models.training_notes import training_notes
 
 #: The one entry of the safetensors header: a single one, because the order of several is not reproducible.
 _NOTES = "visq"
-#: Wrappers (DataParallel, torch.compile) put these before every key.
-_PREFIXES = ("module.", "_orig_mod.")
+#: Integer tensors of these types are counters and index tables, which no network here has: they are left out.
+_COUNTERS = (torch.int64, torch.int32, torch.bool)
+#: Values in float32 take at most so many times the bytes of the file (8-bit floats, tensors that share a storage).
+_MOST_GROWTH = 8
+#: A network here has some hundred tensors.
+_MOST_TENSORS = 20_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file as read.
+    """A checkpoint as read from its file.
 
     Attributes:
-        tensors: name -> float32 tensor on the CPU, wrapper prefixes removed.
-        notes: any of `image_size`, `stride`, `preprocess`, `classes` and `model` (the official name).
+        tensors: name -> float32 tensor on the CPU, without the `prefix` that all names had.
+        notes: any of `image_size`, `stride`, `preprocess`, `classes`, `model` (the official name) and `transform`
+            (fields of the preprocessing that the training options mention).
+        sources: name of a note -> where it was found, for messages.
+        left_out: name -> dtype of integer tensors, which are counters and tables.
+        remarks: sentences about what was chosen in the file.
     """
 
     path: Path
     sha256: str
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
+    sources: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        """Returns name -> shape of every tensor."""
+        return shapes_of(self.tensors)
+
+    def renamed(self, tensors: dict[str, Tensor], remark: str) -> Checkpoint:
+        """Returns the same checkpoint with other names or fewer tensors, and a remark about that."""
+        return replace(self, tensors=tensors, remarks=(*self.remarks, remark))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns name -> shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def read_checkpoint(path: Path | str, *, ema: bool = False) -> Checkpoint:
-    """Read a `.safetensors` file or an official `.pth`.
+    """Reads a `.safetensors` file or a file that `torch.save` wrote.
+
+    Weights are looked for under the entries that training programs use (`model`, `state_dict`, ...). A prefix that all
+    names share is removed. Nothing is unpickled: see `inert_pickle`.
 
     Arguments:
-        ema: take the averaged weights (`model_ema`) of a `.pth` instead of `model`.
+        ema: take the averaged weights (`model_ema`, `ema`, ...) instead of the plain ones.
 
-    Of pickles only tensors, plain containers and argparse.Namespace are loaded; anything else is refused unexecuted.
     Raises VisqError, with the file's name and what to do, when the file is missing, damaged or something else.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except IsADirectoryError:
-        raise VisqError(f"{path} is a folder; give a checkpoint file (.safetensors or .pth)") from None
-    except FileNotFoundError:
-        raise VisqError(f"checkpoint {path} does not exist; give the path of a .safetensors or .pth file") from None
-    except OSError as error:
-        raise VisqError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    if head[8:] == b"{" or path.suffix == ".safetensors":
+    path = Path(path).expanduser()
+    head = _beginning(path)
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
         if ema:
-            raise VisqError(f"{path}: a safetensors file holds one set of weights; averaged ones need the .pth")
+            raise VisqError(f"{path}: a safetensors file holds one set of weights; leave out --ema (ema=False)")
+        _refuse_others(path, head, safetensors=True)
         tensors, notes = _read_safetensors(path)
-    elif head[:2] == b"PK" or head[:1] == b"\x80":  # a zip archive, or a bare pickle as old versions of torch wrote it
-        tensors, notes = _read_torch(path, ema)
+        found = Checkpoint(path, "", tensors, notes, {name: "its header" for name in notes})
+    elif head[:2] == b"PK" or head[:1] == b"\x80":  # a zip archive, or pickles as old versions of torch wrote them
+        found = _read_torch(path, ema)
     else:
-        raise VisqError(f"{path} is not a checkpoint: neither safetensors nor a torch file; {_DOWNLOAD}")
-    return Checkpoint(path, _sha256(path), _as_float32(path, tensors), notes)
+        _refuse_others(path, head)
+    found = _as_float32(found)
+    names, prefix = without_common_prefix(list(found.tensors))
+    if prefix:
+        remark = f"the prefix `{printable(prefix)}` of all its names was removed"
+        found = found.renamed(dict(zip(names, found.tensors.values(), strict=True)), remark)
+    return replace(found, sha256=_sha256(path), prefix=prefix)
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """Shapes and notes of one of our checkpoints without reading its tensors."""
+    """Returns shapes and notes of one of our checkpoints without reading its tensors."""
     with _open_safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}, _parse_notes(
             path, file.metadata()
@@ -99,15 +122,15 @@ def save_checkpoint(
     preprocess: Preprocess | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> None:
-    """Write the parameters of a network under their official names; quantizers attached to its sites are left out.
+    """Writes the parameters of a network under their official names; quantizers attached to its sites are left out.
 
     Arguments:
         path: a `.safetensors` file; its folder is created, and the file appears complete or not at all.
-        preprocess, classes: what the checkpoint remembers beside its geometry; by default those of `model.card`.
+        preprocess, classes: kept as notes beside the geometry; by default those of `model.card`.
 
     The same weights give the same bytes. Raises VisqError when the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise VisqError(f"cannot save a checkpoint as {path}: its name must end in .safetensors")
     config, card = model.config, getattr(model, "card", None)
@@ -133,23 +156,46 @@ def save_checkpoint(
 
 
 def geometry_notes(config: Any) -> dict[str, Any]:
-    """What no tensor's shape tells of a geometry, for a checkpoint's header."""
+    """Returns the fields of a geometry that no tensor's shape tells, for a checkpoint's header."""
     return {name: getattr(config, name) for name in ("image_size", "stride") if hasattr(config, name)}
 
 
 def official_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that a checkpoint holds: all but those of quantizers, which live inside sites."""
+    """Returns the parameters that a checkpoint holds: all but those of quantizers, which live inside sites."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".site_" not in name}
 
 
-_DOWNLOAD = "download it again or give another file"
+def _beginning(path: Path) -> bytes:
+    """The first 300 bytes of a file. Raises VisqError when there is no file to read."""
+    try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise VisqError(f"checkpoint {path} is no ordinary file; give a .safetensors or .pth file")
+        with path.open("rb") as file:
+            head = file.read(300)
+    except IsADirectoryError:
+        raise VisqError(f"checkpoint {path} {in_folder(path)}") from None
+    except FileNotFoundError:
+        raise VisqError(f"checkpoint {path} does not exist; give the path of a .safetensors or .pth file") from None
+    except OSError as error:
+        raise VisqError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise VisqError(f"{path} is empty (0 bytes), not a checkpoint; {DOWNLOAD}")
+    return head
+
+
+def _refuse_others(path: Path, head: bytes, safetensors: bool = False) -> None:
+    """VisqError for a file of another kind. With `safetensors` only for kinds that are known."""
+    kind, advice = described(path, head)
+    if kind or not safetensors:
+        kind = f", but {kind}" if kind else ""
+        raise VisqError(f"{path} is not a checkpoint: neither safetensors nor a torch file{kind}; {advice}")
 
 
 def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise VisqError(f"{path} is damaged or not a safetensors file ({error}); {_DOWNLOAD}") from error
+        raise VisqError(f"{path} is damaged or not a safetensors file ({error}); {DOWNLOAD}") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -157,15 +203,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, _parse_notes(path, file.metadata())
-        except SafetensorError as error:
-            raise VisqError(f"{path} is damaged ({error}); {_DOWNLOAD}") from error
+        except VisqError:
+            raise
+        except Exception as error:  # dtypes that torch does not have raise several kinds
+            raise VisqError(f"{path} is damaged ({error}); {DOWNLOAD}") from error
 
 
 def _parse_notes(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     text = (metadata or {}).get(_NOTES, "{}")
     try:
         notes = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VisqError(f"{path}: the notes in its header are not JSON ({error})") from error
     if not isinstance(notes, dict):
         raise VisqError(f"{path}: the notes in its header are not an object")
@@ -173,71 +221,70 @@ def _parse_notes(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
     for key, kind in kinds.items():
         value = notes.get(key)
         if value is not None and (type(value) is not kind or (type(value) is int and value <= 0)):
-            raise VisqError(f"{path}: the note {key!r} in its header is {value!r}, which is impossible")
+            raise VisqError(f"{path}: the note {key!r} in its header is {str(value)[:100]!r}, which is impossible")
     return {key: notes[key] for key in kinds if notes.get(key) is not None}
 
 
-def _read_torch(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_torch(path: Path, ema: bool) -> Checkpoint:
+    file = read_torch_file(path)
+    weights = find_weights(path, file.content, ema)
+    stored: dict[str, StoredTensor] = {}
+    rest: list[str] = []
+    for name, value in weights.items.items():
+        if isinstance(value, StoredTensor) and isinstance(name, str):
+            stored[name] = value
+        elif weights.entry == "" and isinstance(name, str):  # beside tensors at the top: epoch, args, ...
+            rest.append(name)
+        elif isinstance(name, str) and not (value is None or name.rpartition(".")[2] == "_extra_state"):
+            raise VisqError(f"{path}: entry {printable(name)!r} is a {kind_of(value)}, not a tensor")
+        elif not isinstance(name, str):
+            raise VisqError(f"{path} is not a checkpoint: the name {printable(name)} is no text")
+    if 4 * sum(tensor.numel for tensor in stored.values()) > _MOST_GROWTH * path.stat().st_size + (64 << 20):
+        raise VisqError(f"{path} is damaged: its tensors have more values than the file; {DOWNLOAD}")
     try:
-        # argparse.Namespace is the only class official checkpoints need (for `args`); it runs no code when loaded.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
+        tensors = file.tensors(stored)
+    except (Damaged, RuntimeError) as error:
+        raise VisqError(f"{path} is damaged ({error}); {DOWNLOAD}") from error
+    notes, sources = training_notes(file.content)
+    remarks = []
+    if weights.entry not in ("", "model"):
+        remarks.append(f"its weights are those under `{printable(weights.entry)}`")
+    if rest:
+        remarks.append(f"beside its weights it has {_listed(rest)}, which are not used")
+    if file.unusual:
+        remarks.append(f"it also holds {_listed(file.unusual)}, which were read as data and not run")
+    return Checkpoint(path, "", tensors, notes, sources, remarks=tuple(remarks))
+
+
+def _as_float32(read: Checkpoint) -> Checkpoint:
+    """The checkpoint with its tensors in float32; half precision is widened, counters are left out."""
+    tensors: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    if len(read.tensors) > _MOST_TENSORS:
+        raise VisqError(
+            f"{read.path} has {len(read.tensors):,} tensors; no network here has more than {_MOST_TENSORS:,}"
+        )
+    for name, tensor in read.tensors.items():
+        if tensor.dtype in _COUNTERS:
+            left_out[name] = str(tensor.dtype)
+        elif not tensor.is_floating_point():
             raise VisqError(
-                f"{path} holds a {found[1]}, which is no weight; it was not loaded, as unpickling it could run code; "
-                "save only the weights: torch.save({'model': model.state_dict()}, path)"
-            ) from None
-        raise VisqError(f"{path} is damaged or not a checkpoint; {_DOWNLOAD}") from error
-    except Exception as error:  # a damaged file makes torch.load raise almost anything
-        reason = str(error).split(". ")[0].splitlines()[:1]
-        raise VisqError(f"{path} is damaged or not a checkpoint ({''.join(reason)}); {_DOWNLOAD}") from error
-    if not isinstance(content, dict):
-        raise VisqError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict of weights")
-    key = "model_ema" if ema else "model"
-    if isinstance(content.get(key), dict):
-        return content[key], _notes_of_args(content.get("args"))
-    if ema:
-        raise VisqError(f"{path} has no averaged weights (`model_ema`); load its plain ones")
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return content, {}
-    names = ", ".join(map(str, list(content)[:5]))
-    raise VisqError(
-        f"{path} is not a checkpoint: it has neither a `model` entry nor only tensors (entries: {names or 'none'})"
-    )
+                f"{read.path}: {printable(name)} is {tensor.dtype}, not a float; quantized or complex weights "
+                "cannot be loaded, give the floating-point checkpoint"
+            )
+        else:
+            tensors[name] = tensor.float()
+    if not tensors:
+        raise VisqError(f"{read.path} holds no tensors of floating-point numbers; {DOWNLOAD}")
+    remarks = read.remarks
+    if left_out:
+        remarks = (*remarks, f"left out: {_listed(left_out)} (integers, no weights)")
+    return replace(read, tensors=tensors, left_out=left_out, remarks=remarks)
 
 
-def _notes_of_args(args: Any) -> dict[str, Any]:
-    """What the training options of an official checkpoint say; odd ones are no reason to refuse the weights."""
-    values = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    notes: dict[str, Any] = {}
-    size = values.get("input_size", values.get("img_size"))
-    if type(size) is int and size > 0:
-        notes["image_size"] = size
-    if isinstance(values.get("model"), str):
-        notes["model"] = values["model"]
-    return notes
-
-
-def _as_float32(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors in float32 under plain names; half precision is widened, anything but floats is a VisqError."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if not isinstance(name, str):
-            raise VisqError(f"{path} is not a checkpoint: the name {name!r} is no text")
-        if not isinstance(tensor, Tensor):
-            raise VisqError(f"{path}: entry {name!r} is a {type(tensor).__name__}, not a tensor")
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            raise VisqError(f"{path}: {name} is {tensor.dtype} ({tensor.layout}); only dense floats can be loaded")
-        result[name] = tensor.float()
-    if not result:
-        raise VisqError(f"{path} holds no tensors; {_DOWNLOAD}")
-    for prefix in _PREFIXES * 2:  # in either order
-        if all(name.startswith(prefix) for name in result):
-            result = {name.removeprefix(prefix): tensor for name, tensor in result.items()}
-    return result
+def _listed(names: Any) -> str:
+    shown = [printable(name) for name in list(names)[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _sha256(path: Path) -> str:

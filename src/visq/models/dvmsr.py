@@ -8,6 +8,7 @@ convolution after a group.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -131,8 +132,8 @@ def infer_dvmsr(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] =
     if "conv_last.weight" in shapes or inner % dim or channels not in MEANS:
         raise VisqError("this DVMSR variant is not supported; supported: `pixelshuffledirect` on grey or RGB images")
     blocks = {tuple(name.split(".")[1:5:3]) for name in shapes if ".residual_group.blocks." in name}
-    groups = sorted(int(group) for group, _ in blocks)
-    depths = tuple(groups.count(group) for group in dict.fromkeys(groups))
+    sizes = Counter(group for group, _ in blocks)
+    depths = tuple(sizes[group] for group in sorted(sizes, key=int))
     return DVMSRConfig(channels, dim, depths, d_state, inner // dim, shapes[f"{mixer}conv1d.weight"][-1], upscale)
 
 

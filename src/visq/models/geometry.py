@@ -9,6 +9,7 @@ from typing import Any
 
 from visq.errors import VisqError
 from visq.models.family import Family, Shapes, register_family
+from visq.models.names import printable
 from visq.models.vim import VimConfig, VisionMamba
 
 _IN_PROJ = "layers.0.mixer.in_proj.weight"
@@ -149,7 +150,7 @@ def differences(expected: Shapes, found: Shapes) -> str | None:
     if not names:
         return None
     rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"{name} is {found[name]}, expected {expected[name]}" for name in names[:5]) + rest
+    return ", ".join(f"{printable(name)} is {found[name]}, expected {expected[name]}" for name in names[:5]) + rest
 
 
 def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
@@ -191,7 +192,7 @@ def _same_but_image(a: Any, b: Any) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 VIM = register_family(Family("vim", "Vim", VimConfig, VisionMamba, infer_config, refuse=refuse_variants))

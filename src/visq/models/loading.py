@@ -1,4 +1,4 @@
-"""A trained model from a name, a checkpoint, or both."""
+"""Loads a trained model from a name, a checkpoint, or both."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ import torch
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import registry
-from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint
-from visq.models.family import (
-    Family,
-    Tensors,
-    check_fields,
-    families,
-    family_of,
-    image_size,
-    num_classes,
-    override,
-)
-from visq.models.geometry import differences, resembling, sizes_that_fit
-from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models
+from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint, shapes_of
+from visq.models.family import Family, Tensors, check_fields, families, family_of, image_size, num_classes, override
+from visq.models.mismatch import check_shapes, check_values, other_network
+from visq.models.names import candidates, printable
+from visq.models.positions import at_resolution
+from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models, rescaled
+from visq.models.resolution import check_image_size, native_config
+
+#: Layers of a network. The largest known has 48.
+_MOST_LAYERS = 1000
 
 
 def load_model(
@@ -36,8 +33,12 @@ def load_model(
     classes: Sequence[str] | None = None,
     geometry: dict[str, Any] | None = None,
     ema: bool = False,
+    resample: bool = True,
 ) -> Any:
-    """Load a model in evaluation mode; `model.card` says what it is, with the sha256 of the file it came from.
+    """Loads a model in evaluation mode.
+
+    `model.card` says what it is, with the sha256 of the file it came from; `model.card.notes` says what was chosen in
+    the file and whether positions were resampled.
 
     Arguments:
         name: a registered name, a family's ("vim", "vmamba") for whatever of it the checkpoint holds, or None for
@@ -46,11 +47,13 @@ def load_model(
         preprocess: fields of Preprocess that replace those of the checkpoint or the registered name.
         classes: names of the classes, one for each row of the head.
         geometry: fields of the config that differ from the registered ones (another head, another image size), or for
-            a family the ones that shapes leave open (`image_size`, for Vim `stride`). A network that takes images of
-            any size has no `image_size`: there it is the size of the preprocessing's crops.
+            a family the ones that shapes leave open (`image_size`, for Vim `stride`). An `image_size` other than the
+            checkpoint's resamples its positions. A network that takes images of any size has no `image_size`: there
+            it is the size of the preprocessing's crops.
         ema: take the averaged weights of a `.pth`.
+        resample: False refuses another image size where positions would have to be resampled.
 
-    What the checkpoint says of its preprocessing and classes wins over the registered name, an argument over both.
+    Notes of the checkpoint on its preprocessing and classes win over the registered name, an argument over both.
     Every way in which name, file and arguments do not fit together is a VisqError that says what to do.
     """
     geometry, preprocess = dict(geometry or {}), dict(preprocess or {})
@@ -60,25 +63,51 @@ def load_model(
                 f"model `{name or 'vim'}` has no weights of its own; pass --checkpoint with a .safetensors or .pth file"
             )
         read = read_checkpoint(checkpoint, ema=ema)
-        family = families()[name] if name else _family_of(read)
+        family, read = _placed(read, [families()[name]] if name else list(families().values()))
         _check_geometry(family, geometry, preprocess)
-        card = _card_of(read, family, geometry, preprocess)
+        card = ModelCard(family.name, None, Preprocess.imagenet(), description=f"{family.title} of {read.path.name}")
     else:
         assert name is not None
         card = get_card(name)
-        _check_geometry(family_of(card.config), geometry, preprocess)
-        card = adapt(card, geometry)
+        family = family_of(card.config)
+        _check_geometry(family, geometry, preprocess)
         read = read_checkpoint(_packaged(card) if checkpoint is None else checkpoint, ema=ema)
+        read = _found(read, [family])[1]
+    with _naming(read.path):
+        family.refuse(read.shapes, read.notes.get("model"))
+        card, native, remarks = _geometry(card, read, family, geometry, preprocess)
+        if not resample and native.image_size != card.config.image_size:
+            raise VisqError(f"it was trained for images of {native.image_size} pixels, not {card.config.image_size}")
+        tensors, resampled = at_resolution(read.tensors, native, card.config)
+    model, tensors = _network(family, card, read, tensors)
+    if not is_generic(name) and "image_size" not in {**geometry, **preprocess}:
         with _naming(read.path):
-            family_of(card.config).refuse(read.shapes, read.notes.get("model"))
-    family = family_of(card.config)
-    with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten shall not move the caller's seed
-        model: Any = family.network(card.config)
-    tensors = family.pack(card.config, family.unpack(card.config, read.tensors))
-    _check_fit(family.pack(card.config, official_parameters(model)), tensors, card, read)
+            _check_told(card, read, family)
     model.load_state_dict(family.unpack(card.config, tensors))
-    model.card = _described(card, read, preprocess, classes)
+    notes = (*read.remarks, *remarks, *([resampled] if resampled else []))
+    model.card = _described(replace(card, notes=notes), read, preprocess, classes)
     return model.eval()
+
+
+def _network(family: Family, card: ModelCard, read: Checkpoint, tensors: Tensors) -> tuple[Any, Tensors]:
+    """The network of a card with random weights, and the tensors in official names. Shapes are compared before memory
+    is taken, because a hostile file may describe a network of any size."""
+    config = card.config
+    depths = getattr(config, "depths", (getattr(config, "depth", 1),))
+    if sum(depths) > _MOST_LAYERS:
+        raise VisqError(f"{read.path}: its names are those of {sum(depths):,} layers; {_MOST_LAYERS:,} is the most")
+    with torch.device("meta"):
+        expected = family.pack(config, official_parameters(family.network(config)))
+    try:
+        tensors = family.pack(config, family.unpack(config, tensors))
+    except (RuntimeError, IndexError, KeyError, TypeError) as error:
+        raise VisqError(
+            f"{read.path}: its tensors have shapes that no {family.title} has ({str(error).splitlines()[0][:100]})"
+        ) from error
+    check_shapes(shapes_of(expected), shapes_of(tensors), card, read)
+    check_values(tensors, read)
+    with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten shall not move the caller's seed
+        return family.network(config), tensors
 
 
 def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]) -> None:
@@ -89,23 +118,54 @@ def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[s
     elif "image_size" in preprocess:
         check_fields(family.config, {"image_size": preprocess["image_size"]})
     check_fields(family.config, geometry)
+    for size in (geometry.get("image_size"), preprocess.get("image_size"), preprocess.get("resize")):
+        check_image_size(size if type(size) is int else None, "the size asked for")
 
 
-def _family_of(read: Checkpoint) -> Family:
-    """The family that a checkpoint's tensors are of. Raises VisqError when there is none."""
+def _placed(read: Checkpoint, wanted: list[Family]) -> tuple[Family, Checkpoint]:
+    """The family that a checkpoint's tensors are of, and the checkpoint under that family's names."""
+    family, read = _found(read, wanted)
+    if family is not None:
+        return family, read
     reasons = []
-    for family in families().values():
+    for other in wanted:
+        with _naming(read.path):
+            other.refuse(read.shapes, read.notes.get("model"))
         try:
-            family.infer(read.shapes, {}, ())
-            return family
+            other.infer(read.shapes, {}, ())
         except VisqError as error:
-            reasons.append(f"{family.title}: {error}")
-    raise VisqError(f"{read.path}: no known network; {'; '.join(reasons)}")
+            reasons.append(str(error) if len(wanted) == 1 else f"{other.title}: {error}")
+    known = other_network(read.shapes)
+    if known is not None:
+        raise VisqError(f"{read.path}: {known}; not a {wanted[0].title} checkpoint")
+    raise VisqError(f"{read.path}: {'' if len(wanted) == 1 else 'no known network; '}{'; '.join(reasons)}")
+
+
+def _found(read: Checkpoint, wanted: list[Family]) -> tuple[Family | None, Checkpoint]:
+    """The first family that takes the tensors under their names, with the removed prefix, or below another prefix."""
+    choices = [read]
+    if read.prefix:
+        whole = {read.prefix + name: tensor for name, tensor in read.tensors.items()}
+        choices.append(replace(read, tensors=whole, remarks=read.remarks[:-1]))
+    for prefix in candidates(read.tensors):
+        inside = {n.removeprefix(prefix): tensor for n, tensor in read.tensors.items() if n.startswith(prefix)}
+        rest = [name for name in read.tensors if not name.startswith(prefix)]
+        if rest:
+            text = f"taken: its {len(inside)} tensors under `{printable(prefix)}`; left out: {printable(rest[0])}"
+            choices.append(read.renamed(inside, text + (f" and {len(rest) - 1} more" if len(rest) > 1 else "")))
+    for choice in choices:
+        for family in wanted:
+            try:
+                family.infer(choice.shapes, {}, ())
+                return family, choice
+            except VisqError:
+                continue
+    return None, read
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of a VisqError."""
+    """Puts the file's name before the message of a VisqError."""
     try:
         yield
     except VisqError as error:
@@ -124,113 +184,56 @@ def _packaged(card: ModelCard) -> Path:
     return path
 
 
-def _card_of(read: Checkpoint, family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]) -> ModelCard:
-    """A card for a checkpoint without a registered name: geometry from its shapes, its notes and the arguments."""
-    with _naming(read.path):
-        family.refuse(read.shapes, read.notes.get("model"))
-        hints: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
-        known = {card.name: card.config for card in list_models() if type(card.config) is family.config}
-        official = known.get(read.notes.get("model", ""))
-        same_size = official is not None and hints.get("image_size", image_size(official)) == image_size(official)
-        stride = getattr(official, "stride", None)
-        if same_size and stride is not None:
-            hints.setdefault("stride", stride)
-        if "image_size" in preprocess:
-            hints["image_size"] = preprocess["image_size"]
-        config = override(family.infer(read.shapes, {**hints, **geometry}, known.values()), geometry)
-        description = f"{family.title} of {read.path.name}"
-        return ModelCard(family.name, config, family.preprocess(config), description=description)
+def _geometry(
+    card: ModelCard, read: Checkpoint, family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]
+) -> tuple[ModelCard, Any, list[str]]:
+    """The card with the geometry to run, the geometry that the weights were trained for, and remarks about it."""
+    asked: dict[str, Any] = {key: geometry[key] for key in ("image_size", "stride") if key in geometry}
+    if "image_size" in preprocess and not family.any_size:
+        asked["image_size"] = geometry["image_size"] = preprocess["image_size"]
+    known = {other.name: other.config for other in list_models() if type(other.config) is family.config}
+    if card.config is None:
+        native, remarks = native_config(read, family, asked, known)
+        config = override(native, geometry)
+        return replace(card, config=config, preprocess=family.preprocess(config)), native, remarks
+    adapted = adapt(card, geometry)
+    size = image_size(adapted.config)
+    if "image_size" not in asked or not _accepts(family, read):
+        return adapted, adapted.config, []
+    native, remarks = native_config(read, family, asked, {card.name: card.config, **known})
+    if override(native, {"image_size": size}) != replace(adapted.config, drop_path=native.drop_path):
+        return adapted, adapted.config, []  # another network: the comparison of the shapes says how
+    return adapted, native, remarks
 
 
-def _check_fit(wanted: Tensors, tensors: Tensors, card: ModelCard, read: Checkpoint) -> None:
-    """VisqError unless a checkpoint's tensors have the network's names and shapes (both official) and are finite."""
-    expected, found = ({name: tuple(tensor.shape) for name, tensor in group.items()} for group in (wanted, tensors))
-    text = differences(expected, found)
-    if text is not None:
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        advice = (
-            _special_case(wrong, expected, found, card, read)
-            or f"checkpoint is not {card.name}: {text}; {_identity(card, read)}"
-        )
-        raise VisqError(f"{read.path}: {advice}")
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+def _check_told(card: ModelCard, read: Checkpoint, family: Family) -> None:
+    """VisqError when a file that fits a registered model says that it was trained for images of another size."""
+    told, size = read.notes.get("image_size"), image_size(card.config)
+    if told is not None and size is not None and told != size:
         raise VisqError(
-            f"{read.path}: NaN or infinite weights in {', '.join(broken[:5])}{more}; use another checkpoint"
+            f"{card.name} takes {size} pixels, {read.sources.get('image_size', 'the file')} says {told}; say which "
+            f"with --image-size, or --model {family.name} for what the file says"
         )
 
 
-def _special_case(
-    wrong: list[str],
-    expected: dict[str, tuple[int, ...]],
-    found: dict[str, tuple[int, ...]],
-    card: ModelCard,
-    read: Checkpoint,
-) -> str | None:
-    """The plain words for a checkpoint that differs from the model in one thing only."""
-    config = card.config
-    if any(name not in found or len(found[name]) != len(expected[name]) for name in wrong) or set(found) != set(
-        expected
-    ):
-        return None
-    if all(name.endswith(("head.weight", "head.bias")) for name in wrong):
-        rows = found[wrong[0]][0]
-        return (
-            f"its head has {rows} classes, {card.name} has {config.num_classes}; "
-            f"pass geometry={{'num_classes': {rows}}} or --model {family_of(config).name} to take it as it is"
-        )
-    if wrong == ["patch_embed.proj.weight"] and found[wrong[0]][1] != config.channels:
-        channels = found[wrong[0]][1]
-        return (
-            f"it takes {channels}-channel images, {card.name} {config.channels}-channel ones; {_identity(card, read)}"
-        )
-    if wrong == ["pos_embed"] and found["pos_embed"][1] != config.num_tokens:
-        tokens = found["pos_embed"][1]
-        fitting = sizes_that_fit(tokens, config.patch_size)
-        return (
-            f"its position embedding has {tokens} tokens, {card.name} at {config.image_size} pixels and stride "
-            f"{config.stride} has {config.num_tokens}; {fitting}; {_identity(card, read)}"
-        )
-    return None
-
-
-def _identity(card: ModelCard, read: Checkpoint) -> str:
-    """What the checkpoint seems to be instead of `card`, as advice."""
-    own = family_of(card.config)
-    cards = {other.name: other.config for other in list_models()}
-    reasons = {}
-    for family in sorted(families().values(), key=lambda family: family is not own):
-        known = [config for config in cards.values() if type(config) is family.config]
-        try:
-            config = family.infer(read.shapes, {}, known)
-        except VisqError as error:
-            reasons[family.name] = str(error)
-            continue
-        if is_generic(card.name) or resembling(config, {card.name: card.config}):
-            return "the rest fits; give a checkpoint with all of its tensors and no others"
-        name = resembling(config, cards)
-        if name is not None:
-            return f"looks like {name}"
-        return (
-            f"its shapes are those of a {family.title} ({_in_short(config)}); --model {family.name} takes it as it is"
-        )
-    return reasons[own.name]
-
-
-def _in_short(config: Any) -> str:
-    """The fields that tell two networks of a family apart."""
-    names = ("embed_dim", "depth", "depths", "patch_size", "num_classes")
-    return ", ".join(f"{name} {getattr(config, name)}" for name in names if hasattr(config, name))
+def _accepts(family: Family, read: Checkpoint) -> bool:
+    try:
+        family.infer(read.shapes, {}, ())
+    except VisqError:
+        return False
+    return True
 
 
 def _described(
     card: ModelCard, read: Checkpoint, preprocess: dict[str, Any], classes: Sequence[str] | None
 ) -> ModelCard:
-    """`card` with the preprocessing and classes that hold for this checkpoint and these arguments."""
+    """The card with the preprocessing and classes that hold for this checkpoint and these arguments."""
     config = card.config
     with _naming(read.path):
-        base = Preprocess.from_dict(read.notes["preprocess"]) if "preprocess" in read.notes else card.preprocess
+        base = _preprocess_of(card, read)
+        size = preprocess.get("image_size", image_size(config) or base.image_size)
+        if type(size) is int and read.notes.get("image_size", size) == base.image_size != size:
+            base = rescaled(base, size)
     transform = Preprocess.from_dict({**base.to_dict(), **preprocess})
     size = image_size(config) or transform.image_size
     if (transform.image_size, transform.channels) != (size, config.channels):
@@ -247,3 +250,18 @@ def _described(
         classes=None if names is None else tuple(str(name) for name in names),
         checkpoint_sha256=read.sha256,
     )
+
+
+def _preprocess_of(card: ModelCard, read: Checkpoint) -> Preprocess:
+    """The preprocessing of the file's notes, or the card's with what the training options mention."""
+    if "preprocess" in read.notes:
+        return Preprocess.from_dict(read.notes["preprocess"])
+    base, transform = card.preprocess, dict(read.notes.get("transform", {}))
+    if "crop" in transform:
+        transform["resize"] = max(base.image_size, int(base.image_size / transform.pop("crop")))
+    fitting = {
+        key: value
+        for key, value in transform.items()
+        if key not in ("mean", "std") or len(value) == card.config.channels
+    }
+    return Preprocess.from_dict({**base.to_dict(), **fitting})

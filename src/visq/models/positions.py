@@ -1,9 +1,10 @@
-"""Position embeddings for another image size: fine-tuning at a higher resolution, as DeiT and Vim do."""
+"""Resamples position embeddings for another image size, as DeiT and Vim do for fine-tuning at a higher resolution."""
 
 from __future__ import annotations
 
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from visq.models.vim import VisionMamba
 
 
 def resize_positions(pos_embed: Tensor, patches: int) -> Tensor:
-    """Resample positions [1, M + 1, E] bicubically to `patches` + 1 tokens; the middle one, the class token, is kept.
+    """Resamples positions [1, M + 1, E] bicubically to `patches` + 1 tokens; the middle one, the class token, is kept.
 
     Raises VisqError unless both M and `patches` are squares.
     """
@@ -34,8 +35,26 @@ def resize_positions(pos_embed: Tensor, patches: int) -> Tensor:
     return torch.cat([resized[:, :half], pos_embed[:, middle : middle + 1], resized[:, half:]], dim=1)
 
 
+def at_resolution(tensors: dict[str, Tensor], native: Any, config: Any) -> tuple[dict[str, Tensor], str | None]:
+    """Returns a checkpoint's tensors for the image size of `config`, and a remark where they had to be resampled.
+
+    Arguments:
+        native: the geometry that the weights were trained for; it differs from `config` in the image size at most.
+    """
+    old, new = getattr(native, "image_size", None), getattr(config, "image_size", None)
+    if old == new:
+        return tensors, None
+    trained = f"the weights were trained for images of {old} pixels and run at {new}, as asked"
+    if not hasattr(config, "num_patches") or native.num_patches == config.num_patches or "pos_embed" not in tensors:
+        return tensors, trained
+    wanted: int = config.num_patches
+    before, after = isqrt(native.num_patches), isqrt(wanted)
+    resampled = {**tensors, "pos_embed": resize_positions(tensors["pos_embed"], wanted)}
+    return resampled, f"{trained}: positions were resampled bicubically from {before} x {before} to {after} x {after}"
+
+
 def load_other_resolution(model: VisionMamba, checkpoint: Path | str) -> None:
-    """Load a checkpoint of the same network at another image size into `model`, its position embedding resampled.
+    """Loads a checkpoint of the same network at another image size into `model`, its position embedding resampled.
 
     Raises VisqError when anything but the number of tokens differs.
     """

@@ -90,11 +90,19 @@ def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
     if config == card.config:
         return card
     old, preprocess = card.config, card.preprocess
-    default = family_of(config).preprocess
-    if default(config) != default(old):
-        preprocess = default(config)
+    size = getattr(config, "image_size", preprocess.image_size)
+    if config.channels != old.channels:
+        preprocess = family_of(config).preprocess(config)
+    elif size != preprocess.image_size:
+        preprocess = rescaled(preprocess, size)
     classes = card.classes if num_classes(config) == num_classes(old) else None
     return replace(card, config=config, preprocess=preprocess, classes=classes, published_top1=None)
+
+
+def rescaled(preprocess: Preprocess, image_size: int) -> Preprocess:
+    """Returns the transform for another image size: the crop keeps its part of the resized image."""
+    resize = image_size * preprocess.resize // preprocess.image_size
+    return replace(preprocess, image_size=image_size, resize=max(resize, image_size))
 
 
 def _official() -> Iterator[tuple[str, str, VimConfig, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,7 +114,12 @@ def _renamed(name: str, config: VMambaConfig, forward: bool) -> str:
 
 
 def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] = ()) -> VMambaConfig:
-    """The geometry of a checkpoint from its shapes; `image_size` from the hints, for no tensor knows it.
+    """Returns the geometry of a checkpoint.
+
+    Arguments:
+        shapes: name -> shape of its tensors, in any of the official spellings.
+        hints: `image_size` where it is known, because no tensor tells it.
+        known: geometries whose image size is taken when they are the same otherwise and there is no hint.
 
     Raises VisqError when the tensors are not those of a VMamba `v0` or `v05_noz`.
     """
@@ -121,25 +127,30 @@ def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] 
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     found: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in canonical(blank, meta).items()}
     first = "layers.0.blocks.0.op."
-    telling = (f"{first}A_logs", f"{first}dt_projs_weight", f"{first}in_proj.weight", "classifier.head.weight")
-    missing = [name for name in (*telling, "patch_embed.0.weight") if name not in found]
+    telling = {
+        f"{first}A_logs": 2,
+        f"{first}dt_projs_weight": 3,
+        f"{first}in_proj.weight": 2,
+        "classifier.head.weight": 2,
+        "patch_embed.0.weight": 4,
+    }
+    missing = [name for name, axes in telling.items() if len(found.get(name, ())) != axes]
     if missing:
-        raise VisqError(f"not a VMamba checkpoint: {', '.join(missing)} missing")
+        raise VisqError(f"not a VMamba checkpoint: {', '.join(missing)} missing or of another rank")
     gated = "patch_embed.5.weight" not in found
     mlp = found.get("layers.0.blocks.0.mlp.fc1.weight")
     if f"{first}out_norm.weight" not in found or f"{first}conv2d.weight" not in found or gated == (mlp is not None):
         raise VisqError("this VMamba variant is not supported; supported: v0 (gated) and v05_noz, both with out_norm")
     in_rows, dim = found[f"{first}in_proj.weight"]
     inner = found[f"{first}dt_projs_weight"][1]
-    if in_rows != inner * (2 if gated else 1) or inner % dim:
+    if 0 in (dim, inner) or in_rows != inner * (2 if gated else 1) or inner % dim:
         raise VisqError(f"this VMamba variant is not supported: in_proj makes {in_rows} channels, the scan has {inner}")
     depths: dict[int, set[str]] = {}
     for name in found:
         match = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
         if match:
             depths.setdefault(int(match[1]), set()).add(match[2])
-    return VMambaConfig(
-        image_size=hints.get("image_size") or blank.image_size,
+    config = VMambaConfig(
         channels=found["patch_embed.0.weight"][1],
         embed_dim=dim,
         depths=tuple(len(depths[i]) for i in sorted(depths)),
@@ -149,6 +160,8 @@ def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] 
         forward_type="v0" if gated else "v05_noz",
         num_classes=found["classifier.head.weight"][0],
     )
+    sizes = [other.image_size for other in known if replace(other, image_size=config.image_size) == config]
+    return replace(config, image_size=hints.get("image_size") or (sizes or [config.image_size])[0])
 
 
 VMAMBA = register_family(

@@ -1,0 +1,119 @@
+"""Finds the weights in what a torch file holds: which entry they are under, and which of its tensors they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visq.errors import VisqError
+from visq.models.inert_pickle import Record
+from visq.models.names import printable
+from visq.models.torch_file import ONLY_WEIGHTS, StoredTensor
+
+#: Entries under which training programs keep weights, the likeliest first.
+PLAIN = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "backbone",
+    "encoder",
+    "student",
+)
+#: Entries under which they keep averaged weights.
+AVERAGED = (
+    "model_ema",
+    "ema",
+    "state_dict_ema",
+    "model_ema_state_dict",
+    "ema_state_dict",
+    "ema_model",
+    "model_state_dict_ema",
+    "params_ema",
+    "averaged_model",
+)
+#: Entries of the training's own state, said in a message about a file without weights.
+_TRAINING = ("optimizer", "optimizer_state_dict", "optimizer_states", "lr_scheduler", "lr_schedulers", "scaler")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The entry with the weights: its name (empty for the whole file) and its items."""
+
+    entry: str
+    items: Record
+
+
+def find_weights(path: Path, content: Any, averaged: bool) -> Weights:
+    """Returns the weights of a file, or with `averaged` its averaged ones.
+
+    Raises VisqError, with the file's name and what it holds instead, when there are none or several.
+    """
+    if isinstance(content, Record) and content.name != "dict" and "_modules" in content:
+        raise _whole_model(path, content)
+    if not isinstance(content, Record):
+        raise VisqError(f"{path} is not a checkpoint: it holds a {kind_of(content)}, not a dict of weights")
+    for name in AVERAGED if averaged else PLAIN:
+        if isinstance(content.get(name), Record):
+            return _inside(path, name, content[name])
+    if averaged:
+        raise VisqError(f"{path} has no averaged weights ({', '.join(AVERAGED[:3])}); leave out --ema (ema=False)")
+    if has_tensors(content.values()):
+        return Weights("", content)
+    others = [name for name, value in content.items() if isinstance(value, Record) and has_tensors(value.values())]
+    averages = [name for name in others if name in AVERAGED]
+    if len(others) == 1 or averages:
+        name = others[0] if len(others) == 1 else averages[0]
+        return _inside(path, name, content[name])
+    names = ", ".join(printable(name) for name in list(content)[:5])
+    if others:
+        raise VisqError(
+            f"{path} has weights of several networks ({', '.join(map(printable, others[:5]))}); save the one you want: "
+            "torch.save({'model': weights}, path)"
+        )
+    training = [name for name in _TRAINING if name in content]
+    why = "it is the state of an optimizer, not of a network" if training or "param_groups" in content else "no weights"
+    raise VisqError(
+        f"{path} is not a checkpoint: it has neither a `model` entry nor only tensors (entries: {names or 'none'}): "
+        f"{why}; {ONLY_WEIGHTS}"
+    )
+
+
+def _inside(path: Path, name: str, value: Record) -> Weights:
+    """Weights under an entry, which may itself be a checkpoint (`model: {state_dict: ...}`)."""
+    for _ in range(3):
+        if "_modules" in value and "_parameters" in value:
+            raise _whole_model(path, value)
+        if has_tensors(value.values()):
+            break
+        inner = [key for key in (*PLAIN, *AVERAGED) if isinstance(value.get(key), Record)]
+        if not inner:
+            break
+        name, value = f"{name}.{inner[0]}", value[inner[0]]
+    return Weights(name, value)
+
+
+def _whole_model(path: Path, value: Record) -> VisqError:
+    return VisqError(
+        f"{path} holds a whole model ({printable(value.name)}), which needs its own code; load it where it was made "
+        f"and {ONLY_WEIGHTS}"
+    )
+
+
+def has_tensors(values: Iterable[Any]) -> bool:
+    """Whether any of the values is a tensor."""
+    return any(isinstance(value, StoredTensor) for value in values)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is called in a message."""
+    if isinstance(value, StoredTensor):
+        return "tensor"
+    return printable(value.name) if isinstance(value, Record) else type(value).__name__
