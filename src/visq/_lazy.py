@@ -1,4 +1,4 @@
-"""Names of a package that are imported when first used, so that the engine never loads what only calibration needs."""
+"""Imports the public names of a package when they are first used, so that the engine never loads torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 
 def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` (PEP 562): `names` says which submodule each public name comes from."""
+    """Returns a module's `__getattr__` (PEP 562).
+
+    Arguments:
+        package: the module's name.
+        names: the submodule that each public name comes from.
+    """
 
     def getattr_(name: str) -> Any:
         if name not in names:

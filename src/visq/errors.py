@@ -1,4 +1,4 @@
-"""The one exception users see, and what makes messages for it."""
+"""The one exception users see, and helpers that raise it or write its message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class VisqError(Exception):
-    """Something the user can act on. The message is one clear line; the command line prints it without a traceback."""
+    """An error the user can act on. Its message is one line, which the command line prints without a traceback."""
 
 
 def need(condition: Any, what: str) -> None:

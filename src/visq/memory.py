@@ -1,4 +1,4 @@
-"""How much memory a process has held; without torch, for those that run the engine alone."""
+"""Measures the most memory a process has held; without torch, which the engine does not load."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss` count from now on, where the system can (Linux)."""
+    """Makes `peak_rss` count from now on. Only Linux can; elsewhere it does nothing."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    # Not getrusage where it can be helped: on Linux a process inherits the peak of the one that started it.
+    """Returns the most memory this process has held [bytes]."""
+    # On Linux getrusage would also count the peak of the process that started this one.
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

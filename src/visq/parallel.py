@@ -1,10 +1,10 @@
 """Several processes on one job, started by torchrun: `torchrun --nproc-per-node N -m visq.cli quantize ...`.
 
-Every rank runs the same program. A pass over data goes through `share`: each rank takes every world-th batch. What a
-batch adds to a statistic goes through `each`, which hands out the contributions of all ranks in the order of the
-batches. Sums are therefore made of the same terms in the same order as in a single process, and the results are
-equal to the last bit (given the same number of threads a process). Code that knows nothing of this module sees all
-data on every rank, which is slower but equally right.
+Every rank runs the same program. A pass over data goes through `share`, which gives each rank every world-th batch.
+What a batch adds to a statistic goes through `each`, which hands out the contributions of all ranks in the order of the
+batches. Sums therefore have the same terms in the same order as in a single process, and results are equal to the last
+bit (with the same number of threads a process). Code that does not know this module sees all data on every rank, which
+is slower and equally right.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from visq.errors import VisqError
 
 T = TypeVar("T")
 
-#: Seconds after which a silent rank is given up; a rank that dies is noticed at once.
+#: The environment variable with the seconds after which a silent rank is given up. A rank that dies is noticed at once.
 TIMEOUT = "VISQ_DISTRIBUTED_TIMEOUT"
+_DEFAULT_TIMEOUT = "50"
 
 _sharing = False
-_ghost = False
+_filler = False
 
 
 def start() -> None:
-    """Joins the process group when torchrun started this process; otherwise does nothing. CPU tensors travel by gloo,
-    CUDA tensors by NCCL.
+    """Joins the process group when torchrun started this process; otherwise does nothing.
+
+    CPU tensors travel by gloo, CUDA tensors by NCCL.
 
     Raises:
-        VisqError: the other ranks cannot be reached.
+        VisqError: the other ranks cannot be reached, or the time to wait for them is no whole number of seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    given = os.environ.get(TIMEOUT, _DEFAULT_TIMEOUT)
+    if not given.isdecimal() or int(given) < 1:
+        raise VisqError(f"{TIMEOUT} must be a whole number of seconds, not {given!r}")
     with _clear_errors():
-        dist.init_process_group(backend, timeout=timedelta(seconds=int(os.environ.get(TIMEOUT, "50"))))
+        dist.init_process_group(backend, timeout=timedelta(seconds=int(given)))
 
 
 def stop() -> None:
@@ -50,54 +55,54 @@ def stop() -> None:
 
 
 def world() -> int:
-    """Number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0; rank 0 writes files and prints."""
+    """Returns the number of this process, from 0. Rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def share(items: Sequence[T]) -> Iterator[T]:
-    """This rank's items: item `r * world + rank` in round r.
+    """Yields this rank's items: item `r * world + rank` in round r.
 
-    A rank that has no item in the last round repeats the first one as a ghost, so that all ranks take part in every
-    exchange; `each` drops what ghosts contribute, and `ghost()` says so to anyone who writes.
+    A rank without an item in the last round gets the first one again as a filler, because all ranks must take part in
+    every exchange. `each` drops what a filler contributes, and code that writes asks `filler()`.
     """
-    global _sharing, _ghost
+    global _sharing, _filler
     if world() == 1:
         yield from items
         return
     try:
         _sharing = True
         for first in range(0, len(items), world()):
-            _ghost = first + rank() >= len(items)
-            yield items[0 if _ghost else first + rank()]
+            _filler = first + rank() >= len(items)
+            yield items[0 if _filler else first + rank()]
     finally:
-        _sharing = _ghost = False
+        _sharing = _filler = False
 
 
-def ghost() -> bool:
-    """Whether the item at hand only keeps this rank in step with the others."""
-    return _ghost
+def filler() -> bool:
+    """Returns whether the item at hand only keeps this rank in step with the others."""
+    return _filler
 
 
 def each(contribution: T) -> Iterator[T]:
-    """The contributions of all ranks to this round, in the order of their batches; outside `share`, the own one alone.
+    """Yields the contributions of all ranks to this round, in the order of their batches; outside `share`, its own.
 
     All ranks must call it equally often in the same order, which hooks of the same network do.
     """
     if not _sharing:
         yield contribution
         return
-    for is_ghost, value in gather((_ghost, contribution)):
-        if not is_ghost:
+    for is_filler, value in gather((_filler, contribution)):
+        if not is_filler:
             yield value
 
 
 def gather(value: T) -> list[T]:
-    """The value of every rank, on every rank."""
+    """Returns the value of every rank, on every rank."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -107,8 +112,11 @@ def gather(value: T) -> list[T]:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 alone, while the others wait; returns its result, or raises its VisqError,
-    everywhere."""
+    """Runs `function` on rank 0 while the others wait, and returns its result on all.
+
+    Raises:
+        VisqError: the one that `function` raised, on all ranks.
+    """
     if world() == 1:
         return function()
     outcome: list[Any] = [None, None]
@@ -133,6 +141,7 @@ def barrier() -> None:
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
+    """Turns torch's errors of a broken group into a VisqError that says where to look."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

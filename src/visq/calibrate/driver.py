@@ -168,7 +168,7 @@ def advance_student(run: StageRun, folder: Path) -> None:
     stream = Stream.create(folder)
     for index, batch in run.student.share():
         outputs = run.stage.forward(*batch)
-        if not parallel.ghost():
+        if not parallel.filler():
             stream.append(outputs, index)
     stream.close()
 
@@ -230,7 +230,7 @@ def stream_plain(run: StageRun, jobs: Iterable[Job], images: int | None, write: 
     try:
         for index, batch in run.inputs.share(images):
             outputs = run.stage.forward(*batch)
-            if write and not parallel.ghost():
+            if write and not parallel.filler():
                 check_finite(outputs, run.stage.name)
                 run.targets.append(outputs, index)
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from visq import strict_yaml
 from visq.errors import VisqError, first_problem
 from visq.recipes.roles import all_roles
 from visq.recipes.schema import Bits, Family, Recipe, Scope
@@ -119,7 +120,7 @@ def parse_family(text: str, where: str) -> Family:
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """A recipe file's mapping, without the keys `x-...` that hold its anchors."""
     try:
-        data = yaml.safe_load(text)
+        data = strict_yaml.read_yaml(text)
     except yaml.YAMLError as error:
         raise VisqError(f"recipe {where} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -135,7 +136,9 @@ def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
         return data
     name, texts = data["base"], packaged_texts()
     if not isinstance(name, str) or name not in texts:
-        raise VisqError(f"recipe {where}: base '{name}' is not a packaged family ({', '.join(sorted(texts))})")
+        raise VisqError(
+            f"recipe {where}: base '{str(name)[:60]}' is not a packaged family ({', '.join(sorted(texts))})"
+        )
     base = with_base(read_yaml(texts[name], f"{name}.yaml"), f"{name}.yaml")
     own = data.get("scopes", {})
     scopes = {scope: extended(base["scopes"].get(scope, {}), own.get(scope, {})) for scope in base["scopes"] | own}

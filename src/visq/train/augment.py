@@ -1,4 +1,4 @@
-"""Random changes of whole batches of images in torch; every image of a batch draws its own."""
+"""Random changes of training images, a whole batch at a time; every image of a batch draws its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from visq.train.config import AugmentConfig
 
 
 class Augment:
-    """uint8 pixels [B, channels, H, W] and labels [B] -> normalized float32 images and soft targets [B, classes].
+    """Turns a batch of pixels and labels into what the loss takes.
 
-    Images larger than the model's come down to its size as crops are cut out of them.
+    Images larger than the model's come down to its size when crops are cut out of them.
     """
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess, num_classes: int, label_smoothing: float) -> None:
@@ -25,7 +25,15 @@ class Augment:
         self.label_smoothing = label_smoothing
 
     def __call__(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw from `generator` (on the CPU, so that a seed means the same on every device)."""
+        """Changes one batch at random.
+
+        Arguments:
+            pixels: [B, channels, H, W] uint8.
+            labels: [B] int64.
+            generator: on the CPU, so that a seed means the same on every device.
+        Returns:
+            Images [B, channels, size, size] float32, normalized, and targets [B, classes] float32 that sum to 1.
+        """
         config = self.config
         if config.crop_padding:
             pixels = random_crop(pixels, config.crop_padding, generator)
@@ -44,12 +52,12 @@ class Augment:
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return one-hot targets [B, num_classes] with `smoothing` spread over all classes."""
+    """Returns one-hot targets [B, num_classes] float32 with a share `smoothing` spread over all classes."""
     return F.one_hot(labels, num_classes).float().mul_(1 - smoothing).add_(smoothing / num_classes)
 
 
 def random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Shift each image by -padding..padding pixels in both directions, zeros coming in."""
+    """Shifts each image [B, C, H, W] by -padding..padding pixels in both directions and fills in zeros."""
     batch, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding,) * 4)
     offsets = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator).to(pixels.device)
@@ -60,7 +68,14 @@ def random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Ten
 
 
 def random_affine(pixels: Tensor, config: AugmentConfig, generator: torch.Generator, size: int) -> Tensor:
-    """Resized crop, flip, rotation, shear and zoom as one bilinear resampling to `size` x `size`; zeros come in."""
+    """Crops, flips, rotates, shears and zooms each image in one bilinear resampling.
+
+    Arguments:
+        pixels: [B, C, H, W] uint8.
+        size: side of the result [pixels].
+    Returns:
+        [B, C, size, size] uint8; zeros where the image does not reach.
+    """
     batch, channels = pixels.shape[:2]
 
     def uniform(low: float, high: float) -> Tensor:
@@ -87,7 +102,7 @@ def random_affine(pixels: Tensor, config: AugmentConfig, generator: torch.Genera
 
 
 def random_colour(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast (about the image's mean) and saturation (about its grey)."""
+    """Changes brightness, contrast (about the image's mean) and saturation (about its grey) of [B, C, H, W] uint8."""
 
     def factor(strength: float) -> Tensor:
         draw = 1 + strength * (2 * torch.rand(len(pixels), generator=generator) - 1)
@@ -102,7 +117,10 @@ def random_colour(pixels: Tensor, config: AugmentConfig, generator: torch.Genera
 
 
 def random_erase(images: Tensor, probability: float, largest: float, generator: torch.Generator) -> Tensor:
-    """Fill a rectangle of 2 % to `largest` of the area with normal noise, in a share `probability` of the images."""
+    """Fills a rectangle with normal noise in a share `probability` of the images [B, C, H, W] float32.
+
+    The rectangle takes 2 % of the area to `largest`, a fraction.
+    """
     batch, _, height, width = images.shape
     area = torch.empty(batch).uniform_(0.02, largest, generator=generator)
     ratio = torch.exp(torch.empty(batch).uniform_(math.log(0.3), math.log(1 / 0.3), generator=generator))
@@ -117,7 +135,11 @@ def random_erase(images: Tensor, probability: float, largest: float, generator: 
 def random_mix(
     images: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of the batch with itself in another order (each half the time when both are on)."""
+    """Mixes the batch with itself in another order, by mixup or CutMix (each half the time when both are on).
+
+    Returns:
+        Images and targets of the shapes of `images` [B, C, H, W] and `targets` [B, classes].
+    """
     alphas = [(config.mixup, False), (config.cutmix, True)]
     choices = [(alpha, cut) for alpha, cut in alphas if alpha > 0]
     if not choices or float(torch.rand((), generator=generator)) >= config.mix_probability:
@@ -137,17 +159,17 @@ def random_mix(
 
 
 def _between(centre: Tensor, half: Tensor, size: int) -> Tensor:
-    """Say which of `size` pixels have their middle within centre +- half (fractions of the side): [B, size] bool."""
+    """Returns which of `size` pixels have their middle within centre +- half, fractions of the side: [B, size] bool."""
     middle = (torch.arange(size) + 0.5) / size
     return (middle - centre[:, None]).abs() <= half[:, None]
 
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
-    """Bring one value an image, [B], into a shape that multiplies [B, channels, H, W]."""
+    """Returns one value an image, [B], in a shape that multiplies [B, channels, H, W]."""
     return values.to(images.device)[:, None, None, None]
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha) (torch.distributions takes no generator)."""
+    """Draws from Beta(alpha, alpha); torch.distributions takes no generator."""
     gamma = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
     return float(gamma[0] / gamma.sum().clamp_min(1e-300))

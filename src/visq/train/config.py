@@ -1,4 +1,4 @@
-"""The training configuration: its keys, their units, and reading it from YAML."""
+"""Declares the training configuration, its keys and their units, and reads it from YAML."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.strict_yaml import read_yaml
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -26,10 +27,13 @@ class _Strict(BaseModel):
 
 
 class ModelConfig(_Strict):
-    """Which network: a registered name, and geometry that replaces or (with `vim`) gives its sizes.
+    """Which network is trained, and from which weights.
 
-    `checkpoint` is a `.safetensors` or official `.pth` file to start from instead of random weights (fine-tuning); with
-    `interpolate_positions` one of another image size, whose position embedding is resampled.
+    Attributes:
+        name: a registered name.
+        geometry: sizes that replace those of the name; with `vim` they give the network its sizes.
+        checkpoint: a `.safetensors` or official `.pth` file to start from (fine-tuning); None starts at random weights.
+        interpolate_positions: the checkpoint is of another image size, so its position embedding is resampled.
     """
 
     name: str = "vim"
@@ -45,11 +49,16 @@ class ModelConfig(_Strict):
 
 
 class DataConfig(_Strict):
-    """Where images come from and how they become input; `train` and `eval` are what `open_dataset` takes.
+    """Where images come from, and how they become input.
 
-    `holdout` takes that many training images out of training and evaluates on them instead of on `eval`, so that
-    settings can be tried without looking at the test set. `train_size` keeps training images at that side, larger than
-    the model's, so that what `augment.resized_crop` cuts out of them is not enlarged from fewer pixels.
+    Attributes:
+        train, eval: data as `open_dataset` takes them.
+        classes: class names in the order of the labels; None orders the class folders.
+        holdout: number of training images that are left out of training and evaluated on in the place of `eval`, so
+            that settings can be tried without looking at the test set.
+        train_size: side at which training images are kept, larger than the model's [pixels]; crops of
+            `augment.resized_crop` then have enough pixels.
+        preprocess: values of `Preprocess.from_dict`.
     """
 
     train: str
@@ -72,13 +81,16 @@ class AugmentConfig(_Strict):
     """Random changes of training images, drawn anew for each image; zero turns one off.
 
     Attributes:
-        crop_padding: pixels of zeros around the image before a crop of the original size.
-        resized_crop: range of the area fraction that is cut out and enlarged; None to keep the whole image.
+        crop_padding: width of the zeros put around the image before a crop of the original size [pixels].
+        resized_crop: range of the fraction of the area that is cut out and enlarged; None keeps the whole image.
         flip: probability of a horizontal flip.
-        rotate, shear: largest angle in degrees. zoom: largest change of size, 0.1 is +-10 %.
+        rotate, shear: largest angle [degrees].
+        zoom: largest change of size; 0.1 is +-10 %.
         brightness, contrast, saturation: largest relative change.
-        erase: probability that a rectangle of 2 to `erase_area` of the image is filled with noise.
-        mixup, cutmix: alpha of the Beta distribution; a batch uses one of the two, with probability `mix_probability`.
+        erase: probability that a rectangle is filled with noise.
+        erase_area: largest part of the image's area that it takes; the smallest is 0.02.
+        mixup, cutmix: alpha of the Beta distribution.
+        mix_probability: probability that a batch is mixed, by one of the two.
     """
 
     crop_padding: Count = 0
@@ -108,15 +120,22 @@ class TrainConfig(_Strict):
     """Everything a training run depends on.
 
     Attributes:
-        lr, min_lr: learning rate after `warmup_epochs` of linear warm-up and at the end of the cosine.
-        weight_decay: for matrices only; not for 1-D parameters, A_log, D, cls_token and pos_embed.
-        ema_decay: of the moving average of the weights, approached as (1 + step) / (10 + step); 0 for none.
+        epochs, batch_size: length of the run and images in a step.
+        lr: learning rate after `warmup_epochs` of linear warm-up.
+        min_lr: learning rate at the end of the cosine that follows.
+        weight_decay: decay of matrices; 1-D parameters, A_log, D, cls_token and pos_embed have none.
+        betas: AdamW's.
         grad_clip: largest norm of the gradient; 0 for none.
-        compile: run the model through torch.compile.
-        save: which weights `model.safetensors` gets.
+        label_smoothing: share of a target that is spread over all classes.
+        drop_path: largest probability that a block is skipped.
+        ema_decay: decay of the weights' moving average, approached as (1 + step) / (10 + step); 0 for none.
+        precision: type of the forward pass; weights are float32 in both.
+        compile: runs the model through torch.compile.
+        device: `auto` takes the GPU if there is one.
+        save: the weights that `model.safetensors` gets, averaged or raw.
         average_with: checkpoints of the same network, such as those of earlier cycles, whose weights are averaged with
             these in equal parts (stochastic weight averaging, arXiv 1803.05407).
-        eval_every, checkpoint_every: in epochs; the last epoch always does both.
+        eval_every, checkpoint_every: distance between two [epochs]; the last epoch always does both.
     """
 
     model: ModelConfig
@@ -159,27 +178,30 @@ class TrainConfig(_Strict):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The transform of `data.preprocess`."""
+        """Transform of evaluation images, and of training images unless `data.train_size` is given."""
         return Preprocess.from_dict(self.data.preprocess)
 
     @property
     def train_preprocess(self) -> Preprocess:
-        """What training images go through before augmentation: `preprocess`, or the whole image at `train_size`."""
+        """Transform of training images before augmentation: `preprocess`, or the whole image at `train_size`."""
         size = self.data.train_size
         return self.preprocess if size is None else replace(self.preprocess, image_size=size, resize=size)
 
     def to_yaml(self) -> str:
-        """Return YAML that `load_config` reads back to an equal config."""
+        """Returns YAML that `load_config` reads back to an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a training YAML, with `key.sub=value` overrides (values in YAML) put over it.
+    """Reads a training YAML.
 
-    Raises VisqError that names the file and the key.
+    Arguments:
+        overrides: `key.sub=value` each, with the value in YAML; they replace what the file says.
+    Raises:
+        VisqError: the file, a key or an override is wrong, named.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise VisqError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -193,12 +215,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def differences(stored: str, config: TrainConfig) -> list[str]:
-    """Name the keys in which `config` differs from one stored as YAML, with both values.
+    """Returns the keys in which `config` differs from one stored as YAML, each with both values.
 
-    Keys the stored one lacks count as their defaults. Raises VisqError when it cannot be understood.
+    Keys that the stored one lacks count as their defaults.
+
+    Raises:
+        VisqError: the stored configuration cannot be understood.
     """
     try:
-        old = TrainConfig.model_validate(yaml.safe_load(stored))
+        old = TrainConfig.model_validate(read_yaml(stored))
     except (ValidationError, yaml.YAMLError) as error:
         raise VisqError(f"the stored configuration cannot be read ({' '.join(str(error).split())})") from error
     before, after = _flat(old.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
@@ -207,7 +232,7 @@ def differences(stored: str, config: TrainConfig) -> list[str]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested dictionaries into one with dotted keys."""
+    """Returns nested dictionaries as one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -215,7 +240,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe(error: ValidationError) -> str:
-    """Say in one line which keys are wrong and why."""
+    """Returns one line that says which keys are wrong and why."""
     lines = []
     for entry in error.errors():
         key = ".".join(str(part) for part in entry["loc"]) or "configuration"
@@ -225,13 +250,13 @@ def describe(error: ValidationError) -> str:
 
 
 def _put(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value` in nested dictionaries."""
+    """Sets one `a.b=value` in nested dictionaries; VisqError for any other form."""
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise VisqError(f"override {override!r} is not of the form key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise VisqError(f"override {override!r}: {' '.join(str(error).split())}") from error
     for part in path[:-1]:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
-from visq.models import create_model, load_model
 from visq.models.checkpoint import geometry_notes, read_checkpoint
-from visq.models.family import family_of, num_classes
-from visq.models.positions import load_other_resolution
+from visq.models.family import family_of
 from visq.train.augment import Augment
 from visq.train.config import TrainConfig, differences
+from visq.train.inputs import Images, build_model, choose_device, load_images, open_data
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
 from visq.train.run_state import RunState, read_state, restore, save_state, write_safetensors, write_text
@@ -36,9 +32,13 @@ class TrainResult:
     """What a finished run leaves.
 
     Attributes:
-        model: the float16 weights. log: one JSON line an epoch.
-        top1: percent, of the file just written, read back, in float32. top1_raw, top1_ema: of the weights in memory.
-        n: evaluated images. seconds: time trained, over all resumptions. images_per_second: of training.
+        model: file of the float16 weights.
+        log: file with one JSON line an epoch.
+        top1: top-1 of the written file, read back and run in float32 [percent].
+        top1_raw, top1_ema: top-1 of the weights in memory [percent].
+        n: number of evaluated images.
+        seconds: time trained, over all resumptions.
+        images_per_second: speed of training.
     """
 
     model: Path
@@ -51,26 +51,20 @@ class TrainResult:
     images_per_second: float
 
 
-@dataclass(frozen=True)
-class Images:
-    """A whole set in memory: pixels [N, channels, H, W] uint8 and labels [N] int64."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
 def train(config: TrainConfig, *, out: Path, resume: bool = False, progress: bool = True) -> TrainResult:
-    """Train and leave `model.safetensors`, `config.yaml`, `log.jsonl` and `checkpoint.safetensors` in `out`.
+    """Trains, and leaves `model.safetensors`, `config.yaml`, `log.jsonl` and `checkpoint.safetensors` in `out`.
 
-    With `resume` an interrupted run in `out` goes on and ends in the same weights as an uninterrupted one.
-    Raises VisqError for a configuration that does not fit the data or model, an `out` that holds another run, and a
-    loss that is not finite.
+    Arguments:
+        resume: goes on with an interrupted run in `out`, which ends in the same weights as an uninterrupted one.
+        progress: shows a bar on a terminal, or a line an epoch.
+    Raises:
+        VisqError: the configuration does not fit the data or model, `out` holds another run, or the loss is not finite.
     """
     return _Run(config, Path(out), resume, progress).finish()
 
 
 class _Run:
-    """One training run: everything that lives between the first and the last step."""
+    """One training run: what lives from the first step to the last."""
 
     def __init__(self, config: TrainConfig, out: Path, resume: bool, progress: bool) -> None:
         self.config, self.out, self.progress = config, out, progress
@@ -92,7 +86,7 @@ class _Run:
         self.forward: Forward = torch.compile(self.model) if config.compile else self.model
 
     def finish(self) -> TrainResult:
-        """Train the epochs that are left, write the model, evaluate what was written."""
+        """Trains the epochs that are left, writes the model, and evaluates the written file."""
         config = self.config
         with Reporter(self.progress, config.epochs, self.steps, self.done.step) as reporter:
             reporter.say(
@@ -122,7 +116,11 @@ class _Run:
         )
 
     def _continue_from(self, resume: bool) -> RunState:
-        """Return the state to start from: a checkpoint's when resuming, else the beginning."""
+        """Returns the state to start from: a checkpoint's when resuming, else the beginning.
+
+        Raises:
+            VisqError: `out` holds a run and `resume` is off, or one of another configuration or other images.
+        """
         config = self.config.to_yaml()
         if self.checkpoint.exists() and not resume:
             raise VisqError(f"{self.out} holds a run already: resume it or choose another folder")
@@ -141,7 +139,7 @@ class _Run:
         return state
 
     def _epoch(self, reporter: Reporter) -> None:
-        """Train one epoch, then evaluate, log and checkpoint."""
+        """Trains one epoch, then evaluates, logs and saves the run."""
         config, start = self.config, time.perf_counter()
         epoch, step = self.done.epoch, self.done.step
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
@@ -175,7 +173,14 @@ class _Run:
             save_state(self.checkpoint, self.model, self.optimizer, self.ema, self.done)
 
     def _step(self, batch: Tensor, generator: torch.Generator, step: int) -> float:
-        """Do one optimizer step on the images at indices `batch`; return the loss. Not finite is a VisqError."""
+        """Does one optimizer step and returns the loss.
+
+        Arguments:
+            batch: [B] int64, indices of training images.
+            step: finished steps.
+        Raises:
+            VisqError: the loss or the gradient is not finite.
+        """
         config = self.config
         rate = learning_rate(config, step, self.steps)
         for group in self.optimizer.param_groups:
@@ -200,7 +205,7 @@ class _Run:
         return loss.item()
 
     def _evaluate(self) -> tuple[float, float | None]:
-        """Return top-1 in percent of the raw weights and of their average."""
+        """Returns top-1 of the raw weights and of their average, None where there is none [percent]."""
         raw = top1(self.forward, self.eval_images, self.config, self.device, self.config.precision, self.model)
         if self.ema is None:
             return raw, None
@@ -210,7 +215,11 @@ class _Run:
             )
 
     def _write(self, path: Path) -> None:
-        """Write the configured weights as float16, in the model's own key format."""
+        """Writes the configured weights as float16, under their official names.
+
+        Raises:
+            VisqError: a weight does not fit float16.
+        """
         weights = dict(self.model.state_dict())
         if self.config.save == "ema" and self.ema is not None:
             weights |= self.ema.shadow
@@ -230,7 +239,11 @@ class _Run:
 
 
 def averaged(weights: dict[str, Tensor], others: Sequence[str]) -> dict[str, Tensor]:
-    """The mean of weights and those of other checkpoints. Raises VisqError for one of another network."""
+    """Returns the mean of weights and those of other checkpoints, by name.
+
+    Raises:
+        VisqError: a checkpoint is of another network.
+    """
     if not others:
         return weights
     total = {name: tensor.cpu().double() for name, tensor in weights.items()}
@@ -242,77 +255,6 @@ def averaged(weights: dict[str, Tensor], others: Sequence[str]) -> dict[str, Ten
     return {name: (tensor / (1 + len(others))).float() for name, tensor in total.items()}
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the named device, for `auto` the GPU if there is one. Raises VisqError for one that is not there."""
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise VisqError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})") from error
-    return device
-
-
-def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Open the training and the evaluation set, labelled in the same order of classes."""
-    data = config.data
-    train_set = open_dataset(data.train, config.train_preprocess, split="train", classes=data.classes)
-    if not train_set.labelled:
-        raise VisqError(f"data.train {data.train!r} has no labels to learn")
-    if data.holdout:
-        if data.holdout >= len(train_set):
-            raise VisqError(f"data.holdout {data.holdout} leaves nothing of {len(train_set)} training images")
-        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0)).tolist()
-        kept_out = open_dataset(data.train, config.preprocess, split="train", classes=data.classes)
-        return train_set.select(sorted(order[data.holdout :])), kept_out.select(sorted(order[: data.holdout]))
-    eval_set = open_dataset(data.eval, config.preprocess, split="test", classes=train_set.classes)
-    if not eval_set.labelled:
-        raise VisqError(f"data.eval {data.eval!r} has no labels to compare with")
-    return train_set, eval_set
-
-
-def load_images(dataset: Dataset) -> Images:
-    """Decode a whole set into memory, which is where a small set is fastest.
-
-    Raises VisqError when it would take more than half of the machine's memory.
-    """
-    transform = dataset.preprocess
-    size = len(dataset) * transform.channels * transform.image_size**2
-    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
-        raise VisqError(
-            f"{dataset.name}: {len(dataset)} images take {size / 1e9:.1f} GB, too much to train from memory"
-        )
-    batches = list(dataset.pixel_batches(1024))
-    return Images(torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches]))
-
-
-def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
-    """Build the configured network, with the checkpoint's weights or random ones from `config.seed`.
-
-    Raises VisqError when it does not fit the data or the checkpoint.
-    """
-    geometry = {**config.model.geometry, "drop_path": config.drop_path}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = create_model(config.model.name, **geometry)
-    if config.model.interpolate_positions:
-        assert config.model.checkpoint is not None  # the configuration's rule
-        load_other_resolution(model, config.model.checkpoint)
-    elif config.model.checkpoint is not None:
-        model = load_model(config.model.name, config.model.checkpoint, geometry=geometry).train()
-    got, transform = model.config, config.preprocess
-    if num_classes(got) is None:
-        raise VisqError(f"visq trains classifiers only, and {config.model.name} has no classes")
-    pairs = (
-        ("image_size", got.image_size, transform.image_size),
-        ("channels", got.channels, transform.channels),
-        ("num_classes", got.num_classes, len(classes)),
-    )
-    for name, has, needs in pairs:
-        if has != needs:
-            raise VisqError(f"model.geometry.{name} is {has} but the data has {needs}")
-    return model
-
-
 @torch.no_grad()
 def top1(
     forward: Forward,
@@ -322,7 +264,13 @@ def top1(
     precision: str,
     model: nn.Module | None = None,
 ) -> float:
-    """Return top-1 in percent. `model` is what is switched to evaluation when `forward` is its compiled form."""
+    """Returns top-1 [percent].
+
+    Arguments:
+        forward: images [B, channels, size, size] float32 -> logits [B, classes].
+        precision: `fp32` or `bf16`.
+        model: the module to switch to evaluation where `forward` is its compiled form.
+    """
     module = model or forward
     assert isinstance(module, nn.Module)
     module.eval()

@@ -1,4 +1,4 @@
-"""AdamW with the parameter groups of the field, its learning-rate curve, and the moving average of the weights."""
+"""AdamW and its parameter groups, the learning-rate curve, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NO_DECAY = frozenset({"A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed"}
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Say whether weight decay applies: to matrices, not to norms, biases, A, D, the class token and positions."""
+    """Returns whether weight decay applies: to matrices, not to norms, biases, A, D, the class token and positions."""
     return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _NO_DECAY
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the model's parameters in two groups, with and without weight decay."""
+    """Returns AdamW over the model's parameters in two groups, with and without weight decay."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of a step: linear warm-up that never starts at zero, then a cosine down to `min_lr`."""
+    """Returns the learning rate of step `step` (from 0): a linear warm-up above zero, then a cosine to `min_lr`."""
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
@@ -52,13 +52,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the model's present weights after optimizer step `step` (from 0)."""
+        """Moves the average towards the model's weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the context the model has the averaged weights, in place (so a compiled model sees them too)."""
+        """Gives the model the averaged weights for the time of a `with` block, in place for compiled models."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""How a run tells what it does: one JSON line an epoch on disk, a bar or plain lines on the terminal."""
+"""Tells how a run goes: one JSON line an epoch on disk, a bar or plain lines on the terminal."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from visq.train.run_state import write_text
 
 
 class EpochLog:
-    """`log.jsonl`, one object an epoch."""
+    """The file `log.jsonl`, one object an epoch."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep_until(self, epoch: int) -> None:
-        """Drop what was logged after finished epoch `epoch`, half-written lines included: it will be done again."""
+        """Drops the lines after finished epoch `epoch`, half-written ones included: those epochs are trained again."""
         kept = [entry for entry in self.entries() if entry["epoch"] <= epoch]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an epoch."""
+        """Adds the line of one epoch."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """Read all whole lines."""
+        """Returns all whole lines in order."""
         entries = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
@@ -41,7 +41,7 @@ class EpochLog:
 
 
 class Reporter:
-    """A rich progress bar where standard error is a terminal, else a line an epoch; nothing when `show` is false."""
+    """Shows a progress bar where standard error is a terminal, else a line an epoch; nothing when `show` is false."""
 
     def __init__(self, show: bool, epochs: int, steps: int, done: int) -> None:
         self.show = show
@@ -67,19 +67,19 @@ class Reporter:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
         elif self.show:
             print(line, file=sys.stderr, flush=True)
 
     def step(self, loss: float) -> None:
-        """Advance by one optimizer step."""
+        """Moves the bar by one optimizer step."""
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=f"loss {loss:.3f}")
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Print what was logged for an epoch."""
+        """Prints the line of an epoch, `entry` as it was logged."""
         scores = [f"{name} {entry[key]:.2f}" for name, key in _SCORES if entry.get(key) is not None]
         self.say(
             f"epoch {entry['epoch']}/{self.epochs}  loss {entry['train_loss']:.4f}  {'  '.join(scores)}  "
