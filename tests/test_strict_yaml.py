@@ -11,6 +11,8 @@ from visq.strict_yaml import read_yaml
 def test_plain_values_are_those_of_yaml() -> None:
     text = "a: [1, 2.5, x]\nb: {c: null, d: true}\ne: &e {f: 1}\ng: {<<: *e, h: 2}\ni: {<<: *e, f: 3}\n3: three\n"
     assert read_yaml(text) == yaml.safe_load(text) and read_yaml(text)["i"] == {"f": 3}
+    late = "e: &e {f: 1}\nx: {y: {z: &a {<<: *e, f: 3}}}\nb: {<<: *a, f: 4}"
+    assert read_yaml(late) == yaml.safe_load(late) == {"e": {"f": 1}, "x": {"y": {"z": {"f": 3}}}, "b": {"f": 4}}
     assert read_yaml("") is None and read_yaml("7") == 7
 
 

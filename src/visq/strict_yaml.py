@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 #: Largest text [characters] and largest value [nodes, each alias counted as often as it is used].
 MOST_CHARACTERS, MOST_NODES = 1_000_000, 100_000
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses keys that stand twice in a mapping; merge keys (`<<`) may still be overruled."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {str(key)[:60]!r} stands twice, line {line}"
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(text: str) -> Any:
@@ -38,7 +19,7 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise yaml.YAMLError(f"it has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
-    loader = _StrictLoader(text)
+    loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -55,13 +36,33 @@ def read_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Returns the number of nodes below a node, with aliases expanded; YAMLError for one that contains itself."""
+    """Returns the number of nodes below a node, with aliases expanded.
+
+    Arguments:
+        sizes: what is known so far, by the node's identity; 0 for one that is being measured.
+    Raises:
+        yaml.YAMLError: a node contains itself, or a mapping says a key twice.
+    """
     known = sizes.get(id(node))
-    if known is None:
-        sizes[id(node)] = 0  # a size of nothing: the node is being measured
-        entries = [] if isinstance(node, yaml.ScalarNode) else node.value
-        children = [child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))]
-        known = sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
-    elif known == 0:
+    if known == 0:
         raise yaml.YAMLError("an alias refers to itself")
+    if known is None:
+        sizes[id(node)] = 0
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known = sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
     return known
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises YAMLError for a key that stands twice; what a merge key (`<<`) brings may be overruled."""
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"key {key.value[:60]!r} stands twice, line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visq.data.decode import UnreadableImage, decode_image
+from visq.data.sources import read_file
 from visq.errors import VisqError
 
 Pixels = NDArray[np.uint8]
@@ -126,7 +127,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _read(path: Path) -> Pixels:
     try:
-        return np.asarray(decode_image(path.read_bytes(), 3).image)
+        return np.asarray(decode_image(read_file(path), 3).image)
     except (UnreadableImage, OSError) as error:
         raise VisqError(f"{path} cannot be read: {error}") from error
 
