@@ -57,6 +57,10 @@ def open_dataset(
     return Dataset(data, records, labels, names, preprocess, strict=strict)
 
 
+def _short(data: str) -> str:
+    return repr(data if len(data) <= 200 else f"{data[:200]}...")
+
+
 def _exists(data: str) -> bool:
     try:
         return bool(data) and Path(data).exists()
@@ -75,7 +79,7 @@ def _open_part(data: str, split: Split, classes: Sequence[str] | None) -> list[R
         is_folder, is_file = path.is_dir(), path.is_file()
         is_idx = data.startswith("idx:") or (is_folder and has_idx(path))
     except (OSError, ValueError, RuntimeError) as error:
-        raise VisqError(f"data {data!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise VisqError(f"data {_short(data)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if is_idx:
         images, labels = read_idx_pair(path, split)
         names = classes or [str(label) for label in range(int(labels.max(initial=0)) + 1)]
@@ -84,7 +88,7 @@ def _open_part(data: str, split: Split, classes: Sequence[str] | None) -> list[R
         return FolderSource(path).records(split)
     if is_file:
         return TarSource(path).records(split)
-    raise VisqError(f"data {data!r}: no such folder or tar, and not {FASHION_MNIST}")
+    raise VisqError(f"data {_short(data)}: no such folder or tar, and not {FASHION_MNIST}")
 
 
 @cache
