@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visq.data import Preprocess
+from visq.data import Dataset, Preprocess
 
 SMALL = Preprocess(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -48,3 +48,8 @@ def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: in
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number,) * 3).save(folder / f"{i}.png")
     return root
+
+
+def values(dataset: Dataset, batch_size: int = 3) -> list[int]:
+    """Returns the first pixel of every image of a data set, which tells which image of `write_images` it is."""
+    return [int(v) for pixels, _ in dataset.pixel_batches(batch_size) for v in pixels[:, 0, 0, 0]]

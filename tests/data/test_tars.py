@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.images import SMALL, encode, noise, write_images
+from tests.data.images import SMALL, encode, noise, values, write_images
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 
 
 def open_tar(path: Path) -> Dataset:
     return open_dataset(str(path), SMALL, split="test")
-
-
-def values(dataset: Dataset) -> list[int]:
-    return [int(v) for pixels, _ in dataset.pixel_batches(3) for v in pixels[:, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("suffix", ["tgz", "tar.gz", "tar"])
