@@ -29,7 +29,7 @@ from visq.data import open_dataset
 from visq.integer.spec import Spec
 from visq.models import load_model
 from visq.models.layers import SelectiveScan
-from visq.quant.inner import make_inner_estimator
+from visq.quant.discretized import make_discretized_estimator
 from visq.recipes import Recipe, get_recipe
 from visq.transforms.state_factors import Factors
 
@@ -47,9 +47,9 @@ CODEBOOKS: dict[str, tuple[str, str]] = {
 STATE_ESTIMATORS = ("minmax", "mse", "scan_output")
 
 
-def quantize_inner(site: str, bits: int, codebook: str, estimator: str, calibration: ScanInputs) -> Any:
+def quantize_discretized(site: str, bits: int, codebook: str, estimator: str, calibration: ScanInputs) -> Any:
     spec = Spec.model_validate({"bits": bits, "signed": site == "bbar", "codebook": codebook, "estimator": estimator})
-    found = make_inner_estimator(spec, site)
+    found = make_discretized_estimator(spec, site)
     found.observe(calibration.delta, calibration.A, calibration.B)
     return found.result(lambda quantizer: calibration.loss(**{site: quantizer.scan_argument()})).scan_argument()
 
@@ -107,7 +107,7 @@ def study(pairs: list[tuple[ScanInputs, ScanInputs]], bits: list[int], groups: l
     for b in bits:
         for site in ("abar", "bbar"):
             for name, (codebook, estimator) in CODEBOOKS.items():
-                value = mean(lambda c, s=site, n=codebook, e=estimator, b=b: {s: quantize_inner(s, b, n, e, c)})
+                value = mean(lambda c, s=site, n=codebook, e=estimator, b=b: {s: quantize_discretized(s, b, n, e, c)})
                 tables[site].setdefault(name, {})[str(b)] = value
         for estimator in STATE_ESTIMATORS:
             for k in groups:

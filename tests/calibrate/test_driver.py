@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visq.calibrate import calibrate
-from visq.calibrate.checkpoint import weights_digest
+from visq.calibrate.stage_store import weights_digest
 from visq.errors import VisqError
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import StateQuantizer

@@ -55,7 +55,7 @@ class Case:
         self.abar = Quantizer(Spec(bits=bits, signed=False, codebook=codebook), abar_scale, table=abar_table)
         bbar_table = power(bits, True, 0.5) if table else None
         bbar_scale = torch.tensor([1.0]) if table else torch.tensor([1.0 / high])
-        # Channel by channel what delta reaches, see visq.quant.inner.BbarByChannel.
+        # Channel by channel what delta reaches, see visq.quant.discretized.BbarByChannel.
         smooth = scale * (2 * high + 1) if divisors else None
         bbar_scale = bbar_scale * 4 if divisors else bbar_scale
         self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table, smooth=smooth)

@@ -1,4 +1,4 @@
-"""The block-by-block driver: stage after stage, stream, observe, estimate, tune, bake, checkpoint."""
+"""Calibrates a network stage after stage: stream, observe, estimate, tune, bake, store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq import parallel
-from visq.calibrate.checkpoint import StageCheckpoint, WorkFolder
-from visq.calibrate.jobs import ActivationJob, Job, estimate_weight
+from visq.calibrate.jobs import ActivationJob, Job, estimate_weight, naming
 from visq.calibrate.layer_search import LayerSearch
 from visq.calibrate.learners import make_learner
+from visq.calibrate.sample import Sample
 from visq.calibrate.scan_job import ScanJob
+from visq.calibrate.stage_store import FinishedStage, WorkFolder
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.integer.spec import Spec
@@ -24,6 +25,7 @@ from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
 from visq.quant.half import round_parameters
+from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
 from visq.recipes import Recipe
 from visq.stages.stage_run import StageRun, belongs
@@ -36,7 +38,7 @@ Report = Callable[[int, int, str], None]
 
 @dataclass
 class Calibration:
-    """What a calibration did.
+    """Says what a calibration did.
 
     Attributes:
         specs: every targeted site; each has its quantizer attached.
@@ -62,10 +64,10 @@ def calibrate(
     resume: bool = False,
     report: Report | None = None,
 ) -> Calibration:
-    """Quantize `model` in place, one stage at a time.
+    """Quantizes `model` in place, one stage at a time.
 
-    Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. The state of a
-    run lives in `work_dir`: a killed run continues there with `resume` and ends in the same bytes; the caller deletes
+    Afterwards every targeted site has a quantizer and every targeted weight holds its decoded codes. `work_dir` keeps
+    the state of the run: with `resume` a killed run continues from it and ends in the same bytes. The caller deletes
     the folder when the artifact is safe.
 
     Arguments:
@@ -87,11 +89,11 @@ def calibrate(
     stages: list[Stage] = model.stages()  # type: ignore[operator]
     with_student = any(learner.needs_student for learner in learners)
     done = parallel.on_rank_zero(lambda: folder.open(resume, with_student))
-    for index in range(done):
-        folder.checkpoint(index).restore(model)
-    if done == 0:
-        write_images(folder.stream(0), dataset, batch_size)
     notes: list[str] = []
+    for index in range(done):
+        folder.finished(index).restore(model)
+    if done == 0:
+        notes += write_images(folder.stream(0), dataset, batch_size).warnings(recipe)
     for index in range(done, len(stages)):
         stage = stages[index]
         inputs = Stream(folder.stream(index))
@@ -114,16 +116,17 @@ def calibrate(
             if name in quantizers:
                 site.quantizer = quantizers[name]
         left_alone = [(parameter, parameter.clone()) for parameter in run.left_alone()] if specs else []
-        with torch.enable_grad():  # whatever the caller has switched off
+        with torch.enable_grad():  # the caller may have switched gradients off
             for learner in learners:
                 learner.tune(run)
-        # What learners changed keeps the precision they gave it.
+        check_scales(run)
+        # Parameters that a learner changed keep its precision.
         round_parameters(parameter for parameter, before in left_alone if parameter.equal(before))
         bake_weights(model)
         if run.student is not None:
             advance_student(run, folder.student(index + 1))
         run.targets.close()
-        finish(model, stage, folder.checkpoint(index))
+        finish(model, stage, folder.finished(index))
         run.inputs.remove()
         if run.student is not None:
             run.student.remove()
@@ -139,31 +142,45 @@ def calibrate(
     return Calibration(specs, len(dataset), time.perf_counter() - start, notes)
 
 
-def finish(model: nn.Module, stage: Stage, checkpoint: StageCheckpoint) -> None:
-    """Save the stage. The other processes take over what rank 0 saved, which is what they computed themselves unless
-    their arithmetic differs (another processor, another number of threads)."""
-    parallel.on_rank_zero(lambda: checkpoint.save(model, stage))
+def check_scales(run: StageRun) -> None:
+    """Checks the stage's scales again; learners write into quantizers. VisqError names the site."""
+    for name, site in run.sites().items():
+        if isinstance(site.quantizer, Quantizer | StateQuantizer):
+            with naming(name):
+                site.quantizer.check()
+
+
+def finish(model: nn.Module, stage: Stage, store: FinishedStage) -> None:
+    """Saves the stage on rank 0; the other processes load it.
+
+    They computed the same unless their processor or number of threads differs.
+    """
+    parallel.on_rank_zero(lambda: store.save(model, stage))
     if parallel.rank() > 0:
-        checkpoint.restore(model)
+        store.restore(model)
 
 
-def write_images(folder: Path, dataset: Dataset, batch_size: int) -> None:
-    """The images themselves are the first stage's inputs."""
+def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:
+    """Writes the images, which are the first stage's inputs, and returns what they are like."""
     stream = Stream.create(folder)
 
-    def read() -> None:
+    def read() -> Sample:
+        sample = Sample()
         for images, _ in dataset.batches(batch_size):
             stream.append((images,))
+            sample.add(images)
         if len(stream) == 0:
             raise VisqError("no calibration image could be read")
+        return sample
 
-    parallel.on_rank_zero(read)
+    sample = parallel.on_rank_zero(read)
     stream.close()
+    return sample
 
 
 @torch.no_grad()
 def advance_student(run: StageRun, folder: Path) -> None:
-    """Stream the student through the finished stage: the next stage's inputs in the quantized network."""
+    """Writes the next stage's inputs in the quantized network: the finished stage's outputs on the student's inputs."""
     assert run.student is not None
     stream = Stream.create(folder)
     for index, batch in run.student.share():
@@ -174,8 +191,10 @@ def advance_student(run: StageRun, folder: Path) -> None:
 
 
 def observe(run: StageRun) -> dict[str, SiteQuantizer]:
-    """Stream the stage as often as its jobs need; the first pass also writes its FP32 outputs. Returns quantizers by
-    site name."""
+    """Streams the stage as often as its jobs need and returns the quantizers by site name.
+
+    The first pass also writes the stage's FP32 outputs.
+    """
     jobs, quantizers = make_jobs(run)
     for index in range(max([1, *(job.passes for job in jobs)])):
         active = [job for job in jobs if index < job.passes]
@@ -194,7 +213,7 @@ def observe(run: StageRun) -> dict[str, SiteQuantizer]:
 
 
 def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, SiteQuantizer]]:
-    """The jobs of a stage's targeted sites, and the quantizers of weights that need no data."""
+    """Returns the jobs of a stage's targeted sites, and the quantizers of weights that need no data."""
     jobs: list[Job] = []
     quantizers: dict[str, SiteQuantizer] = {}
     sites = run.sites()
@@ -219,8 +238,8 @@ def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, SiteQuantizer]]:
         for name, site in sites.items()
         if site.kind == ACTIVATION and name not in taken
     ]
-    inner = {name.rpartition(".")[0] for name, site in sites.items() if site.kind == INNER}
-    jobs += [ScanJob(path, scan, run) for path, scan in run.modules(SelectiveScan).items() if path in inner]
+    scans = {name.rpartition(".")[0] for name, site in sites.items() if site.kind == INNER}
+    jobs += [ScanJob(path, scan, run) for path, scan in run.modules(SelectiveScan).items() if path in scans]
     return jobs, quantizers
 
 
@@ -240,7 +259,7 @@ def stream_plain(run: StageRun, jobs: Iterable[Job], images: int | None, write: 
 
 
 def stream_guided(run: StageRun, jobs: list[Job], images: int | None) -> None:
-    """A pass with gradients of the task loss: cross-entropy of the network's logits against its own decision."""
+    """Streams the stage with gradients of the task loss: cross-entropy of the logits against their own decision."""
     for _, batch in run.inputs.share(images):
         seen: dict[Job, tuple[Tensor, Tensor]] = {}
 

@@ -1,4 +1,4 @@
-"""Jobs: each watches one place of a stage over several passes and ends in quantizers."""
+"""Jobs: each watches one place of a stage over several passes and makes its quantizers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.estimators import make_estimator
+from visq.quant.few_images import widened
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer, Rotation
 from visq.quant.site import ACTIVATION, WEIGHT, Site, SiteQuantizer, site_parameter
@@ -29,38 +30,38 @@ def naming(site: str) -> Iterator[None]:
 
 
 class Job:
-    """One observer over the driver's passes.
+    """Observes one module over the driver's passes.
 
     Attributes:
         passes: how many times the stage's inputs must be streamed.
-        needs_gradient: the pass at hand wants the gradient of the task loss with respect to what it observes.
+        needs_gradient: the present pass wants the gradient of the task loss at the module's output.
     """
 
     passes = 1
     needs_gradient = False
 
     def watched(self) -> nn.Module:
-        """The module whose forward the job observes."""
+        """Returns the module whose forward the job observes."""
         raise NotImplementedError
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook: one batch."""
+        """Observes one batch; a forward hook."""
         raise NotImplementedError
 
     def observe_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
-        """Like `observe`, with the gradient of the task loss with respect to the output."""
+        """Observes one batch with the gradient of the task loss at the output."""
         raise NotImplementedError
 
     def end_pass(self) -> None:
         raise NotImplementedError
 
     def result(self) -> dict[str, SiteQuantizer]:
-        """Quantizers by site name."""
+        """Returns the quantizers by site name."""
         raise NotImplementedError
 
 
 class ActivationJob(Job):
-    """An activation site and its estimator."""
+    """Feeds an activation site's tensor to its estimator."""
 
     def __init__(
         self, name: str, site: Site, spec: Spec, smooth: Tensor | None, rotation: Rotation | None = None
@@ -93,11 +94,11 @@ class ActivationJob(Job):
 
     def result(self) -> dict[str, SiteQuantizer]:
         with naming(self.name):
-            return {self.name: rotated(self.estimator.result(), self.rotation)}
+            return {self.name: rotated(widened(self.estimator.result(), self.estimator.images), self.rotation)}
 
 
 def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
-    """The quantizer of a weight whose estimator looks at the weight alone."""
+    """Returns the quantizer of a weight whose estimator looks at the weight alone."""
     weight = site_parameter(run.model, name, site).detach()
     if not torch.isfinite(weight).all():
         raise VisqError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged")
@@ -112,5 +113,5 @@ def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
 
 
 def rotated(quantizer: Quantizer, rotation: Rotation | None) -> Quantizer:
-    """A quantizer made for a rotated tensor, ready for the tensor itself."""
+    """Returns `quantizer`, which was made for rotated tensors, for the tensors themselves."""
     return quantizer if rotation is None else RotatedQuantizer.around(quantizer, rotation)

@@ -1,5 +1,7 @@
-"""Similarity search of a layer's weight scale against the layer's output, alternating with the output's own scale
-(arXiv 2501.16738)."""
+"""Searches a layer's weight scale by the similarity of the layer's output, in turn with the output's own scale.
+
+arXiv 2501.16738.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ from visq.stages.hooks import without_hooks
 
 
 class LayerSearch(Job):
-    """Weight scale, then output scale, `rounds` times; both scored on the similarity of the layer's quantized and FP32
-    outputs.
+    """Searches the weight's scale, then the output's, `rounds` times. Both are scored by the similarity of the layer's
+    quantized output to its FP32 output.
 
-    Pass 0 collects the output's range and groups. Then each round scores the weight's candidates under the present
+    Pass 0 collects the output's range and groups. Each round then scores the weight's candidates under the present
     output quantizer, and the output's candidates under the present weight.
 
     Arguments:
@@ -96,10 +98,10 @@ class LayerSearch(Job):
             self.output.observe(simulated, gradient, reference=output)
 
     def apply(self, x: Tensor, scale: float) -> Tensor:
-        """The layer's output with its weight quantized at `scale`; its sites are still identities."""
+        """Returns the layer's output with its weight quantized at `scale`; its sites are still identities."""
         spec = self.spec
         weight = (self.weight / scale).round_().clamp_(spec.qmin, spec.qmax).mul_(scale)
-        # The hook that calls us sits on the layer, so its forward is called below the hooks.
+        # This runs inside a hook of the layer, which a plain call would start again.
         with without_hooks(self.layer):
             result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
         return as_tokens(result)
@@ -129,12 +131,12 @@ class LayerSearch(Job):
 
 
 def as_tokens(output: Tensor) -> Tensor:
-    """A layer's output as its site `out` sees it: a map [B, H, W, C] is tokens [B, H W, C]."""
+    """Returns a layer's output as its site `out` sees it: a map [B, H, W, C] becomes tokens [B, H W, C]."""
     return output.flatten(1, 2) if output.ndim == 4 else output
 
 
 def similarity(reference: Tensor, score: str, gradient: Tensor | None = None) -> Callable[[Tensor], float]:
-    """The similarity of a tensor to `reference`, both [..., C], summed over rows; larger is better."""
+    """Returns a function that scores how similar a tensor is to `reference`, both [..., C]; larger is better."""
     norm = torch.linalg.vector_norm(reference, dim=-1)
 
     def of(simulated: Tensor) -> float:

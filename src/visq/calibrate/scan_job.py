@@ -1,7 +1,8 @@
-"""Calibration of what lives inside the recurrence: Abar, Bbar and the hidden state."""
+"""Calibrates the tensors that exist inside the recurrence only: Abar, Bbar and the hidden state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from visq import parallel
 from visq.calibrate.jobs import Job, naming
 from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
 from visq.models.layers import SelectiveScan
-from visq.quant.inner import make_inner_estimator
+from visq.quant.discretized import make_discretized_estimator
+from visq.quant.few_images import widened_scales
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import SiteQuantizer
 from visq.stages.factors import Factors
@@ -19,22 +21,22 @@ from visq.stages.stage_run import StageRun
 
 
 class ScanJob(Job):
-    """Sites `abar`, `bbar` and `h` of one scan.
+    """Calibrates the sites `abar`, `bbar` and `h` of one scan.
 
-    Pass 0 streams ranges and histograms. Pass 1, when an estimator scores on the scan, gathers the inputs of the first
-    few images. Then Abar is chosen with all else exact, Bbar with Abar quantized, and h with both.
+    Pass 0 streams ranges and histograms. Pass 1 gathers the scan's inputs for a few images, if an estimator scores the
+    scan's output. Abar is then chosen with everything else exact, Bbar with Abar quantized, and h with both.
     """
 
     def __init__(self, name: str, scan: SelectiveScan, run: StageRun) -> None:
         self.name, self.scan = name, scan
-        self.inner = {
-            site: make_inner_estimator(run.specs[f"{name}.{site}"], site)
+        self.discretized = {
+            site: make_discretized_estimator(run.specs[f"{name}.{site}"], site)
             for site in ("abar", "bbar")
             if f"{name}.{site}" in run.specs
         }
         self.spec = run.specs.get(f"{name}.h")
         self.factors = run.factors.get(name)
-        images = [estimator.images for estimator in self.inner.values()]
+        images = [estimator.images for estimator in self.discretized.values()]
         if self.spec is not None:
             self.state = make_state_estimator(self.spec, f"{name}.h")
             self.range = StepRange(self.state.percentile)
@@ -52,7 +54,7 @@ class ScanJob(Job):
         if self.pass_index > 0:
             self.gather(A, (u, delta, B, C, output))
             return
-        for site, estimator in self.inner.items():
+        for site, estimator in self.discretized.items():
             with naming(f"{self.name}.{site}"):
                 estimator.observe(delta, A, B)
         if self.spec is not None:
@@ -72,37 +74,36 @@ class ScanJob(Job):
 
     def result(self) -> dict[str, SiteQuantizer]:
         found: dict[str, SiteQuantizer] = {}
-        inner: dict[str, Any] = {}
-        for site, estimator in self.inner.items():
-            score = None
-            if estimator.images:
-                inputs = self.scan_inputs(estimator.images)
-
-                def score(
-                    quantizer: Quantizer, site: str = site, inputs: ScanInputs = inputs, inner: dict[str, Any] = inner
-                ) -> float:
-                    return inputs.loss(**inner, **{site: quantizer.scan_argument()})
-
+        rounded: dict[str, Any] = {}
+        for site, estimator in self.discretized.items():
+            score = self.score(site, estimator.images, rounded) if estimator.images else None
             with naming(f"{self.name}.{site}"):
                 quantizer = estimator.result(score)
-            inner[site] = quantizer.scan_argument()
+            rounded[site] = quantizer.scan_argument()
             found[f"{self.name}.{site}"] = quantizer
         if self.spec is not None:
             with naming(f"{self.name}.h"):
-                found[f"{self.name}.h"] = self.state_quantizer(inner)
+                found[f"{self.name}.h"] = self.state_quantizer(rounded)
         return found
 
-    def state_quantizer(self, inner: dict[str, Any]) -> StateQuantizer:
+    def score(self, site: str, images: int, rounded: dict[str, Any]) -> Callable[[Quantizer], float]:
+        """Returns a function: quantizer of `site` -> loss of y on `images` images, with other sites `rounded`."""
+        inputs, others = self.scan_inputs(images), dict(rounded)
+        return lambda quantizer: inputs.loss(**others, **{site: quantizer.scan_argument()})
+
+    def state_quantizer(self, rounded: dict[str, Any]) -> StateQuantizer:
         assert self.spec is not None and self.factors is not None
         step, groups = step_scales(self.range.result(), self.factors, self.spec)
         if self.state.search is not None:
             inputs = self.scan_inputs(self.state.images)
-            step = self.state.search(inputs, step, groups, self.factors, self.spec, inner)
+            step = self.state.search(inputs, step, groups, self.factors, self.spec, rounded)
+        if self.spec.granularity.kind == "step":
+            step = widened_scales(step, self.range.images)
         if self.spec.granularity.kind == "tensor" and (step == step[0]).all():
             step = step[:1]  # one number, for sequences of any length
         return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state, self.state.read_quantized)
 
     def scan_inputs(self, images: int) -> ScanInputs:
-        """The gathered inputs of the first `images` images, with the scan's FP32 output."""
+        """Returns the gathered inputs and FP32 outputs of the first `images` images."""
         u, delta, B, C, y = (torch.cat(parts)[:images] for parts in zip(*self.inputs, strict=True))
         return ScanInputs(u, delta, self.A, B, C, y)

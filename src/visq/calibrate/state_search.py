@@ -1,4 +1,4 @@
-"""Scales of the hidden state: groups of time steps, and estimators of each group's scale."""
+"""Chooses the hidden state's scales: groups of time steps, and the scale of each group."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from visq.integer.spec import Spec
 from visq.quant.scales import usable
 from visq.stages.factors import Factors, chunks
 
-#: Bits dropped from |h| when a percentile is wanted: 5 bits of the fraction stay, 1/32 to 1/64 of the value.
+#: Low bits of |h| that a histogram ignores. 5 bits of the fraction stay: 1/32 to 1/64 of the value.
 _SHIFT = 18
 #: Steps whose states are searched together: they and their copies stay in the cache.
 _STEPS = 8
 
 
 class StepRange:
-    """r_t: the maximum, or a percentile, of |h_t| / (r_C r_D) over images, channels and states; streamed.
+    """Streams r_t, the maximum or a percentile of |h_t| / (r_C r_D) over images, channels and states.
 
     Arguments:
         percentile: in percent, above 50; 100 is the maximum.
@@ -34,12 +34,14 @@ class StepRange:
         self.percentile = percentile
         self.maximum: Tensor | None = None
         self.counts = torch.zeros((), dtype=torch.long)
+        self.images = 0
 
     def observe(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, factors: Factors) -> None:
         spread = factors.channel[:, None] * factors.state
         for u_i, delta_i, B_i in chunks(u, delta, B, states=A.shape[1]):
             magnitude = ops.scan_states(u_i, delta_i, A, B_i).abs_().div_(spread)
-            for largest in parallel.each(magnitude.amax((0, 2, 3))):
+            for largest, images in parallel.each((magnitude.amax((0, 2, 3)), len(magnitude))):
+                self.images += images
                 if self.maximum is not None and self.maximum.shape != largest.shape:
                     raise VisqError("a scale per step needs images of one size; use granularity tensor")
                 self.maximum = largest if self.maximum is None else torch.maximum(self.maximum, largest)
@@ -58,15 +60,17 @@ class StepRange:
 
 
 def step_counts(magnitude: Tensor) -> Tensor:
-    """Counts by exponent and leading bits of the fraction, step by step. magnitude [B, L, C, N] >= 0 -> [L, 2^13]
-    int64."""
+    """Counts values by exponent and leading bits of the fraction, step by step.
+
+    magnitude [B, L, C, N] >= 0 -> [L, 2^13] int64.
+    """
     length, bins = magnitude.shape[1], 1 << (31 - _SHIFT)
     index = (magnitude.view(torch.int32) >> _SHIFT) + (torch.arange(length) * bins).int().view(-1, 1, 1)
     return torch.bincount(index.flatten(), minlength=length * bins).view(length, bins)
 
 
 def step_scales(maximum: Tensor, factors: Factors, spec: Spec) -> tuple[Tensor, Tensor]:
-    """Full-range scales of the steps, and the group of each step.
+    """Returns the full-range scale and the group of each step.
 
     Arguments:
         maximum: [L] range of |h_t| / (r_C r_D) over images, channels and states.
@@ -91,10 +95,10 @@ def step_scales(maximum: Tensor, factors: Factors, spec: Spec) -> tuple[Tensor, 
 
 
 def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
-    """Temporal groups (QMamba's TGQ): k consecutive groups of steps minimizing sum_g |g| max_{t in g} r_t^2, by dynamic
-    programming. With a common step the squared rounding error is proportional to that sum.
+    """Cuts the steps into k consecutive groups (QMamba's TGQ). maximum r [L] -> labels [L] int32, ascending.
 
-    maximum [L] -> labels [L] int32, ascending.
+    Minimizes sum_g |g| max_{t in g} r_t^2 by dynamic programming: with one scale a group, the squared rounding error is
+    proportional to that sum.
     """
     length = maximum.numel()
     if k > length:
@@ -121,8 +125,8 @@ def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ScanInputs:
-    """What the scans of a few images read: u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; and y [B, L, C], their
-    FP32 output."""
+    """Holds the scans of a few images: inputs u, delta [B, L, C], A [C, N], B, C [B, L, N] and the FP32 output y
+    [B, L, C]."""
 
     u: Tensor
     delta: Tensor
@@ -132,7 +136,7 @@ class ScanInputs:
     y: Tensor
 
     def loss(self, **quantizers: Any) -> float:
-        """Sum of squared errors of y when the scan runs with the given `abar`, `bbar`, `state`."""
+        """Returns y's summed squared error when the scan rounds with the given `abar`, `bbar` and `state`."""
         y = ops.quantized_scan(self.u, self.delta, self.A, self.B, self.C, **quantizers)
         return float((y - self.y).square_().sum(dtype=torch.double))
 
@@ -143,13 +147,13 @@ Search = Callable[[ScanInputs, Tensor, Tensor, Factors, Spec, dict[str, Any]], T
 
 @dataclass(frozen=True)
 class StateEstimator:
-    """How the scale of each group is chosen.
+    """Says how the scale of each group is chosen.
 
     Arguments:
-        search: chooses multipliers of the range, or None to keep it.
+        search: chooses multiples of the range; None keeps the range.
         images: how many images the search sees.
-        percentile: of |h_t|, which makes the range that groups and multipliers refer to.
-        read_quantized: whether y reads the state rounded, or the sum it is rounded from.
+        percentile: the percentile of |h_t| that is the range, from which groups and multiples are made.
+        read_quantized: whether y reads the rounded state, or the sum that is then rounded.
     """
 
     search: Search | None
@@ -159,7 +163,9 @@ class StateEstimator:
 
 
 def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
-    """name is the site's. Any estimator takes `read`: `rounded`, as hardware that stores every state would, or `sum`.
+    """Returns the estimator that a spec names for the site called `name`.
+
+    Any estimator takes `read`: y reads the `rounded` state, which is all that hardware would have stored, or the `sum`.
 
     Raises:
         VisqError: an unknown estimator or parameter, a codebook.
@@ -189,12 +195,12 @@ def make_state_estimator(spec: Spec, name: str) -> StateEstimator:
 
 
 def reads_rounded(spec: Spec) -> bool:
-    """Whether y reads the state rounded (`read: rounded`), or the sum it is rounded from (`read: sum`)."""
+    """Returns whether y reads the rounded state (`read: rounded`) or the sum before rounding (`read: sum`)."""
     return bool(spec.estimator.params.get("read", "rounded") == "rounded")
 
 
 def multipliers(candidates: int) -> Tensor:
-    """Shares of the range tried for each group, evenly spaced in [0.05, 1.2], the full range included."""
+    """Returns the multiples of the range that are tried: evenly spaced in [0.05, 1.2], and 1."""
     return torch.cat([torch.linspace(0.05, 1.2, candidates - 1), torch.ones(1)]).sort().values
 
 
@@ -205,10 +211,13 @@ def scan_output(
     groups: Tensor,
     factors: Factors,
     spec: Spec,
-    inner: dict[str, Any],
+    rounded: dict[str, Any],
 ) -> Tensor:
-    """Greedy in time order: the candidate of highest cosine similarity of the group's outputs y, and of the step
-    after it, with the history already quantized (the public code of arXiv 2501.16738)."""
+    """Returns scales of highest cosine similarity of y, chosen group after group in time order.
+
+    A group's score covers its own steps and the step after them; earlier steps are quantized already. The public code
+    of arXiv 2501.16738 does the same.
+    """
     return ops.search_state_scales(
         inputs.u,
         inputs.delta,
@@ -224,7 +233,7 @@ def scan_output(
         qmin=spec.qmin,
         qmax=spec.qmax,
         read_quantized=reads_rounded(spec),
-        **inner,
+        **rounded,
     )
 
 
@@ -235,9 +244,9 @@ def tensor_error(
     groups: Tensor,
     factors: Factors,
     spec: Spec,
-    inner: dict[str, Any],
+    rounded: dict[str, Any],
 ) -> Tensor:
-    """The candidate of smallest squared error of the group's own states, which are exact up to there (OMSE)."""
+    """Returns scales of smallest squared error of each group's states, with everything before them exact (OMSE)."""
     spread = (factors.channel[:, None] * factors.state).flatten()
     scales = candidates[:, None] * base
     error = torch.zeros(scales.shape, dtype=torch.double)

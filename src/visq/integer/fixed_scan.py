@@ -90,7 +90,7 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
         decay, largest = ratio * 2.0 ** (15 - lift), int(abar_lut.max())
 
     # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
-    # in calibration (visq.quant.inner), whatever delta's codes may reach; it saturates at 2.
+    # in calibration (visq.quant.discretized), whatever delta's codes may reach; it saturates at 2.
     fitting = math.floor(math.log2(DELTA_HIGH / float(delta.largest().max())))
     drive_bits = 14 if (bbar.channel != 1).any() else min(fitting, 30)
     if bbar.table is None:

@@ -1,4 +1,4 @@
-"""Groups of channels or tokens: 1-D k-means, and scales that are power-of-two steps apart (arXiv 2501.16738, III-C)."""
+"""Groups channels or tokens by 1-D k-means, with scales a power of two apart (arXiv 2501.16738, III-C)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from visq.errors import VisqError
 
 
 def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
-    """Lloyd's k-means on scalars, deterministic: centroids start at the quantiles (2i+1)/2k.
+    """Groups scalars by Lloyd's k-means. Deterministic: centroids start at the quantiles (2i+1)/2k.
 
     Arguments:
         values: [n] finite.
@@ -42,6 +42,8 @@ def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
 
 
 def power_of_two_shifts(scales: Tensor) -> Tensor:
-    """Shifts m so that max(scales) * 2^-m is nearest to `scales` in the log domain (eq. 8). scales [G] > 0 -> m [G] >=
-    0 float."""
+    """Returns shifts m so that max(scales) * 2^-m is nearest to `scales` in the log domain (eq. 8).
+
+    scales [G] > 0 -> m [G] >= 0, whole numbers in float.
+    """
     return torch.log2(scales.max() / scales).round()

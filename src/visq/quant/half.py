@@ -1,5 +1,5 @@
-"""What a recipe leaves in floating point has the precision of float16, in which artifacts store it; what learners make
-of it has its own."""
+"""Rounds parameters without codes to float16, in which artifacts store them. Parameters that a learner changed keep
+float32."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-#: Of the value itself: half a unit in the last place of float16.
+#: Error allowed in units of the value: half a unit in the last place of float16.
 RELATIVE = 2.0**-11
-#: Of the tensor's largest value: what values below float16's normal range (6e-5) may change by.
+#: Error allowed in units of the tensor's largest value, for values below float16's normal range (6e-5).
 OF_LARGEST = 2.0**-20
 
 
 @torch.no_grad()
 def round_parameters(parameters: Iterable[nn.Parameter]) -> None:
-    """Round parameters to float16, each unless that would change some value by more than float16 changes values of its
-    normal range and a millionth of the tensor's largest."""
+    """Rounds every parameter that `fits` float16, in place."""
     for parameter in parameters:
         if fits(parameter):
             parameter.copy_(parameter.half())
 
 
 def fits(x: Tensor) -> bool:
-    """Whether float16 holds x, finite, well enough."""
+    """Returns whether float16 holds every value of x up to `RELATIVE` of itself plus `OF_LARGEST` of the largest."""
     if x.numel() == 0:
         return True
     allowed = x.abs() * RELATIVE + x.abs().max() * OF_LARGEST
@@ -32,6 +31,6 @@ def fits(x: Tensor) -> bool:
 
 
 def stored(x: Tensor) -> Tensor:
-    """x in float16 where that loses nothing, in float32 elsewhere."""
+    """Returns x in float16 if that loses nothing, otherwise in float32."""
     half = x.half()
     return half if half.float().equal(x.float()) else x.float()

@@ -1,5 +1,7 @@
-"""A histogram over the floating-point numbers themselves: no range is needed beforehand, and counts do not depend
-on the order of batches."""
+"""Histograms whose bins are the leading bits of a float32.
+
+They need no range beforehand, and counts do not depend on the order of batches.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ FRACTION_BITS = 9
 
 
 def float_counts(x: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
-    """Counts of the values of x (any shape, finite float32) by sign, exponent and leading bits of the fraction,
-    [2^(9 + fraction_bits)] int64."""
+    """Counts the values of x (any shape, finite float32) by sign, exponent and leading bits of the fraction.
+
+    Returns:
+        [2^(9 + fraction_bits)] int64.
+    """
     half = 1 << (8 + fraction_bits)
     return torch.bincount(
         (x.contiguous().view(torch.int32) >> (23 - fraction_bits)).flatten() + half, minlength=2 * half
@@ -20,8 +25,10 @@ def float_counts(x: Tensor, fraction_bits: int = FRACTION_BITS) -> Tensor:
 
 
 def weighted_values(counts: Tensor, fraction_bits: int = FRACTION_BITS) -> tuple[Tensor, Tensor]:
-    """The non-empty bins of `float_counts`: (middles [n] ascending float32, counts [n] float64). The bins next to
-    zero stand for zero."""
+    """Returns the non-empty bins of `float_counts`: middles [n] ascending float32, counts [n] float64.
+
+    Bins of denormal numbers stand for zero.
+    """
     bins = counts.nonzero()[:, 0]
     shift = 23 - fraction_bits
     middles = (((bins - (1 << (8 + fraction_bits))).int() << shift) | (1 << (shift - 1))).view(torch.float32)
@@ -31,6 +38,6 @@ def weighted_values(counts: Tensor, fraction_bits: int = FRACTION_BITS) -> tuple
 
 
 def weighted_quantile(values: Tensor, counts: Tensor, share: float) -> float:
-    """The smallest of the ascending `values` [n] that at least `share` of the counts [n] do not exceed."""
+    """Returns the smallest of the ascending `values` [n] that at least `share` of the counts [n] do not exceed."""
     reached = counts.cumsum(0) >= share * counts.sum() * (1 - 1e-12)
     return float(values[int(reached.int().argmax())])

@@ -61,48 +61,54 @@ class Quantizer(SiteQuantizer):
     ) -> None:
         super().__init__()
         self.spec, self.axis = spec, axis
-        check_scale("a quantizer's scale", scale)
-        if smooth is not None:
-            check_scale("a quantizer's smooth", smooth)
-            check_scale("a quantizer's scale times smooth", scale, smooth)
-        if table is not None and not torch.isfinite(table).all():
-            raise VisqError("a quantizer's table is not finite; the calibration data or the weights hold NaN or Inf")
         # Clones: two quantizers may be given one factor, and each is stored on its own.
         self.register_buffer("scale", scale.float().clone())
         self.register_buffer("zero_point", None if zero_point is None else zero_point.float().clone())
         self.register_buffer("group", None if group is None else group.long().clone())
         self.register_buffer("smooth", None if smooth is None else smooth.float().clone())
         self.register_buffer("table", None if table is None else table.float().clone())
+        self.check()
+
+    def check(self) -> None:
+        """Raises VisqError as the constructor does; for those who write into the buffers."""
+        check_scale("a quantizer's scale", self.scale)
+        if self.smooth is not None:
+            check_scale("a quantizer's smooth", self.smooth)
+            check_scale("a quantizer's scale times smooth", self.scale, self.smooth)
+        if self.table is not None and not torch.isfinite(self.table).all():
+            raise VisqError("a quantizer's table is not finite; the calibration data or the weights hold NaN or Inf")
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of x, int16, same shape."""
+        """Returns the codes of x, int16, same shape."""
         x, zero_point = self._in_steps(x)
         if self.table is not None:
             return torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2).to(torch.int16)
         return (x.round() + zero_point).clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
 
     def integers(self, x: Tensor) -> Tensor:
-        """Codes of x less their zero point, int16: what integer products are made of."""
+        """Returns the codes of x less their zero point, int16. Integer products are made of these."""
         _, zero_point = self._along_axis(x)
         return (self.encode(x) - zero_point).to(torch.int16)
 
     def integers_again(self, x: Tensor) -> Tensor:
-        """`integers` of values that are decoded codes already, as whole numbers in float32: on the grid there is
-        nothing to clamp."""
+        """Returns the `integers` of an x that was decoded from codes, as whole numbers in float32.
+
+        Such an x lies on the grid, so that nothing has to be clamped.
+        """
         return self._in_steps(x)[0].round()
 
     def largest_integer(self) -> int:
-        """The largest magnitude of `integers`."""
+        """Returns the largest magnitude that `integers` can have."""
         zero = torch.zeros(1) if self.zero_point is None else self.zero_point
         return int(torch.maximum((zero - self.spec.qmin).abs(), (self.spec.qmax - zero).abs()).max())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of codes, float32, same shape."""
+        """Returns the values of codes, float32, same shape."""
         _, zero_point = self._along_axis(codes)
         return self._out_of_steps(codes.float() - zero_point if self.table is None else self.table[codes.long()])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Simulation: exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
+        """Returns exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
         estimator."""
         if self._fits_kernel(x):
             axis: Axis = "tensor" if self.axis is None else "channel" if self.axis == -1 else "token"
@@ -121,7 +127,7 @@ class Quantizer(SiteQuantizer):
         return self._out_of_steps(v)
 
     def scan_argument(self) -> Any:
-        """The form the scan kernel takes for Abar or Bbar."""
+        """Returns the rounding of Abar or Bbar as the scan kernel takes it."""
         if self.axis is not None or (self.zero_point is not None and self.zero_point.any()):
             raise VisqError("Abar and Bbar are quantized with one scale per tensor and no zero point")
         if self.smooth is not None and not self.spec.signed:
@@ -131,28 +137,27 @@ class Quantizer(SiteQuantizer):
         return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax, self.smooth)
 
     def _fits_kernel(self, x: Tensor) -> bool:
-        """Whether `ops.fake_quantize` computes this: a sequence, a uniform code, no gradient."""
+        """Returns whether `ops.fake_quantize` can compute this: a sequence, uniform codes, no gradient."""
         with_gradient = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (x, self.scale, self.smooth)
         )
         return x.ndim == 3 and self.table is None and self.axis in (None, -1, -2) and not with_gradient
 
     def _in_steps(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """x / (smooth * scale), and zero_point."""
+        """Returns x / (smooth * scale), and zero_point."""
         steps, zero_point = self._steps(x)
         for step in steps:
             x = x * (1 / step)
         return x, zero_point
 
     def _out_of_steps(self, v: Tensor) -> Tensor:
-        """v * smooth * scale."""
+        """Returns v * smooth * scale."""
         for step in self._steps(v)[0]:
             v = v * step
         return v
 
     def _steps(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float]:
-        """The factors of a code's value in the order they are multiplied, and zero_point, shaped to broadcast against
-        x."""
+        """Returns the factors of a step in the order they are multiplied, and zero_point; all broadcast against x."""
         scale, zero_point = self._along_axis(x)
         if self.smooth is None:
             return (scale,), zero_point
@@ -161,7 +166,7 @@ class Quantizer(SiteQuantizer):
         return ((self.smooth, scale) if self.axis == -2 else (scale, self.smooth)), zero_point
 
     def _along_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """scale and zero_point, shaped to broadcast against x."""
+        """Returns scale and zero_point, shaped to broadcast against x."""
         zero = 0.0 if self.zero_point is None else self.zero_point
         if self.axis is None:
             return self.scale, zero
@@ -182,8 +187,7 @@ class Quantizer(SiteQuantizer):
 
 
 class StateQuantizer(SiteQuantizer):
-    """Quantizer of the hidden state: the scale of h[c, n] after step t is the rank-1 product step[t] * channel[c] *
-    state[n].
+    """Quantizes the hidden state: the scale of h[c, n] after step t is step[t] * channel[c] * state[n].
 
     The reparameterization of arXiv 2501.16738 (eqs. 16-21) is this product: quantizing h* = h / (r_C r_L r_D) with S[t]
     is quantizing h with S[t] r_L[t] r_C[c] r_D[n], because the factors commute with the recurrence. `step` holds S r_L,
@@ -196,8 +200,8 @@ class StateQuantizer(SiteQuantizer):
         spec: bits and granularity (`tensor`, `step`, `step_groups`).
         step: [L] in scan order, or [1] for one scale at every step of a sequence of any length; channel: [C]; state:
             [N]; all > 0.
-        read_quantized: y_t reads the quantized h_t, as hardware that stores it would (the public code of the paper
-            reads the unquantized one).
+        read_quantized: y_t reads the quantized h_t, the only one that hardware would have stored. The public code of
+            the paper reads the unquantized one.
     """
 
     step: Tensor
@@ -208,16 +212,21 @@ class StateQuantizer(SiteQuantizer):
         super().__init__()
         self.spec, self.read_quantized = spec, read_quantized
         for name, value in {"step": step, "channel": channel, "state": state}.items():
-            check_scale(f"the hidden state's {name} scale", value)
             self.register_buffer(name, value.float().clone())
-        check_scale("the hidden state's scale", step, channel, state)
+        self.check()
+
+    def check(self) -> None:
+        """Raises VisqError where a factor or their product is not positive or has no inverse in float32."""
+        for name in ("step", "channel", "state"):
+            check_scale(f"the hidden state's {name} scale", self.get_buffer(name))
+        check_scale("the hidden state's scale", self.step, self.channel, self.state)
 
     def scale(self) -> Tensor:
-        """[L, C, N], or [1, C, N]."""
+        """Returns step * channel * state, [L, C, N] or [1, C, N]."""
         return self.step[:, None, None] * self.channel[:, None] * self.state
 
     def encode(self, h: Tensor) -> Tensor:
-        """h [B, L, C, N] -> int16 codes."""
+        """Returns the int16 codes of h [B, L, C, N]."""
         return (h * (1 / self.scale())).round().clamp(self.spec.qmin, self.spec.qmax).to(torch.int16)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -16,12 +16,14 @@ from visq.quant.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> (x / divisor) R, and back. R [C, C] is orthogonal: H x matrix (Kronecker), with Sylvester's H of +-1 of the
-    order C / m, a power of two. A dense R is its own matrix, m = C.
+    """Turns x into (x / divisor) R, and back.
+
+    R [C, C] is orthogonal: R = H x matrix, a Kronecker product with Sylvester's +-1 matrix H of order C / m, a power of
+    two. A dense R is its own matrix, with m = C.
 
     Attributes:
-        matrix: [m, m], orthogonal rows of square length m / C.
-        divisor: [C], not 0, with the random signs of a Hadamard matrix; None for ones, and then C = m.
+        matrix: [m, m], orthogonal rows of squared length m / C.
+        divisor: [C], not 0; carries the random signs of a Hadamard matrix. None for ones, and then C = m.
     """
 
     matrix: Tensor
@@ -38,12 +40,12 @@ class Rotation:
         return x if self.divisor is None else x * self.divisor
 
     def of_weight(self) -> Rotation:
-        """The rotation of the weight that meets the activation: x W^T = ((x / divisor) R) ((W divisor) R)^T."""
+        """Returns the rotation of the weight that x meets: x W^T = ((x / divisor) R) ((W divisor) R)^T."""
         return Rotation(self.matrix, None if self.divisor is None else 1 / self.divisor)
 
 
 def _butterflies(x: Tensor) -> Tensor:
-    """H times x [..., P, m] along P, a power of two."""
+    """Returns H times x [..., P, m] along P, a power of two."""
     half = 1
     while half < x.shape[-2]:
         pairs = x.unflatten(-2, (-1, 2, half))
@@ -54,7 +56,7 @@ def _butterflies(x: Tensor) -> Tensor:
 
 
 class RotatedQuantizer(Quantizer):
-    """A `Quantizer` of (x / divisor) R along x's last axis; decoding turns back.
+    """Quantizes (x / divisor) R along x's last axis; decoding turns back.
 
     Integer form: the codes are those of the rotated tensor. The rotations of a linear's input and weight cancel in the
     product, so that the integer GEMM and its scales are those of a plain linear; the weight's is done once, offline.
@@ -91,7 +93,7 @@ class RotatedQuantizer(Quantizer):
 
     @staticmethod
     def around(quantizer: Quantizer, rotation: Rotation) -> RotatedQuantizer:
-        """`quantizer`, made for rotated tensors, in place where the tensor is not rotated."""
+        """Returns `quantizer`, which was made for rotated tensors, as one that takes the tensor unrotated."""
         parts = {name: buffer for name, buffer in quantizer.named_buffers()}
         return RotatedQuantizer(
             quantizer.spec, axis=quantizer.axis, rotation=rotation.matrix, divisor=rotation.divisor, **parts

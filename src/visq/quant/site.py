@@ -25,32 +25,31 @@ INNER = "inner"
 
 
 class SiteQuantizer(nn.Module):
-    """What a site applies: integers in between, reals on both sides; see `visq.quant.quantizer`."""
+    """Turns real numbers into integer codes and codes into real numbers; see `visq.quant.quantizer`."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Integer codes of x, int16, same shape."""
+        """Returns the codes of x, int16, same shape."""
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Real values of codes, float32, same shape."""
+        """Returns the values of codes, float32, same shape."""
         raise NotImplementedError
 
     def scan_argument(self) -> Any:
-        """The form `ops.quantized_scan` takes, for quantizers of what lives inside the recurrence."""
+        """Returns the rounding as `ops.quantized_scan` takes it; of sites inside the recurrence only."""
         raise NotImplementedError
 
 
 class Site(nn.Module):
-    """Identity until a quantizer is attached.
+    """Applies its quantizer; without one it is the identity.
 
     Arguments:
         kind: `activation`, `weight` or `inner`; says which axes exist and who applies the quantizer.
         parameter: for a weight, the name of the parameter in the module that owns the site.
 
     Attributes:
-        quantizer: what is applied, or None.
-        baked: the parameter already holds decoded codes, so that applying the quantizer again would change nothing and
-            only cost time.
+        quantizer: None in FP32.
+        baked: the parameter holds decoded codes already; the quantizer would change nothing and is left out.
     """
 
     def __init__(self, kind: str = ACTIVATION, parameter: str = "weight") -> None:
@@ -75,25 +74,25 @@ def site_name(module_path: str) -> str:
 
 
 def named_sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
-    """Every site of `model` with its public name, in module order."""
+    """Yields every site of `model` with its public name, in module order."""
     for path, module in model.named_modules():
         if isinstance(module, Site):
             yield site_name(path), module
 
 
 def site_owner(model: nn.Module, name: str) -> nn.Module:
-    """The module that holds the site called `name`."""
+    """Returns the module that holds the site called `name`."""
     return model.get_submodule(name.rpartition(".")[0])
 
 
 def site_parameter(model: nn.Module, name: str, site: Site) -> nn.Parameter:
-    """The parameter that a weight site quantizes."""
+    """Returns the parameter that a weight site quantizes."""
     parameter: nn.Parameter = getattr(site_owner(model, name), site.parameter)
     return parameter
 
 
 def bake_weights(model: nn.Module) -> None:
-    """Replace every quantized parameter by its decoded codes; later forwards skip the weight quantizers."""
+    """Replaces every quantized parameter by its decoded codes; later forwards skip the weight quantizers."""
     for name, site in named_sites(model):
         if site.kind == WEIGHT and site.quantizer is not None and not site.baked:
             parameter = site_parameter(model, name, site)

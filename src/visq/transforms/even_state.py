@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visq.errors import VisqError
+from visq.quant import few_images
 from visq.quant.scales import even_positive
 from visq.stages.factors import Factors
 from visq.transforms.base import register
@@ -18,10 +19,10 @@ from visq.transforms.reparameterize import FLOOR
 from visq.transforms.state_factors import StateFactors
 
 
-def fitted_factors(largest: Tensor, share: float = 1.0) -> Factors:
+def fitted_factors(largest: Tensor, share: float = 1.0, floor: float = FLOOR) -> Factors:
     """The product r_C[c] r_D[n] nearest to `largest` [C, N] > 0 in squared error of logarithms: row and column means;
     r_D to the power `share`."""
-    logs = even_positive(largest, FLOOR).log()
+    logs = even_positive(largest, floor).log()
     return Factors(logs.mean(1).exp(), torch.ones(1), (share * (logs.mean(0) - logs.mean())).exp())
 
 
@@ -47,4 +48,4 @@ class EvenState(StateFactors):
         return torch.maximum(kept, other)
 
     def factors(self, kept: Tensor, images: int) -> Factors:
-        return fitted_factors(kept, self.share)
+        return fitted_factors(kept, self.share, max(FLOOR, few_images.share(images)))

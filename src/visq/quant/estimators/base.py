@@ -77,6 +77,7 @@ class Estimator:
         self.maximum: Tensor | None = None
         self.magnitude: Tensor | None = None
         self.batches = 0
+        self.images = 0
 
     def observe(self, x: Tensor, gradient: Tensor | None = None) -> None:
         """One batch of the site's tensor, with the gradient of the task loss where `needs_gradient`."""
@@ -133,8 +134,9 @@ class Estimator:
 
     def observe_range(self, x: Tensor) -> None:
         own = self.reduce(x, torch.amin), self.reduce(x, torch.amax), self.reduce(x.abs(), torch.mean).double()
-        for low, high, magnitude in parallel.each(own):
+        for (low, high, magnitude), images in parallel.each((own, x.shape[0])):
             self.merge_range(low, high, magnitude)
+            self.images += images
 
     def merge_range(self, low: Tensor, high: Tensor, magnitude: Tensor) -> None:
         """One batch's minimum, maximum and mean magnitude, each [G]."""

@@ -19,11 +19,12 @@ from visq import parallel
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.quant.codebook_search import Distribution, Fit, best, fits
+from visq.quant.few_images import widened_scales
 from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
 from visq.quant.quantizer import Quantizer
 from visq.quant.scales import SMALLEST, usable
 
-INNER_ESTIMATORS: dict[str, type[InnerMinMax]] = {}
+DISCRETIZED_ESTIMATORS: dict[str, type[DiscretizedMinMax]] = {}
 
 #: Values a batch adds to the histogram, at most.
 SAMPLES = 2**20
@@ -32,7 +33,7 @@ SAMPLES = 2**20
 Score = Callable[[Quantizer], float]
 
 
-def make_inner_estimator(spec: Spec, site: str) -> InnerMinMax:
+def make_discretized_estimator(spec: Spec, site: str) -> DiscretizedMinMax:
     """site is `abar` or `bbar`.
 
     Raises:
@@ -40,8 +41,8 @@ def make_inner_estimator(spec: Spec, site: str) -> InnerMinMax:
             Bbar also channel).
     """
     name = spec.estimator.name
-    if name not in INNER_ESTIMATORS:
-        raise VisqError(f"{site} knows estimators {', '.join(INNER_ESTIMATORS)}, not {name}")
+    if name not in DISCRETIZED_ESTIMATORS:
+        raise VisqError(f"{site} knows estimators {', '.join(DISCRETIZED_ESTIMATORS)}, not {name}")
     if spec.granularity.kind not in ("tensor", "channel"):
         raise VisqError(f"{site} is quantized per tensor or per channel, not per {spec.granularity.kind}")
     if spec.granularity.kind == "channel" and (site, name) != ("bbar", "minmax"):
@@ -49,21 +50,21 @@ def make_inner_estimator(spec: Spec, site: str) -> InnerMinMax:
     if spec.granularity.kind == "channel":
         return BbarByChannel(spec, site)
     try:
-        return INNER_ESTIMATORS[name](spec, site, **spec.estimator.params)
+        return DISCRETIZED_ESTIMATORS[name](spec, site, **spec.estimator.params)
     except TypeError as error:
         raise VisqError(f"{site}: estimator {name}: {error}") from error
 
 
-def register(name: str) -> Callable[[type[InnerMinMax]], type[InnerMinMax]]:
-    def decorate(cls: type[InnerMinMax]) -> type[InnerMinMax]:
-        INNER_ESTIMATORS[name] = cls
+def register(name: str) -> Callable[[type[DiscretizedMinMax]], type[DiscretizedMinMax]]:
+    def decorate(cls: type[DiscretizedMinMax]) -> type[DiscretizedMinMax]:
+        DISCRETIZED_ESTIMATORS[name] = cls
         return cls
 
     return decorate
 
 
 @register("minmax")
-class InnerMinMax:
+class DiscretizedMinMax:
     """The full range of Abar (in (0, 1], hence unsigned codes) or Bbar (signed), uniform."""
 
     #: Codebooks that follow the data need the histogram, which this estimator does not keep.
@@ -99,7 +100,7 @@ class InnerMinMax:
         return Quantizer(self.spec, usable(torch.tensor([largest / self.spec.qmax])))
 
 
-class BbarByChannel(InnerMinMax):
+class BbarByChannel(DiscretizedMinMax):
     """The full range of each channel of Bbar.
 
     delta differs between channels by orders of magnitude, and Bbar = delta B with it. A scale per channel is a factor
@@ -113,20 +114,23 @@ class BbarByChannel(InnerMinMax):
     def __init__(self, spec: Spec, site: str) -> None:
         super().__init__(spec, site)
         self.bbar, self.delta, self.B = torch.zeros(()), torch.zeros(()), torch.zeros(())  # [C], [C], []
+        self.seen = 0
 
     def observe(self, delta: Tensor, A: Tensor, B: Tensor) -> None:
         largest = B.abs().amax(-1, keepdim=True)
-        for bbar, d, b in parallel.each(((delta * largest).amax((0, 1)), delta.amax((0, 1)), largest.max())):
+        own = (delta * largest).amax((0, 1)), delta.amax((0, 1)), largest.max()
+        for (bbar, d, b), images in parallel.each((own, len(B))):
+            self.seen += images
             self.bbar, self.delta = torch.maximum(self.bbar, bbar), torch.maximum(self.delta, d)
             self.B = torch.maximum(self.B, b)
 
     def result(self, score: Score | None = None) -> Quantizer:
         unit = usable(self.B / self.headroom / self.spec.qmax) * self.spec.qmax
         smooth = torch.maximum(self.bbar / unit, self.delta)
-        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=usable(smooth))
+        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=usable(widened_scales(smooth, self.seen)))
 
 
-class InnerHistogram(InnerMinMax):
+class DiscretizedHistogram(DiscretizedMinMax):
     """Keeps the distribution of Bbar, or of 1 - Abar, whose small values a float tells apart."""
 
     def __init__(self, spec: Spec, site: str) -> None:
@@ -169,7 +173,7 @@ class InnerHistogram(InnerMinMax):
 
 
 @register("percentile")
-class InnerPercentile(InnerHistogram):
+class DiscretizedPercentile(DiscretizedHistogram):
     """Clips Bbar so that `percentile` of |Bbar| lie inside; Abar, whose mass is at its largest value, is not
     clipped."""
 
@@ -188,7 +192,7 @@ class InnerPercentile(InnerHistogram):
 
 
 @register("mse")
-class InnerMSE(InnerHistogram):
+class DiscretizedMSE(DiscretizedHistogram):
     """Layout and clip of smallest squared error of the tensor itself; with the uniform codebook, OMSE."""
 
     uniform_only = False
@@ -203,7 +207,7 @@ class InnerMSE(InnerHistogram):
 
 
 @register("scan_output")
-class InnerScanOutput(InnerMSE):
+class DiscretizedScanOutput(DiscretizedMSE):
     """Re-ranks by the squared error of the scan's output y: first the layouts, each at the clip of smallest tensor
     error; then the clips of the best layout.
 

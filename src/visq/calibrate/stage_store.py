@@ -1,4 +1,4 @@
-"""What a killed calibration resumes from: the run's fingerprint, finished stages, and the stream of the next one."""
+"""Keeps a calibration on disk, stage by stage, so that a killed one resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from visq.stages.stage_run import belongs
 
 
 class WorkFolder:
-    """`run.json` (what the run is), `stage-NNN.safetensors` (finished stages), `stream-NNN/` (FP32 inputs of the stage
-    at hand), `student-NNN/` (its inputs in the network quantized so far, when a learner needs them)."""
+    """The folder of one calibration.
+
+    `run.json` says which run it is, `stage-NNN.safetensors` are finished stages, `stream-NNN/` holds the FP32 inputs of
+    the stage at hand, and `student-NNN/` its inputs in the network quantized so far, if a learner needs them.
+    """
 
     def __init__(
         self, path: Path, *, model: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, batch_size: int
@@ -40,10 +43,10 @@ class WorkFolder:
         }
 
     def open(self, resume: bool, student: bool = False) -> int:
-        """Prepare the folder; returns how many stages are finished.
+        """Prepares the folder and returns how many stages are finished.
 
         Arguments:
-            student: the run keeps a student stream, without which it cannot go on.
+            student: the run cannot go on without its student stream.
         Raises:
             VisqError: `resume` with the state of a different run.
         """
@@ -59,11 +62,11 @@ class WorkFolder:
                     f"{self.path} holds a calibration with another {', '.join(different)}; "
                     "resume that one, or start without --resume"
                 )
-            finished = 0
-            while self.checkpoint(finished).exists():
-                finished += 1
-            if finished and self.stream(finished).is_dir() and (not student or self.student(finished).is_dir()):
-                return finished
+            count = 0
+            while self.finished(count).exists():
+                count += 1
+            if count and self.stream(count).is_dir() and (not student or self.student(count).is_dir()):
+                return count
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         temporary = run_file.with_suffix(".tmp")
@@ -71,8 +74,8 @@ class WorkFolder:
         os.replace(temporary, run_file)
         return 0
 
-    def checkpoint(self, index: int) -> StageCheckpoint:
-        return StageCheckpoint(self.path / f"stage-{index:03d}.safetensors")
+    def finished(self, index: int) -> FinishedStage:
+        return FinishedStage(self.path / f"stage-{index:03d}.safetensors")
 
     def stream(self, index: int) -> Path:
         return self.path / f"stream-{index:03d}"
@@ -82,8 +85,8 @@ class WorkFolder:
 
 
 @dataclass(frozen=True)
-class StageCheckpoint:
-    """Parameters and quantizers of one finished stage in one file."""
+class FinishedStage:
+    """The file that holds the parameters and quantizers of one finished stage."""
 
     path: Path
 
@@ -124,7 +127,7 @@ class StageCheckpoint:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """sha256 over the names and bytes of all parameters."""
+    """Returns the sha256 of the names and bytes of all parameters."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())

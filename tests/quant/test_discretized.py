@@ -9,8 +9,9 @@ from torch import Tensor
 from visq import ops
 from visq.errors import VisqError
 from visq.integer.spec import Spec
-from visq.quant import inner
-from visq.quant.inner import make_inner_estimator
+from visq.quant import discretized
+from visq.quant.discretized import make_discretized_estimator
+from visq.quant.few_images import ENOUGH
 from visq.quant.quantizer import Quantizer
 
 
@@ -33,9 +34,9 @@ def tensors(scan: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def estimate(
-    site: str, scan: dict[str, Tensor], parts: int = 2, score: inner.Score | None = None, **spec: object
+    site: str, scan: dict[str, Tensor], parts: int = 2, score: discretized.Score | None = None, **spec: object
 ) -> Quantizer:
-    estimator = make_inner_estimator(Spec.model_validate({"bits": 4, "signed": site == "bbar", **spec}), site)
+    estimator = make_discretized_estimator(Spec.model_validate({"bits": 4, "signed": site == "bbar", **spec}), site)
     for delta, B in zip(scan["delta"].chunk(parts), scan["B"].chunk(parts), strict=True):
         estimator.observe(delta, scan["A"], B)
     return estimator.result(score)
@@ -59,7 +60,7 @@ def test_minmax_is_the_range_of_the_tensor(site: str) -> None:
 
 
 def test_bbar_has_the_range_of_each_channel() -> None:
-    scan = s4d()
+    scan = s4d(batch=ENOUGH)
     scan["delta"][..., 3] = 0  # a channel that never drives its state
     x = tensors(scan)["bbar"].mT  # [B, L, N, C]
     quantizer = estimate("bbar", scan, granularity="channel")
@@ -136,9 +137,9 @@ def test_large_tensors_are_sampled_over_all_channels_and_tokens(monkeypatch: pyt
     """The stride would be a multiple of the number of channels if it were not moved to the next number prime to it."""
     scan = s4d(batch=8, channels=24)
     whole = estimate("bbar", scan, parts=1, codebook="power", estimator="mse")
-    monkeypatch.setattr(inner, "SAMPLES", scan["delta"].numel() * 8 // 24)
-    estimator = make_inner_estimator(Spec(bits=4, codebook="power", estimator="mse"), "bbar")
-    assert isinstance(estimator, inner.InnerHistogram)
+    monkeypatch.setattr(discretized, "SAMPLES", scan["delta"].numel() * 8 // 24)
+    estimator = make_discretized_estimator(Spec(bits=4, codebook="power", estimator="mse"), "bbar")
+    assert isinstance(estimator, discretized.DiscretizedHistogram)
     x = tensors(scan)["bbar"]
     sample = estimator.sample(scan["delta"], scan["A"], scan["B"])
     assert x.numel() // 40 < sample.numel() <= x.numel() // 24
@@ -166,4 +167,4 @@ def test_large_tensors_are_sampled_over_all_channels_and_tokens(monkeypatch: pyt
 )
 def test_bad_recipes_are_named(site: str, spec: dict[str, object], message: str) -> None:
     with pytest.raises(VisqError, match=message):
-        make_inner_estimator(Spec.model_validate({"bits": 4, "signed": site == "bbar", **spec}), site)
+        make_discretized_estimator(Spec.model_validate({"bits": 4, "signed": site == "bbar", **spec}), site)
