@@ -80,7 +80,7 @@ def test_resized_crop_stays_inside() -> None:
 
 
 def test_larger_images_come_down_to_the_models_size() -> None:
-    """Halfway between the pixels of an image enlarged by repetition lie those of the image itself."""
+    """An image enlarged by repeating its pixels comes down to itself."""
     batch = pixels()
     large = batch.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     assert torch.equal(random_affine(large, AugmentConfig(rotate=1e-7), generator(), 12), batch)

@@ -19,6 +19,7 @@ from visq.errors import VisqError
 from visq.models import create_model, load_model
 from visq.train import load_config, train
 from visq.train.report import EpochLog
+from visq.train.run_state import held
 
 
 def log(out: Path) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def curve(out: Path) -> list[tuple[Any, ...]]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Make the log fail as if Ctrl-C came just after `epoch` was logged, before its checkpoint."""
+    """Makes the log fail as if Ctrl-C came just after `epoch` was logged, before its checkpoint."""
     append = EpochLog.append
 
     def interrupt(self: EpochLog, entry: dict[str, Any]) -> None:
@@ -118,6 +119,26 @@ def test_refuses_to_mix_runs(config_file: Path, tmp_path: Path) -> None:
         train(config, out=tmp_path / "run", resume=True, progress=False)
 
 
+def test_one_run_at_a_time_in_a_folder(config_file: Path, tmp_path: Path) -> None:
+    config, out = load_config(config_file, ["epochs=2"]), tmp_path / "run"
+    out.mkdir()
+    with held(out), pytest.raises(VisqError, match=r"another process trains in .*run; wait for it"):
+        train(config, out=out, progress=False)
+    assert list(out.iterdir()) == []
+    train(config, out=out, progress=False)
+    assert "model.safetensors" in os.listdir(out)
+
+
+def test_a_folder_that_cannot_be_written(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(config_file, ["epochs=2"])
+    with pytest.raises(VisqError, match=r"the run cannot be kept in .*tiny\.yaml: File exists"):
+        train(config, out=config_file, progress=False)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("visq.train.run_state.save_file", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(VisqError, match=r"the run cannot be kept in .*run: No space left on device"):
+        train(config, out=tmp_path / "run", progress=False)
+
+
 def test_loss_that_is_not_finite(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file, ["lr=1e30", "warmup_epochs=0", "grad_clip=0"])
     with pytest.raises(VisqError, match=r"is (nan|inf) at epoch 1, step \d+, learning rate \d\.\d+e\+\d+: lower lr"):
@@ -165,7 +186,7 @@ SHORT = ["epochs=1", "warmup_epochs=0", "min_lr=0"]
 def test_fine_tuning_at_another_resolution(config_file: Path, tmp_path: Path) -> None:
     first = train(load_config(config_file, [*SHORT]), out=tmp_path / "first")
     overrides = [*SHORT, *LARGER, f"model.checkpoint={first.model}", "lr=1e-9"]
-    with pytest.raises(VisqError, match="position embedding"):
+    with pytest.raises(VisqError, match="it was trained for images of 8 pixels, not 12"):
         train(load_config(config_file, overrides), out=tmp_path / "refused")
     config = load_config(config_file, [*overrides, "model.interpolate_positions=true"])
     second = load_file(train(config, out=tmp_path / "second").model)

@@ -98,7 +98,7 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
         assert config.model.checkpoint is not None  # the configuration's rule
         load_other_resolution(model, config.model.checkpoint)
     elif config.model.checkpoint is not None:
-        model = load_model(config.model.name, config.model.checkpoint, geometry=geometry).train()
+        model = load_model(config.model.name, config.model.checkpoint, geometry=geometry, resample=False).train()
     got, transform = model.config, config.preprocess
     if num_classes(got) is None:
         raise VisqError(f"visq trains classifiers only, and {config.model.name} has no classes")

@@ -6,11 +6,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from visq.train.config import TrainConfig, differences
 from visq.train.inputs import Images, build_model, choose_device, load_images, open_data
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
-from visq.train.run_state import RunState, read_state, restore, save_state, write_safetensors, write_text
+from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors, write_text
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -58,15 +60,22 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False, progress: boo
         resume: goes on with an interrupted run in `out`, which ends in the same weights as an uninterrupted one.
         progress: shows a bar on a terminal, or a line an epoch.
     Raises:
-        VisqError: the configuration does not fit the data or model, `out` holds another run, or the loss is not finite.
+        VisqError: the configuration does not fit the data or model, `out` holds another run or cannot be written, or
+            the loss is not finite.
     """
-    return _Run(config, Path(out), resume, progress).finish()
+    out = Path(out).expanduser()
+    with ExitStack() as lock:
+        try:
+            return _Run(config, out, resume, progress, lock).finish()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise VisqError(f"the run cannot be kept in {out}: {reason}") from error
 
 
 class _Run:
     """One training run: what lives from the first step to the last."""
 
-    def __init__(self, config: TrainConfig, out: Path, resume: bool, progress: bool) -> None:
+    def __init__(self, config: TrainConfig, out: Path, resume: bool, progress: bool, lock: ExitStack) -> None:
         self.config, self.out, self.progress = config, out, progress
         self.checkpoint = out / "checkpoint.safetensors"
         self.device = choose_device(config.device)
@@ -77,7 +86,7 @@ class _Run:
         self.optimizer = make_optimizer(self.model, config)
         self.ema = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.log = EpochLog(out / "log.jsonl")
-        self.done = self._continue_from(resume)
+        self.done = self._continue_from(resume, lock)
         self.train_images, self.eval_images = load_images(train_set), load_images(eval_set)
         self.steps = len(self.train_images.labels) // config.batch_size
         if self.steps == 0:
@@ -115,16 +124,18 @@ class _Run:
             images_per_second=trained / self.done.seconds if self.done.seconds else 0.0,
         )
 
-    def _continue_from(self, resume: bool) -> RunState:
+    def _continue_from(self, resume: bool, lock: ExitStack) -> RunState:
         """Returns the state to start from: a checkpoint's when resuming, else the beginning.
 
         Raises:
-            VisqError: `out` holds a run and `resume` is off, or one of another configuration or other images.
+            VisqError: `out` holds a run and `resume` is off, or one of another configuration or other images, or
+                another process trains there.
         """
         config = self.config.to_yaml()
+        self.out.mkdir(parents=True, exist_ok=True)
+        lock.enter_context(held(self.out))
         if self.checkpoint.exists() and not resume:
             raise VisqError(f"{self.out} holds a run already: resume it or choose another folder")
-        self.out.mkdir(parents=True, exist_ok=True)
         state = RunState(0, 0, 0.0, config, self.data)
         if self.checkpoint.exists():
             state = read_state(self.checkpoint)
@@ -234,7 +245,7 @@ class _Run:
             "preprocess": self.config.data.preprocess,
             "classes": list(self.classes),
         }
-        # The one header entry that visq.models reads; several would come out in a different order every time.
+        # One entry only: safetensors writes several in a random order, and equal runs must end in equal bytes.
         write_safetensors(path, half, {"visq": json.dumps(notes, sort_keys=True)})
 
 
