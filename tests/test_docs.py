@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from visq.cli import demo
 from visq.ops import backends
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,13 @@ def test_every_file_of_results_is_named() -> None:
     files = {path.name for path in RESULTS.iterdir()} - {"README.md"}
     assert files - named == set()
     assert {name for name in named if name.endswith((".json", ".md"))} - files == set()
+
+
+def test_the_picture_shows_what_the_demo_prints() -> None:
+    text = html.unescape((ROOT / "docs" / "images" / "demo.svg").read_text()).replace("\xa0", " ")
+    assert "make demo" in text
+    assert [name for name in (*demo.HEADER, "fp32", *demo.RECIPES) if name not in text] == []
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")  # it loads nothing from elsewhere
 
 
 def test_the_kernel_of_the_page_runs() -> None:
