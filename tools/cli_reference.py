@@ -49,7 +49,7 @@ class Parameter:
     def row(self) -> str:
         """Returns the line of the table of options."""
         absent = self.default is None or self.default is False or self.default == () or self.required
-        shown = "" if absent else f"`{self.default}`"
+        shown = "" if absent else f"`{self.name.partition('/')[0] if self.default is True else self.default}`"
         text = " ".join(self.help.split()).replace("|", "\\|")
         return f"| `{self.usage.strip('[]')}` | {'required' if self.required else shown} | {text} |"
 
