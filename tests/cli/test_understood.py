@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Workplace, visq_here
-from visq.cli.main import _at_home
+from visq.cli.main import _at_home, run
+from visq.cli.options import read_classes
 from visq.cli.understood import understood
+from visq.errors import VisqError
 from visq.models import get_card
 
 TINY = (
@@ -62,6 +64,38 @@ def test_where_the_weights_were_found_is_printed(
     assert lines(printed, "checkpoint: ") == [
         "checkpoint: its weights are those under `state_dict`; the prefix `model.` of all its names was removed"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb c\n", ["a", "b c"]),
+        ('["a", "b"]', ["a", "b"]),
+        ('{"0": ["n01", "tench"], "1": ["n02", "goldfish"]}', ["tench", "goldfish"]),
+        ('{"1": "b", "0": "a"}', ["a", "b"]),
+        ('{"a": 0}', "the keys of a JSON object must be 0, 1, 2"),
+        ("[" * 9, "cannot be read: .*; give a JSON list or a name a line"),
+        (None, "cannot be read: No such file or directory; give a JSON list"),
+    ],
+)
+def test_files_of_class_names(tmp_path: Path, text: str | None, expected: list[str] | str) -> None:
+    path = tmp_path / "classes"
+    if text is not None:
+        path.write_text(text)
+    if isinstance(expected, list):
+        assert read_classes(path) == expected
+    else:
+        with pytest.raises(VisqError, match=f"--classes {path}:? {expected}"):
+            read_classes(path)
+
+
+def test_targets_that_are_none(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    for target, message in (
+        ("vim_t", "did you mean vim_tiny"),
+        (workplace.checkpoint, "is a file; for a checkpoint say"),
+    ):
+        assert run(["eval", str(target), "--data", str(workplace.images)]) == 1
+        assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

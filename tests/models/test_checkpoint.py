@@ -182,7 +182,7 @@ def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
     ("content", "message"),
     [
         ([1, 2], "holds a list, not a dict"),
-        ({"epoch": 1, "optimizer": {}}, r"neither a `model` entry nor only tensors \(entries: epoch, optimizer\)"),
+        ({"epoch": 1, "optimizer": {}}, r"the state of an optimizer, not of a network \(entries: epoch, optimizer\)"),
         ({}, "entries: none"),
         ({"model": {}}, "holds no tensors"),
         ({"model": {"head.weight": 3}}, "entry 'head.weight' is a int, not a tensor"),

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from visq.errors import VisqError
 from visq.models import load_model, read_checkpoint
+from visq.models.checkpoint import official_parameters
+from visq.models.entries import kind_of
+from visq.models.inert_pickle import Record
 from visq.models.names import without_common_prefix
 
 Tensors = dict[str, Tensor]
@@ -212,7 +215,7 @@ def test_folders_say_what_is_in_them(small_tensors: Tensors, tmp_path: Path) -> 
         ({"generator": {"a.b": torch.ones(1)}, "discriminator": {"a.b": torch.ones(1)}}, "weights of several networks"),
         (torch.ones(3), "it holds a tensor, not a dict of weights"),
         ({"model": {"a.b": torch.ones(2).to_sparse()}}, "a.b"),
-        ({"model": {"a.b": np.ones(3)}}, "entry 'a.b' is a numpy"),
+        ({"model": {"a.b": np.ones(3)}}, "entry 'a.b' is a NumPy array"),
         ({"model": {"a.b": torch.zeros(2, dtype=torch.complex64)}}, "a.b is torch.complex64.*floating-point"),
     ],
 )
@@ -235,6 +238,55 @@ def test_well_known_networks_are_named(tmp_path: Path, names: list[str], message
     save_file({name: torch.zeros(3, 3) for name in names}, tmp_path / "model.safetensors")
     with pytest.raises(VisqError, match=rf"model\.safetensors: .*{message}, and visq quantizes"):
         load_model(model, tmp_path / "model.safetensors")
+
+
+def test_the_family_to_ask_for_is_named(small_tensors: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(VisqError, match=r"model\.pth is a Vim, not a VMamba checkpoint; say --model vim"):
+        load_model("vmamba", saved({"model": small_tensors}, tmp_path))
+
+
+def test_one_of_several_files(small_tensors: Tensors, tmp_path: Path) -> None:
+    part = {name: tensor for name, tensor in small_tensors.items() if name.startswith("layers.0")}
+    path = tmp_path / "model-00001-of-00002.safetensors"
+    save_file(part, path)
+    for name in (None, "vim", "vim_tiny"):
+        with pytest.raises(VisqError, match=r"it is file 1 of 2 of one checkpoint; merge them into one"):
+            load_model(name, path)
+
+
+def test_a_backbone_without_head(small_tensors: Tensors, tmp_path: Path) -> None:
+    backbone = {f"backbone.{name}": tensor for name, tensor in small_tensors.items() if "head" not in name}
+    path = saved({"state_dict": {**backbone, "decode_head.conv.weight": torch.ones(2)}}, tmp_path)
+    with pytest.raises(VisqError, match=r"model\.pth: a Vim without a head \(head\.weight\); give the classifier's"):
+        load_model("vim", path)
+
+
+def test_a_quantized_tensor_is_named(tmp_path: Path) -> None:
+    record = "torch._utils._rebuild_qtensor"
+    weight = types.SimpleNamespace()
+    path = saved({"model": {"a.weight": torch.ones(2), "head.weight": weight}}, tmp_path)
+    with pytest.raises(VisqError, match=r"entry 'head.weight' is a types\.SimpleNamespace, not a tensor; only dense"):
+        read_checkpoint(path)
+    assert kind_of(Record(record)) == "quantized tensor"
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ({"mean": [0.5]}, r"--mean has 1 values, the model takes images of 3 channels"),
+        ({"resize": 10}, r"--resize 10 is smaller than the crop of 12 pixels; give 12 or more"),
+    ],
+)
+def test_options_that_do_not_fit_the_images(small_file: Path, preprocess: dict, message: str) -> None:
+    with pytest.raises(VisqError, match=rf"small\.safetensors: {message}"):
+        load_model(None, small_file, preprocess=preprocess)
+
+
+def test_the_preprocessing_of_a_registered_model_is_taken_and_said(tmp_path: Path) -> None:
+    model = load_model("vim_nano_fmnist")
+    card = load_model("vim", saved({"model": official_parameters(model)}, tmp_path)).card
+    assert card.preprocess == model.card.preprocess
+    assert "mean, std and resize are those of vim_nano_fmnist" in card.notes
 
 
 def test_names_cannot_move_the_terminal_s_cursor(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +90,11 @@ def open_target(target: str, backend: str | None, model_options: options.ModelOp
             )
         return model, backend or "sim", artifact_bytes(folder)
     if target not in known:
-        raise VisqError(f"'{target}' is neither an artifact's folder nor a model's name (`visq models` lists them)")
+        if folder.is_file():
+            raise VisqError(f"'{target}' is a file; for a checkpoint say `visq eval vim --checkpoint {target}`")
+        close = difflib.get_close_matches(target, known, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(close)}?" if close else "`visq models` lists those"
+        raise VisqError(f"'{target}' is neither an artifact's folder nor a model's name; {meant}")
     if backend in ("sim", "int"):
         raise VisqError(
             f"'{target}' is an FP32 model, {backend} is for artifacts; quantize it first or use --backend fp32"

@@ -101,13 +101,21 @@ def _numbers(name: str, text: str) -> list[float]:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names from a JSON list or from lines."""
+    """Returns class names from lines, a JSON list, or a JSON object `{"0": name}` or `{"0": [identity, name]}`.
+
+    Raises VisqError when the file cannot be read or is something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise VisqError(f"class names {path} cannot be read: {error}") from error
-    return [str(name) for name in names]
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise VisqError(f"--classes {path} cannot be read: {why}; give a JSON list or a name a line") from error
+    if isinstance(names, dict):
+        if set(names) != {str(i) for i in range(len(names))}:
+            raise VisqError(f"--classes {path}: the keys of a JSON object must be 0, 1, 2, ...; give a list instead")
+        names = [names[str(i)] for i in range(len(names))]
+    return [str(name[-1] if isinstance(name, list) and name else name) for name in names]
 
 
 def integers(option: str, text: str) -> list[int]:

@@ -24,8 +24,9 @@ from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models.entries import find_weights, kind_of
 from visq.models.family import family_of
+from visq.models.inert_pickle import Record
 from visq.models.names import printable, without_common_prefix
-from visq.models.other_files import described, in_folder
+from visq.models.other_files import described, in_folder, of_artifact
 from visq.models.torch_file import DOWNLOAD, Damaged, StoredTensor, read_torch_file
 from visq.models.training_notes import training_notes
 
@@ -93,6 +94,9 @@ def read_checkpoint(path: Path | str, *, ema: bool = False) -> Checkpoint:
         if ema:
             raise VisqError(f"{path}: a safetensors file holds one set of weights; leave out --ema (ema=False)")
         _refuse_others(path, head, safetensors=True)
+        artifact = of_artifact(path)
+        if artifact is not None:
+            raise VisqError(f"{path} {artifact}")
         tensors, notes = _read_safetensors(path)
         found = Checkpoint(path, "", tensors, notes, {name: "its header" for name in notes})
     elif head[:2] == b"PK" or head[:1] == b"\x80":  # a zip archive, or pickles as old versions of torch wrote them
@@ -236,7 +240,8 @@ def _read_torch(path: Path, ema: bool) -> Checkpoint:
         elif weights.entry == "" and isinstance(name, str):  # beside tensors at the top: epoch, args, ...
             rest.append(name)
         elif isinstance(name, str) and not (value is None or name.rpartition(".")[2] == "_extra_state"):
-            raise VisqError(f"{path}: entry {printable(name)!r} is a {kind_of(value)}, not a tensor")
+            advice = "; only dense tensors can be loaded" if isinstance(value, Record) else ""
+            raise VisqError(f"{path}: entry {printable(name)!r} is a {kind_of(value)}, not a tensor{advice}")
         elif not isinstance(name, str):
             raise VisqError(f"{path} is not a checkpoint: the name {printable(name)} is no text")
     if 4 * sum(tensor.numel for tensor in stored.values()) > _MOST_GROWTH * path.stat().st_size + (64 << 20):

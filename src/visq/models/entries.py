@@ -41,6 +41,13 @@ AVERAGED = (
 )
 #: Entries of the training's own state, said in a message about a file without weights.
 _TRAINING = ("optimizer", "optimizer_state_dict", "optimizer_states", "lr_scheduler", "lr_schedulers", "scaler")
+#: Parts of names -> what an object of a file is called in a message.
+_KINDS = (
+    ("_rebuild_qtensor", "quantized tensor"),
+    ("sparse", "sparse tensor"),
+    ("_reconstruct", "NumPy array"),
+    ("dict", "dict"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,9 @@ def find_weights(path: Path, content: Any, averaged: bool) -> Weights:
             "torch.save({'model': weights}, path)"
         )
     training = [name for name in _TRAINING if name in content]
-    why = "it is the state of an optimizer, not of a network" if training or "param_groups" in content else "no weights"
-    raise VisqError(
-        f"{path} is not a checkpoint: it has neither a `model` entry nor only tensors (entries: {names or 'none'}): "
-        f"{why}; {ONLY_WEIGHTS}"
-    )
+    optimizer = "it holds the state of an optimizer, not of a network"
+    why = optimizer if training or "param_groups" in content else "it holds no weights"
+    raise VisqError(f"{path} is not a checkpoint: {why} (entries: {names or 'none'}); {ONLY_WEIGHTS}")
 
 
 def _inside(path: Path, name: str, value: Record) -> Weights:
@@ -116,4 +121,6 @@ def kind_of(value: Any) -> str:
     """What a value is called in a message."""
     if isinstance(value, StoredTensor):
         return "tensor"
-    return printable(value.name) if isinstance(value, Record) else type(value).__name__
+    if isinstance(value, Record):
+        return next((kind for part, kind in _KINDS if part in value.name), printable(value.name))
+    return type(value).__name__

@@ -37,6 +37,8 @@ def infer_config(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[VimCo
     tensors are not those of a Vim or when no image size fits their number of tokens.
     """
     missing = [name for name, axes in _TELLING.items() if len(shapes.get(name, ())) != axes]
+    if missing == ["head.weight"]:
+        raise VisqError("a Vim without a head (head.weight); give the classifier's checkpoint, not its backbone's")
     if missing:
         raise VisqError(
             f"not a Vim checkpoint: {', '.join(missing)} missing or of another rank; it has {_some(list(shapes))}"

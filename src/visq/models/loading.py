@@ -15,11 +15,11 @@ from visq.errors import VisqError
 from visq.models import registry
 from visq.models.checkpoint import Checkpoint, official_parameters, read_checkpoint, shapes_of
 from visq.models.family import Family, Tensors, check_fields, families, family_of, image_size, num_classes, override
-from visq.models.mismatch import check_shapes, check_values, other_network
+from visq.models.mismatch import check_shapes, check_values, other_network, part_of_several
 from visq.models.names import candidates, printable
 from visq.models.positions import at_resolution
 from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models, rescaled
-from visq.models.resolution import check_image_size, native_config
+from visq.models.resolution import check_image_size, native_config, registered_as
 
 #: Layers of a network. The largest known has 48.
 _MOST_LAYERS = 1000
@@ -72,20 +72,27 @@ def load_model(
         family = family_of(card.config)
         _check_geometry(family, geometry, preprocess)
         read = read_checkpoint(_packaged(card) if checkpoint is None else checkpoint, ema=ema)
-        read = _found(read, [family])[1]
+        accepted, read = _found(read, [family])
+        part = part_of_several(read)
+        if accepted is None and part is not None:
+            raise VisqError(f"{read.path}: checkpoint is not {name}: {part}")
     with _naming(read.path):
         family.refuse(read.shapes, read.notes.get("model"))
         card, native, remarks = _geometry(card, read, family, geometry, preprocess)
         if not resample and native.image_size != card.config.image_size:
-            raise VisqError(f"it was trained for images of {native.image_size} pixels, not {card.config.image_size}")
+            raise VisqError(
+                f"it was trained for images of {native.image_size} pixels, not {card.config.image_size}; its positions "
+                "are resampled where that is asked for (model.interpolate_positions in a training configuration)"
+            )
         tensors, resampled = at_resolution(read.tensors, native, card.config)
     model, tensors = _network(family, card, read, tensors)
-    if not is_generic(name) and "image_size" not in {**geometry, **preprocess}:
+    asked = "image_size" in {**geometry, **preprocess}
+    if not is_generic(name) and not asked:
         with _naming(read.path):
             _check_told(card, read, family)
     model.load_state_dict(family.unpack(card.config, tensors))
     notes = (*read.remarks, *remarks, *([resampled] if resampled else []))
-    model.card = _described(replace(card, notes=notes), read, preprocess, classes)
+    model.card = _described(replace(card, notes=notes), read, preprocess, classes, asked)
     return model.eval()
 
 
@@ -124,25 +131,51 @@ def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[s
 
 def _placed(read: Checkpoint, wanted: list[Family]) -> tuple[Family, Checkpoint]:
     """The family that a checkpoint's tensors are of, and the checkpoint under that family's names."""
-    family, read = _found(read, wanted)
+    family, found = _found(read, wanted)
     if family is not None:
-        return family, read
+        return family, found
+    title = " or ".join(other.title for other in wanted)
+    others = [other for other in families().values() if other not in wanted]
+    other_family = _found(read, others)[0]
+    if other_family is not None:
+        raise VisqError(
+            f"{read.path} is a {other_family.title}, not a {title} checkpoint; say --model {other_family.name}"
+        )
+    known = part_of_several(read) or other_network(read.shapes)
+    if known is not None:
+        raise VisqError(f"{read.path}: not a {title} checkpoint; {known}")
     reasons = []
     for other in wanted:
-        with _naming(read.path):
-            other.refuse(read.shapes, read.notes.get("model"))
-        try:
-            other.infer(read.shapes, {}, ())
-        except VisqError as error:
-            reasons.append(str(error) if len(wanted) == 1 else f"{other.title}: {error}")
-    known = other_network(read.shapes)
-    if known is not None:
-        raise VisqError(f"{read.path}: {known}; not a {wanted[0].title} checkpoint")
+        choices = _choices(read)
+        for choice in choices:
+            with _naming(read.path):
+                other.refuse(choice.shapes, read.notes.get("model"))
+        # The fewest names are missing where the message is the shortest.
+        reason = min((_refusal(other, choice) for choice in choices), key=len)
+        reasons.append(reason if len(wanted) == 1 else f"{other.title}: {reason}")
     raise VisqError(f"{read.path}: {'' if len(wanted) == 1 else 'no known network; '}{'; '.join(reasons)}")
+
+
+def _refusal(family: Family, read: Checkpoint) -> str:
+    """Why a family does not take a checkpoint; empty when it does."""
+    try:
+        family.infer(read.shapes, {}, ())
+    except VisqError as error:
+        return str(error)
+    return ""
 
 
 def _found(read: Checkpoint, wanted: list[Family]) -> tuple[Family | None, Checkpoint]:
     """The first family that takes the tensors under their names, with the removed prefix, or below another prefix."""
+    for choice in _choices(read):
+        for family in wanted:
+            if not _refusal(family, choice):
+                return family, choice
+    return None, read
+
+
+def _choices(read: Checkpoint) -> list[Checkpoint]:
+    """A checkpoint under the names it may have: as it is, with the removed prefix, or without another one."""
     choices = [read]
     if read.prefix:
         whole = {read.prefix + name: tensor for name, tensor in read.tensors.items()}
@@ -153,14 +186,7 @@ def _found(read: Checkpoint, wanted: list[Family]) -> tuple[Family | None, Check
         if rest:
             text = f"taken: its {len(inside)} tensors under `{printable(prefix)}`; left out: {printable(rest[0])}"
             choices.append(read.renamed(inside, text + (f" and {len(rest) - 1} more" if len(rest) > 1 else "")))
-    for choice in choices:
-        for family in wanted:
-            try:
-                family.infer(choice.shapes, {}, ())
-                return family, choice
-            except VisqError:
-                continue
-    return None, read
+    return choices
 
 
 @contextmanager
@@ -172,11 +198,17 @@ def _naming(path: Path) -> Iterator[None]:
         raise VisqError(f"{path}: {error}") from error
 
 
+def _link(card: ModelCard) -> str:
+    """Where the authors' files of a registered model are."""
+    project = {"vim": "hustvl/Vim", "vmamba": "MzeroMiko/VMamba"}.get(family_of(card.config).name)
+    return "" if project is None else f" (https://github.com/{project} links them)"
+
+
 def _packaged(card: ModelCard) -> Path:
     if card.weights is None:
         raise VisqError(
-            f"the weights of {card.name} do not come with visq; pass --checkpoint with the authors' file "
-            "(https://github.com/hustvl/Vim links them) or your own"
+            f"the weights of {card.name} do not come with visq; pass --checkpoint with the authors' file{_link(card)} "
+            "or your own"
         )
     path = registry.PRETRAINED / card.weights
     if not path.exists():
@@ -195,10 +227,16 @@ def _geometry(
     if card.config is None:
         native, remarks = native_config(read, family, asked, known)
         config = override(native, geometry)
-        return replace(card, config=config, preprocess=family.preprocess(config)), native, remarks
+        base, registered = family.preprocess(config), registered_as(native, known)
+        if registered is not None and "preprocess" not in read.notes:
+            theirs = get_card(registered).preprocess
+            theirs = theirs if theirs.image_size == base.image_size else rescaled(theirs, base.image_size)
+            if theirs != base:
+                base, remarks = theirs, [*remarks, f"mean, std and resize are those of {registered}"]
+        return replace(card, config=config, preprocess=base), native, remarks
     adapted = adapt(card, geometry)
     size = image_size(adapted.config)
-    if "image_size" not in asked or not _accepts(family, read):
+    if "image_size" not in asked or _refusal(family, read):
         return adapted, adapted.config, []
     native, remarks = native_config(read, family, asked, {card.name: card.config, **known})
     if override(native, {"image_size": size}) != replace(adapted.config, drop_path=native.drop_path):
@@ -216,24 +254,21 @@ def _check_told(card: ModelCard, read: Checkpoint, family: Family) -> None:
         )
 
 
-def _accepts(family: Family, read: Checkpoint) -> bool:
-    try:
-        family.infer(read.shapes, {}, ())
-    except VisqError:
-        return False
-    return True
-
-
 def _described(
-    card: ModelCard, read: Checkpoint, preprocess: dict[str, Any], classes: Sequence[str] | None
+    card: ModelCard, read: Checkpoint, preprocess: dict[str, Any], classes: Sequence[str] | None, asked: bool
 ) -> ModelCard:
-    """The card with the preprocessing and classes that hold for this checkpoint and these arguments."""
+    """The card with the preprocessing and classes that hold for this checkpoint and these arguments.
+
+    Arguments:
+        asked: whether the user named an image size; only then is the preprocessing of another size rescaled.
+    """
     config = card.config
     with _naming(read.path):
         base = _preprocess_of(card, read)
         size = preprocess.get("image_size", image_size(config) or base.image_size)
-        if type(size) is int and read.notes.get("image_size", size) == base.image_size != size:
+        if asked and size != base.image_size and read.notes.get("image_size", base.image_size) == base.image_size:
             base = rescaled(base, size)
+        _check_preprocess(preprocess, config.channels, size)
     transform = Preprocess.from_dict({**base.to_dict(), **preprocess})
     size = image_size(config) or transform.image_size
     if (transform.image_size, transform.channels) != (size, config.channels):
@@ -250,6 +285,18 @@ def _described(
         classes=None if names is None else tuple(str(name) for name in names),
         checkpoint_sha256=read.sha256,
     )
+
+
+def _check_preprocess(preprocess: dict[str, Any], channels: int, size: int) -> None:
+    """VisqError, in the words of the options, for fields that do not fit the images of the model."""
+    for name in ("mean", "std"):
+        values = preprocess.get(name)
+        if isinstance(values, list | tuple) and len(values) != preprocess.get("channels", channels):
+            grey = "grey images (1 channel)" if channels == 1 else f"images of {channels} channels"
+            raise VisqError(f"--{name} has {len(values)} values, the model takes {grey}")
+    resize = preprocess.get("resize")
+    if type(resize) is int and type(size) is int and resize < size:
+        raise VisqError(f"--resize {resize} is smaller than the crop of {size} pixels; give {size} or more")
 
 
 def _preprocess_of(card: ModelCard, read: Checkpoint) -> Preprocess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,11 +13,10 @@ from visq.errors import VisqError
 from visq.models.checkpoint import Checkpoint
 from visq.models.family import Shapes, Tensors, families, family_of
 from visq.models.geometry import differences, resembling, sizes_that_fit
-from visq.models.names import printable
 from visq.models.registry import ModelCard, is_generic, list_models
 
-#: A = -exp(A_log) must be a finite float32.
-_LARGEST_A_LOG = 88.72
+#: A = -exp(A_log) times log2(e), which the kernels compute with, must be a finite float32.
+_LARGEST_A_LOG = 88.3
 _A_LOGS = ("A_log", "A_b_log", "A_logs")
 
 
@@ -28,7 +28,8 @@ def check_shapes(expected: Shapes, found: Shapes, card: ModelCard, read: Checkpo
     integers = [name for name in expected if name not in found and name in read.left_out]
     if integers:
         raise VisqError(f"{read.path}: {integers[0]} is {read.left_out[integers[0]]}; weights must be floats")
-    other = None if any(name in found for name in expected) else other_network(found)
+    missing = sum(name not in found for name in expected)
+    other = part_of_several(read) or (other_network(found) if 2 * missing > len(expected) else None)
     if other is not None:
         raise VisqError(f"{read.path}: checkpoint is not {card.name}: {other}")
     wrong = [name for name in expected if found.get(name) != expected[name]]
@@ -132,7 +133,6 @@ _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("attn.relative_position_bias_table",), "a Swin Transformer"),
     (("layer1.0.conv1.weight", "layer4.0.conv1.weight"), "a ResNet"),
     (("dwconv.weight", "pwconv1.weight"), "a ConvNeXt"),
-    (("model_ema_decay",), "averaged weights without names"),
 )
 
 
@@ -141,8 +141,13 @@ def other_network(names: Iterable[str]) -> str | None:
     found = list(names)
     for endings, title in _OTHERS:
         if all(any(name.endswith(ending) for name in found) for ending in endings):
-            return f"it looks like {title}, and visq quantizes networks with Mamba or SS2D mixers that see images"
-    shards = [name for name in found if name.startswith("layers.")]
-    if found and len(shards) == len(found):
-        return f"it has layers only ({printable(found[0])}, ...), as one file of several; merge them into one"
+            return f"it looks like {title}, and visq quantizes vision networks with Mamba-1 or SS2D mixers"
     return None
+
+
+def part_of_several(read: Checkpoint) -> str | None:
+    """Says that a file is one of several that hold a checkpoint together, by its name, or None."""
+    match = re.search(r"(\d{4,5})-of-(\d{4,5})\.", read.path.name)
+    if match is None or int(match[2]) < 2:
+        return None
+    return f"it is file {int(match[1])} of {int(match[2])} of one checkpoint; merge them into one .safetensors file"

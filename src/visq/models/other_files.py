@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visq.models.names import printable
+
 #: First bytes -> (what the file is, what to do).
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (
@@ -35,12 +37,15 @@ def described(path: Path, head: bytes) -> tuple[str, str]:
         if head.startswith(beginning):
             return kind, advice
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in text:
+        return "an image", "give a .safetensors or .pth file"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page", "download the file itself, not the page that shows it"
     if path.name.endswith(".index.json"):
         return "the index of a checkpoint in several files", "merge them into one .safetensors file"
     if text.startswith((b"{", b"[")):
-        return "a JSON file", "give the .safetensors or .pth file that lies beside it"
+        shown = printable(head[:60].decode("latin1"))
+        return f"a JSON file ({shown})", "give the .safetensors or .pth file it belongs to"
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it first"
     if head and all(byte in b"\t\r\n\x0c" or byte >= 32 for byte in head) and _is_text(head):
@@ -54,6 +59,13 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def of_artifact(path: Path) -> str | None:
+    """Returns what to do with the tensors of an artifact, as the end of a sentence; None for other files."""
+    if path.name != "model.safetensors" or not _is_artifact(path.parent):
+        return None
+    return "holds the tensors of a quantized artifact, not a checkpoint; give its folder as TARGET"
 
 
 def in_folder(path: Path) -> str:

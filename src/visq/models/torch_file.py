@@ -45,6 +45,9 @@ _STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
 }
 _DTYPES = {f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 
@@ -126,15 +129,18 @@ def read_torch_file(path: Path) -> TorchFile:
         ) from None
     except VisqError:
         raise
+    except zipfile.BadZipFile as error:
+        raise VisqError(
+            f"{path} is damaged or not a checkpoint: it begins as torch.save writes, but its end is missing after "
+            f"{path.stat().st_size:,} bytes; {DOWNLOAD}"
+        ) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise VisqError(f"{path} is damaged or not a checkpoint ({_reason(error)}); {DOWNLOAD}") from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:100]
-    return (
-        text if isinstance(error, Damaged | zipfile.BadZipFile) and text else f"{type(error).__name__} {text}".strip()
-    )
+    return text if isinstance(error, Damaged) else f"{type(error).__name__} {text}".strip()
 
 
 def _read_zip(path: Path) -> TorchFile:
@@ -173,8 +179,10 @@ def _read_zip(path: Path) -> TorchFile:
                 raise Damaged(f"storage {storage.key} has {entries[name].file_size} bytes, not {storage.bytes}")
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 return _filled(file, storage)
-        except (KeyError, zipfile.BadZipFile, OSError, EOFError) as error:
-            raise Damaged(f"storage {storage.key}: {error}") from error
+        except Damaged:
+            raise
+        except Exception as error:  # zipfile raises almost anything for a damaged archive
+            raise Damaged(f"storage {storage.key:.20}: {error}") from error
 
     return TorchFile(content, tuple(structure.unusual), read)
 

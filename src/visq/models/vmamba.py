@@ -56,7 +56,12 @@ class VMambaConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % 2 ** (1 + len(self.depths)):
-            raise VisqError(f"image_size {self.image_size} does not halve {1 + len(self.depths)} times")
+            step = 2 ** (1 + len(self.depths))
+            below = self.image_size // step * step
+            raise VisqError(
+                f"image_size {self.image_size} does not halve {1 + len(self.depths)} times; take a multiple of {step}: "
+                f"{f'{below} or ' if below else ''}{below + step}"
+            )
 
 
 class SS2D(nn.Module):
