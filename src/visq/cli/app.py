@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from visq._version import __version__
-from visq.cli import bench, compare, demo, diagnose, evaluate, inspect, listing, predict, quantize, train
+from visq.cli import bench, compare, demo, diagnose, evaluate, export, inspect, listing, predict, quantize, train
 
 app = typer.Typer(
     name="visq",
@@ -46,3 +46,4 @@ app.command("predict")(predict.predict)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)
+app.command("export")(export.export)

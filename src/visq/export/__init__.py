@@ -1,0 +1,6 @@
+"""An artifact's program in the formats of other runtimes."""
+
+from visq.export.artifact import FORMATS, Exported, export
+from visq.export.runtimes import Agreement
+
+__all__ = ["FORMATS", "Agreement", "Exported", "export"]

@@ -1,0 +1,98 @@
+"""Runs an exported file in the runtimes that are installed, beside the engine, before it is handed over."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from visq.errors import VisqError
+from visq.integer.arithmetic import Floats
+
+#: images [B, channels, size, size] -> logits [B, classes].
+Run = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported file does in one runtime, on the same images as the engine.
+
+    Attributes:
+        runtime: its name and version.
+        images: how many were compared.
+        same: fraction of equal decisions.
+        sqnr_db: signal (the engine's logits) to difference; infinite where they are equal.
+        ms, engine_ms: milliseconds an image, both on the same number of threads in one run.
+    """
+
+    runtime: str
+    images: int
+    same: float
+    sqnr_db: float
+    ms: float
+    engine_ms: float
+
+
+def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[Agreement]:
+    """Runs a file's content in every installed runtime and compares its logits with the engine's.
+
+    Raises:
+        VisqError: a runtime refuses the file, or returns nothing, another shape, or values that are not finite.
+    """
+    expected, engine_ms = _timed(engine, images)
+    rows = []
+    for name, open_content in RUNTIMES.items():
+        if find_spec(name) is None:
+            continue
+        try:
+            run, version = open_content(content, threads)
+            found, ms = _timed(run, images)
+        except Exception as error:  # whatever a runtime throws
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise VisqError(f"{name} does not run the exported network: {lines[0]}") from error
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            what = f"{list(found.shape)} instead of {list(expected.shape)}, or values that are not finite"
+            raise VisqError(f"{name} gives {what}")
+        noise = float(np.square(found - expected, dtype=np.float64).sum())
+        signal = float(np.square(expected, dtype=np.float64).sum())
+        sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise)
+        same = float((found.argmax(1) == expected.argmax(1)).mean())
+        rows.append(Agreement(f"{name} {version}", len(images), same, sqnr, ms, engine_ms))
+    return rows
+
+
+def _timed(run: Run, images: Floats) -> tuple[Floats, float]:
+    """The logits, and milliseconds an image of the quicker of two runs."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        logits = run(images)
+        times.append(time.perf_counter() - start)
+    return logits, 1e3 * min(times) / len(images)
+
+
+def _onnxruntime(content: bytes, threads: int) -> tuple[Run, str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0], onnxruntime.__version__
+
+
+def _openvino(content: bytes, threads: int) -> tuple[Run, str]:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
+    network = core.compile_model(core.read_model(content), "CPU")
+    return lambda images: np.asarray(network(images)[0]), openvino.__version__.split("-")[0]
+
+
+#: By the name of the package; a file is run in all that are installed.
+RUNTIMES: dict[str, Callable[[bytes, int], tuple[Run, str]]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -1,0 +1,179 @@
+"""ONNX: codes and scans against their NumPy definitions, whole networks against the engine and the ideal recurrence."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import visq
+from tests.cli.conftest import visq_command
+from tests.runtime.programs import QUANTIZERS, quantizer
+from visq.errors import VisqError
+from visq.export import export
+from visq.integer.codecs import FactorCodec, StateCodec
+from visq.integer.float_scan import FloatScan, float_scan
+from visq.models import create_model
+from visq.quant import scan as quant_scan
+from visq.runtime.bundle import read_bundle
+from visq.simulation import undeploy
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnx", reason="needs the extra onnx")
+
+from visq.export.codes import LARGEST_TABLE, encode  # noqa: E402
+from visq.export.graph import Graph  # noqa: E402
+from visq.export.program import to_onnx  # noqa: E402
+from visq.export.scan import CHUNK, selective_scan  # noqa: E402
+
+
+def run(graph: Graph, inputs: dict[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
+    """Runs a graph in onnxruntime on named inputs."""
+    shapes = [(name, list(value.shape)) for name, value in inputs.items()]
+    model = graph.model(shapes, [(name, [None] * 3) for name in outputs])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), inputs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in QUANTIZERS if "table" not in kind])
+def test_codes_are_those_of_the_codec(kind: str, reverse: bool) -> None:
+    rows, width = 6, 10
+    codec = quantizer(kind, rows, width, np.random.default_rng(0))
+    x = np.random.default_rng(1).normal(0, 1.5, (2, rows, width)).astype(np.float32)
+    order = np.arange(rows)[:: -1 if reverse else 1]
+    codes = np.stack([codec.encode(image, order) for image in x])
+    graph = Graph()
+    coded = encode(graph, "site", codec, "x", reverse)
+    found, values = run(graph, {"x": x}, graph.node("Identity", coded.integers), coded.decoded(graph))
+    expected = np.stack([codec.integers(image, order) for image in codes])
+    # A value on the edge between two codes may fall to either side, because one divides and the other multiplies.
+    assert np.abs(found - expected).max() <= 1 and (found != expected).mean() < 0.01
+    same = found == expected
+    decoded = np.stack([codec.decode(image, order) for image in codes])
+    np.testing.assert_allclose(values[same], decoded[same], rtol=1e-6)
+
+
+def test_tables_take_the_nearest_value_or_are_refused() -> None:
+    codec = quantizer("table channel", 4, 8, np.random.default_rng(0))
+    assert codec.table is not None and len(codec.table) == LARGEST_TABLE
+    x = np.random.default_rng(1).normal(0, 30, (2, 4, 8)).astype(np.float32)
+    graph = Graph()
+    found = run(graph, {"x": x}, encode(graph, "site", codec, "x", False).decoded(graph))[0]
+    expected = np.stack([codec.decode(codec.encode(image, np.arange(4)), np.arange(4)) for image in x])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(VisqError, match="site: a table of 200 values on an activation has no ONNX form"):
+        encode(Graph(), "site", quantizer("table", 4, 8, np.random.default_rng(0)), "x", False)
+
+
+@pytest.mark.parametrize("length", [1, CHUNK + 3])
+@pytest.mark.parametrize("rounded", list(product([False, True], repeat=3)), ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_are_the_float32_recurrence(length: int, rounded: tuple[bool, bool, bool], reverse: bool) -> None:
+    batch, channels, states = 2, 5, 3
+    rng = np.random.default_rng(length)
+    A = -np.exp(rng.normal(size=(channels, states))).astype(np.float32)
+    u, delta = rng.normal(size=(2, batch, length, channels)).astype(np.float32)
+    delta = np.abs(delta)
+    B, C = rng.normal(size=(2, batch, length, states)).astype(np.float32)
+    divisors = rng.uniform(0.5, 2, channels).astype(np.float32)
+    abar = FactorCodec(8, 0, 255, np.float32(1 / 255), np.ones(1, np.float32), None) if rounded[0] else None
+    bbar = FactorCodec(8, -128, 127, np.float32(0.03), divisors, None) if rounded[1] else None
+    h = None
+    if rounded[2]:
+        step = rng.uniform(0.02, 0.05, length).astype(np.float32)
+        h = StateCodec(-128, 127, 8, step, divisors, np.ones(states, np.float32), read_quantized=length == 1)
+    order = slice(None, None, -1 if reverse else 1)
+    form = FloatScan(A, abar, bbar, h, "test")
+    expected = np.stack([float_scan(form, *(x[b][order] for x in (u, delta, B, C)))[order] for b in range(batch)])
+    graph = Graph()
+    y = selective_scan(graph, A, abar, bbar, h, ("u", "delta", "B", "C"), length, reverse)
+    found = run(graph, {"u": u, "delta": delta, "B": B, "C": C}, y)[0]
+    # Where something is rounded, an element on an edge may take the next code, and the state carries it on.
+    loose = np.abs(found - expected) > 1e-4 * (1 + np.abs(expected))
+    assert loose.mean() <= (0.05 if any(rounded) else 0)
+    assert np.abs(found - expected).max() < 0.2
+
+
+VIM = dict(image_size=28, patch_size=9, stride=9, channels=1, embed_dim=16, depth=1, d_state=4, num_classes=10)
+VMAMBA = dict(image_size=28, channels=1, embed_dim=16, depths=(1,), num_classes=10)
+
+
+@pytest.fixture(scope="module", params=["vim", "vmamba"])
+def network(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return request.param, VIM if request.param == "vim" else VMAMBA
+
+
+def sqnr(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(expected).sum() / max(np.square(found - expected).sum(), 1e-30)))
+
+
+@pytest.mark.parametrize("recipe", ["minmax-w8a8-linear", "kscaled-w8a8", "visq-rotated-w4a8-fused"])
+def test_networks_are_the_ideal_quantized_ones(
+    recipe: str, network: tuple[str, dict[str, object]], tmp_path: Path
+) -> None:
+    """Against the simulation whose scan is not in fixed point: the same codes everywhere, sums in another order."""
+    torch.manual_seed(0)
+    model = create_model(network[0], **network[1])
+    model.card = visq.load_model("vim_nano_fmnist").card
+    visq.quantize(model, recipe, "fashion-mnist", samples=4, out=tmp_path / "a")
+    dataset = visq.data.open_dataset("fashion-mnist", model.card.preprocess, split="test")
+    images = next(iter(dataset.subset(16, 0).batches(16)))[0]
+    ideal = undeploy(visq.load(tmp_path / "a"))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(quant_scan.backends, "usable", lambda op, device: False)
+        expected = ideal(images).numpy()
+    bundle = read_bundle(tmp_path / "a")
+    assert bundle.config.program is not None
+    content = to_onnx(bundle.config.program, bundle).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert sqnr(session.run(None, {"images": images.numpy()})[0], expected) > 25
+    assert session.run(None, {"images": images.numpy()[:1]})[0].shape == (1, 10)  # any batch
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "artifact"
+    visq.quantize("vim_nano_fmnist", "minmax-w8a8", "fashion-mnist", samples=8, out=folder)
+    return folder
+
+
+def test_the_command_writes_runs_and_compares(artifact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    arguments = ["export", artifact, "-o", out, "--data", "fashion-mnist", "--limit", 32, "--json", "-"]
+    done = visq_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["bytes"] == out.stat().st_size
+    row = found["agreement"][0]
+    assert row["runtime"].startswith("onnxruntime") and row["images"] == 32
+    assert row["same"] >= 0.9 and row["sqnr_db"] > 15
+    again = visq_command("export", artifact, "-o", out)
+    assert again.returncode != 0 and "exists; choose another name or pass --overwrite" in again.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_same_artifact_same_bytes(artifact: Path, tmp_path: Path) -> None:
+    first, second = (export(artifact, tmp_path / name).path.read_bytes() for name in ("a.onnx", "b.onnx"))
+    assert first == second
+
+
+def test_a_runtime_that_returns_nothing_leaves_no_file(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visq.export import runtimes
+
+    empty = (lambda images: np.zeros((0, 10), np.float32), "0")
+    monkeypatch.setitem(runtimes.RUNTIMES, "onnxruntime", lambda content, threads: empty)
+    with pytest.raises(VisqError, match=r"onnxruntime gives \[0, 10\] instead of \[2, 10\]"):
+        export(artifact, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_formats_are_named(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(VisqError, match="format 'tflite' is unknown; there are onnx"):
+        export(artifact, tmp_path / "net", format="tflite")
