@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What the installed package is built from; Python sources are used in place and need no rebuild.
-BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* csrc/engine/*)
+BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*.* csrc/*/*)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: setup demo test test-slow lint bench clean

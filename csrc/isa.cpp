@@ -1,28 +1,114 @@
 #include "isa.h"
 
-#include <cstring>
+#include "ops/ops.h"
+#include "program/program.h"
+#if defined(VISQ_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// Each level is compiled from kernels/engine_level.cpp, and from ops/ops_level.cpp where visq.ops has it (CMakeLists.txt).
+#define VISQ_ENGINE_LEVEL(level) \
+  namespace visq::engine::level { \
+  const EngineKernels* kernels(); \
+  }
+#define VISQ_OPS_LEVEL(level) \
+  namespace visq::ops::level { \
+  const OpKernels* kernels(); \
+  }
+
+VISQ_ENGINE_LEVEL(scalar)
+VISQ_OPS_LEVEL(scalar)
+VISQ_ENGINE_LEVEL(portable)
+#if defined(__x86_64__)
+VISQ_ENGINE_LEVEL(avx2)
+VISQ_OPS_LEVEL(avx2)
+VISQ_ENGINE_LEVEL(avx512)
+VISQ_OPS_LEVEL(avx512)
+VISQ_ENGINE_LEVEL(avx512vnni)
+VISQ_ENGINE_LEVEL(amx_emulated)
+#endif
+#if defined(VISQ_HAS_AMX)
+VISQ_ENGINE_LEVEL(amx)
+#endif
 
 namespace visq {
 namespace {
 
-bool machine_has(const char* name) {
+bool always() { return true; }
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_avx2();
+}
+
+bool has_avx512vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+}
+
+#if defined(VISQ_HAS_AMX)
+// Linux saves the tile registers only for a process that has asked for them, once for all its threads. XGETBV exists
+// wherever AVX-512 does.
+bool may_use_tiles() {
+  constexpr unsigned kTileAndInt8 = 1u << 24 | 1u << 25, kTileState = 1u << 17 | 1u << 18;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileAndInt8) != kTileAndInt8) return false;
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return (eax & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx() {
+  static const bool found = has_avx512vnni() && may_use_tiles();
+  return found;
+}
+#endif
+#endif
+
+struct Level {
+  const char* name;
+  bool (*present)();
+  const engine::EngineKernels* (*engine)();
+  const ops::OpKernels* (*ops)();  // nullptr: visq.ops has no such level
+};
+
+const Level kLevels[] = {
+#if defined(__x86_64__)
+#if defined(VISQ_HAS_AMX)
+    {"amx", has_amx, engine::amx::kernels, nullptr},
+#endif
+    {"amx-emulated", has_avx512vnni, engine::amx_emulated::kernels, nullptr},
+    {"avx512vnni", has_avx512vnni, engine::avx512vnni::kernels, nullptr},
+    {"avx512", has_avx512, engine::avx512::kernels, ops::avx512::kernels},
+    {"avx2", has_avx2, engine::avx2::kernels, ops::avx2::kernels},
+#endif
+    {"portable", always, engine::portable::kernels, nullptr},
+    {"scalar", always, engine::scalar::kernels, ops::scalar::kernels},
+};
+
+const Level* present_level(const std::string& name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!std::strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (!std::strcmp(name, "avx512"))
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
-  return !std::strcmp(name, "scalar");
+  for (const Level& level : kLevels)
+    if (name == level.name) return level.present() ? &level : nullptr;
+  return nullptr;
 }
 
 }  // namespace
 
-const Kernels* kernels_named(const char* name) {
-  if (!machine_has(name)) return nullptr;
-  if (!std::strcmp(name, "avx512")) return avx512_kernels();
-  if (!std::strcmp(name, "avx2")) return avx2_kernels();
-  return scalar_kernels();
+const engine::EngineKernels* engine_kernels(const std::string& name) {
+  const Level* level = present_level(name);
+  return level ? level->engine() : nullptr;
+}
+
+const ops::OpKernels* op_kernels(const std::string& name) {
+  const Level* level = present_level(name);
+  return level && level->ops ? level->ops() : nullptr;
 }
 
 }  // namespace visq

@@ -1,15 +1,18 @@
-// Which instruction sets this build and this machine have. Each level is one translation unit with its own flags.
+// The instruction sets ("levels") of this build, and which of them this machine has.
 #pragma once
-#include "kernels.h"
+#include <string>
 
 namespace visq {
+namespace engine {
+struct EngineKernels;
+}
+namespace ops {
+struct OpKernels;
+}
 
-// Kernels of one level; nullptr where this build has none (another architecture).
-const Kernels* scalar_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
-
-// Kernels of a level by name; nullptr when the name is unknown, or this build or machine lacks it.
-const Kernels* kernels_named(const char* name);
+// The kernels of a level by name; nullptr where the name is unknown or where this build, machine or system lacks it.
+const engine::EngineKernels* engine_kernels(const std::string& level);
+// The same for visq.ops, which has fewer levels: it has no use for integer products.
+const ops::OpKernels* op_kernels(const std::string& level);
 
 }  // namespace visq

@@ -11,11 +11,11 @@ from visq.integer import operations as ir
 from visq.integer.codecs import Codec, FactorCodec, StateCodec
 from visq.integer.operations import Constant, Operation, TensorDecl
 from visq.integer.program import Program
-from visq.native.extension import EMULATED, engine_isas, has_engine_isa
+from visq.native.extension import EMULATED, PORTABLE, engine_isas, has_engine_isa
 from visq.runtime.bundle import Bundle, Weight
 
 #: Every instruction set the engine can be tested with here.
-ISAS = (*engine_isas(), *filter(has_engine_isa, [EMULATED]))
+ISAS = (*engine_isas(), *filter(has_engine_isa, [PORTABLE, EMULATED]))
 
 
 @dataclass

@@ -22,13 +22,15 @@ except ImportError as error:  # installed without a compiler
 ENGINE_ISAS = ("amx", "avx512vnni", "avx512", "avx2", "scalar")
 #: `amx` with its matrix instructions written in C++, for tests on machines without them. Only taken by name.
 EMULATED = "amx-emulated"
+#: Vectors of 16 bytes without intrinsics: tests run it, and ports to other processors start from it. Only taken by name.
+PORTABLE = "portable"
 #: The levels of the kernels in `visq.ops`, fastest first.
 OP_ISAS = ("avx512", "avx2", "scalar")
 
 #: The engine's variants of a level of `visq.ops`, fastest first; `scalar` and `avx2` have only themselves.
 _VARIANTS = {"avx512": ("avx512vnni", "avx512")}
 #: The level of `visq.ops` that an engine's variant belongs to.
-_OP_LEVEL = {"amx": "avx512", EMULATED: "avx512", "avx512vnni": "avx512"}
+_OP_LEVEL = {"amx": "avx512", EMULATED: "avx512", "avx512vnni": "avx512", PORTABLE: "scalar"}
 
 
 def available() -> bool:

@@ -1,8 +1,0 @@
-#pragma once
-#include <nanobind/nanobind.h>
-
-namespace visq::engine {
-
-void bind(nanobind::module_& m);
-
-}  // namespace visq::engine

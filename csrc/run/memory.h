@@ -1,0 +1,20 @@
+// How much memory the machine has.
+#pragma once
+#include <cstdint>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace visq {
+
+// Physical memory in bytes; a large number where the system does not say.
+inline int64_t machine_memory() {
+#if defined(_SC_PHYS_PAGES)
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  if (pages > 0 && page > 0) return pages * page;
+#endif
+  return int64_t{1} << 46;
+}
+
+}  // namespace visq
