@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | lint | bench. Everything happens in .venv, which `setup` creates.
+# make setup | demo | test | test-slow | sanitize | lint | bench. Everything happens in .venv, which `setup` creates.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*.* csrc/*/*)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow sanitize lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -25,6 +25,11 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The C++ under AddressSanitizer and UndefinedBehaviorSanitizer, then its threads under ThreadSanitizer; in build/sanitize-*.
+sanitize: setup
+	$(BIN)/python tools/sanitize.py address
+	$(BIN)/python tools/sanitize.py thread
 
 lint: setup
 	$(BIN)/ruff check .

@@ -73,6 +73,22 @@ struct Generic {
     __builtin_memcpy(&x, element, sizeof x);
     return x;
   }
+  // The vector of f(a[i], b[i]).
+  template <class F>
+  VISQ_INLINE T each(T a, T b, F f) {
+    const auto x = floats(a), y = floats(b);
+    return make_floats([&](int i) { return f(x[i], y[i]); });
+  }
+  template <class F>
+  VISQ_INLINE I each32(I a, I b, F f) {
+    const auto x = ints(a), y = ints(b);
+    return make_ints([&](int i) { return f(x[i], y[i]); });
+  }
+  template <class F>
+  VISQ_INLINE S each16(S a, S b, F f) {
+    const auto x = shorts(a), y = shorts(b);
+    return make_shorts([&](int i) { return f(x[i], y[i]); });
+  }
   VISQ_INLINE uint32_t u32(int32_t x) { return static_cast<uint32_t>(x); }
   VISQ_INLINE uint16_t u16(int16_t x) { return static_cast<uint16_t>(x); }
   // Rounds half to even and saturates to 16 bits; NaN becomes 32767.
@@ -87,31 +103,15 @@ struct Generic {
   VISQ_INLINE T set1(float x) {
     return make_floats([&](int) { return x; });
   }
-  VISQ_INLINE T load(const float* p) {
-    return make_floats([&](int i) { return p[i]; });
-  }
+  VISQ_INLINE T load(const float* p) { return make_floats([&](int i) { return p[i]; }); }
   VISQ_INLINE void store(float* p, T x) { __builtin_memcpy(p, &x, sizeof x); }
   // The first n elements; the others are zero, or are not written.
-  VISQ_INLINE T load_n(const float* p, int n) {
-    return make_floats([&](int i) { return i < n ? p[i] : 0.0f; });
-  }
+  VISQ_INLINE T load_n(const float* p, int n) { return make_floats([&](int i) { return i < n ? p[i] : 0.0f; }); }
   VISQ_INLINE void store_n(float* p, T x, int n) { __builtin_memcpy(p, &x, n * sizeof(float)); }
-  VISQ_INLINE T add(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] + y[i]; });
-  }
-  VISQ_INLINE T sub(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] - y[i]; });
-  }
-  VISQ_INLINE T mul(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] * y[i]; });
-  }
-  VISQ_INLINE T div(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] / y[i]; });
-  }
+  VISQ_INLINE T add(T a, T b) { return each(a, b, [](float x, float y) { return x + y; }); }
+  VISQ_INLINE T sub(T a, T b) { return each(a, b, [](float x, float y) { return x - y; }); }
+  VISQ_INLINE T mul(T a, T b) { return each(a, b, [](float x, float y) { return x * y; }); }
+  VISQ_INLINE T div(T a, T b) { return each(a, b, [](float x, float y) { return x / y; }); }
   // a b + c and c - a b, with one rounding or two: only kernels of visq.ops use these.
   VISQ_INLINE T fma(T a, T b, T c) {
     const auto x = floats(a), y = floats(b), z = floats(c);
@@ -122,31 +122,13 @@ struct Generic {
     return make_floats([&](int i) { return z[i] - x[i] * y[i]; });
   }
   // Return b where either is NaN, as x86 does: max(low, min(high, x)) keeps NaN, max(min(x, high), low) gives high.
-  VISQ_INLINE T min(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] < y[i] ? x[i] : y[i]; });
-  }
-  VISQ_INLINE T max(T a, T b) {
-    const auto x = floats(a), y = floats(b);
-    return make_floats([&](int i) { return x[i] > y[i] ? x[i] : y[i]; });
-  }
-  VISQ_INLINE T abs(T a) {
-    const auto x = floats(a);
-    return make_floats([&](int i) { return __builtin_fabsf(x[i]); });
-  }
-  VISQ_INLINE T neg(T a) {
-    const auto x = floats(a);
-    return make_floats([&](int i) { return -x[i]; });
-  }
-  VISQ_INLINE T sqrt(T a) {
-    const auto x = floats(a);
-    return make_floats([&](int i) { return __builtin_sqrtf(x[i]); });
-  }
+  VISQ_INLINE T min(T a, T b) { return each(a, b, [](float x, float y) { return x < y ? x : y; }); }
+  VISQ_INLINE T max(T a, T b) { return each(a, b, [](float x, float y) { return x > y ? x : y; }); }
+  VISQ_INLINE T abs(T a) { return each(a, a, [](float x, float) { return __builtin_fabsf(x); }); }
+  VISQ_INLINE T neg(T a) { return each(a, a, [](float x, float) { return -x; }); }
+  VISQ_INLINE T sqrt(T a) { return each(a, a, [](float x, float) { return __builtin_sqrtf(x); }); }
   // Half to even.
-  VISQ_INLINE T rint(T a) {
-    const auto x = floats(a);
-    return make_floats([&](int i) { return __builtin_rintf(x[i]); });
-  }
+  VISQ_INLINE T rint(T a) { return each(a, a, [](float x, float) { return __builtin_rintf(x); }); }
   // 2^x of U vectors, in place. Kernels of visq.ops only: the engine's is kernels/arithmetic.h.
   template <int U>
   VISQ_INLINE void exp2(T* x) {
@@ -204,12 +186,8 @@ struct Generic {
   // --- bytes
 
   // W bytes as floats, or as integers.
-  VISQ_INLINE T bytes(const uint8_t* p) {
-    return make_floats([&](int i) { return static_cast<float>(p[i]); });
-  }
-  VISQ_INLINE I ibytes(const uint8_t* p) {
-    return make_ints([&](int i) { return p[i]; });
-  }
+  VISQ_INLINE T bytes(const uint8_t* p) { return make_floats([&](int i) { return static_cast<float>(p[i]); }); }
+  VISQ_INLINE I ibytes(const uint8_t* p) { return make_ints([&](int i) { return p[i]; }); }
   // Whole numbers from 0 to 255, of one vector or four.
   VISQ_INLINE void to_bytes(uint8_t* p, T x) {
     const auto e = floats(x);
@@ -237,9 +215,7 @@ struct Generic {
     return i / kQuarter * 2 * kQuarter + vector * kQuarter + i % kQuarter;
   }
   // table[at[i]]
-  VISQ_INLINE T pick(const float* table, const uint8_t* at) {
-    return make_floats([&](int i) { return table[at[i]]; });
-  }
+  VISQ_INLINE T pick(const float* table, const uint8_t* at) { return make_floats([&](int i) { return table[at[i]]; }); }
   // W bytes as W shorts.
   VISQ_INLINE void widen(const uint8_t* from, int16_t* to) {
     for (int i = 0; i < W; ++i) to[i] = from[i];
@@ -256,22 +232,12 @@ struct Generic {
     return make_ints([&](int) { return x; });
   }
   VISQ_INLINE I iload(const int32_t* p) { return weights(p); }
-  VISQ_INLINE I iadd(I a, I b) {
-    const auto x = ints(a), y = ints(b);
-    return make_ints([&](int i) { return u32(x[i]) + u32(y[i]); });
-  }
-  VISQ_INLINE I isub(I a, I b) {
-    const auto x = ints(a), y = ints(b);
-    return make_ints([&](int i) { return u32(x[i]) - u32(y[i]); });
-  }
-  VISQ_INLINE I imul(I a, I b) {
-    const auto x = ints(a), y = ints(b);
-    return make_ints([&](int i) { return u32(x[i]) * u32(y[i]); });
-  }
+  VISQ_INLINE I iadd(I a, I b) { return each32(a, b, [](int32_t x, int32_t y) { return u32(x) + u32(y); }); }
+  VISQ_INLINE I isub(I a, I b) { return each32(a, b, [](int32_t x, int32_t y) { return u32(x) - u32(y); }); }
+  VISQ_INLINE I imul(I a, I b) { return each32(a, b, [](int32_t x, int32_t y) { return u32(x) * u32(y); }); }
   // Products of the signed low halves; the high halves of `a` are zero, those of `b` may hold anything.
   VISQ_INLINE I imul_low(I a, I b) {
-    const auto x = ints(a), y = ints(b);
-    return make_ints([&](int i) { return static_cast<int16_t>(x[i]) * static_cast<int16_t>(y[i]); });
+    return each32(a, b, [](int32_t x, int32_t y) { return static_cast<int16_t>(x) * static_cast<int16_t>(y); });
   }
 
   // --- sums of products: kStep weights of each of W outputs by the same kStep values
@@ -330,9 +296,7 @@ struct Generic {
     return make_shorts([&](int) { return x; });
   }
   // p[0] for the even elements, p[1] for the odd ones.
-  VISQ_INLINE S spair(const int16_t* p) {
-    return make_shorts([&](int i) { return p[i % 2]; });
-  }
+  VISQ_INLINE S spair(const int16_t* p) { return make_shorts([&](int i) { return p[i % 2]; }); }
   // Two vectors in the bytes of one, saturated; in an order of the level's own. `load_packed` puts each byte into the
   // high half of its 16 bits.
   VISQ_INLINE void store_packed(void* p, S a, S b) {
@@ -361,14 +325,8 @@ struct Generic {
     const auto e = floats(x);
     for (int i = 0; i < W; ++i) p[i] = static_cast<int16_t>(rounded16(e[i]));
   }
-  VISQ_INLINE S sadd(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] + y[i]; });
-  }
-  VISQ_INLINE S ssub(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] - y[i]; });
-  }
+  VISQ_INLINE S sadd(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x + y; }); }
+  VISQ_INLINE S ssub(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x - y; }); }
   // Saturated.
   VISQ_INLINE S sadds(S a, S b) {
     const auto x = shorts(a), y = shorts(b);
@@ -378,44 +336,21 @@ struct Generic {
     });
   }
   // Low and high half of the product; `_u`: of unsigned numbers.
-  VISQ_INLINE S mullo(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] * y[i]; });
-  }
-  VISQ_INLINE S mulhi(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return (x[i] * y[i]) >> 16; });
-  }
+  VISQ_INLINE S mullo(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x * y; }); }
+  VISQ_INLINE S mulhi(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return (x * y) >> 16; }); }
   VISQ_INLINE S mulhi_u(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return (uint32_t{u16(x[i])} * u16(y[i])) >> 16; });
+    return each16(a, b, [](int16_t x, int16_t y) { return (uint32_t{u16(x)} * u16(y)) >> 16; });
   }
   // (a b + 2^14) / 2^15, rounded down.
   VISQ_INLINE S mulhrs(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return (x[i] * y[i] + (1 << 14)) >> 15; });
+    return each16(a, b, [](int16_t x, int16_t y) { return (x * y + (1 << 14)) >> 15; });
   }
-  VISQ_INLINE S sand(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] & y[i]; });
-  }
-  VISQ_INLINE S smin(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] < y[i] ? x[i] : y[i]; });
-  }
-  VISQ_INLINE S smax(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return x[i] > y[i] ? x[i] : y[i]; });
-  }
-  VISQ_INLINE S smin_u(S a, S b) {
-    const auto x = shorts(a), y = shorts(b);
-    return make_shorts([&](int i) { return u16(x[i]) < u16(y[i]) ? x[i] : y[i]; });
-  }
+  VISQ_INLINE S sand(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x & y; }); }
+  VISQ_INLINE S smin(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x < y ? x : y; }); }
+  VISQ_INLINE S smax(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x > y ? x : y; }); }
+  VISQ_INLINE S smin_u(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return u16(x) < u16(y) ? x : y; }); }
   // a / 2^6, rounded down.
-  VISQ_INLINE S sar6(S a) {
-    const auto x = shorts(a);
-    return make_shorts([&](int i) { return x[i] >> 6; });
-  }
+  VISQ_INLINE S sar6(S a) { return each16(a, a, [](int16_t x, int16_t) { return x >> 6; }); }
   // Shifts by one count for all elements. A count above 15 shifts everything out.
   using Count = int;
   VISQ_INLINE Count count(int n) { return n; }

@@ -1,4 +1,4 @@
-"""C++ kernels (csrc/module.cpp). Addresses are Tensor.data_ptr(); call them through visq.ops, which checks bounds."""
+"""C++ kernels (csrc/python). Addresses are Tensor.data_ptr(); call them through visq.ops, which checks bounds."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _Quant = tuple[_State, _Quantizer, _Quantizer]
 def has_engine_isa(name: str, /) -> bool: ...
 
 class Engine:
-    """A program made ready to run (csrc/engine/engine.h); visq.runtime.cpu builds it. Errors are ValueError."""
+    """A program made ready to run (csrc/program/engine.h); visq.runtime.cpu builds it. Errors are ValueError."""
 
     def __init__(self, isa: str, channels: int, size: int) -> None: ...
     def __getattr__(self, name: str) -> Any: ...

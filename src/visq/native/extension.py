@@ -22,7 +22,7 @@ except ImportError as error:  # installed without a compiler
 ENGINE_ISAS = ("amx", "avx512vnni", "avx512", "avx2", "scalar")
 #: `amx` with its matrix instructions written in C++, for tests on machines without them. Only taken by name.
 EMULATED = "amx-emulated"
-#: Vectors of 16 bytes without intrinsics: tests run it, and ports to other processors start from it. Only taken by name.
+#: Vectors of 16 bytes without intrinsics, for tests and as the start of ports. Only taken by name.
 PORTABLE = "portable"
 #: The levels of the kernels in `visq.ops`, fastest first.
 OP_ISAS = ("avx512", "avx2", "scalar")

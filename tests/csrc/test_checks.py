@@ -1,0 +1,70 @@
+"""What does not fit is refused with the operation, its index and the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from visq.native import extension
+
+pytestmark = pytest.mark.skipif(not extension.available(), reason="needs the C++ extension")
+
+ONES, NONE = np.ones(64, np.float32), np.zeros(0, np.float32)
+
+
+def new():  # type: ignore[no-untyped-def]
+    """An engine with tensor 0, [6, 20] of floats."""
+    engine = extension._C.Engine("scalar", 3, 8)
+    engine.add_tensor(6, 20, 0, -1)
+    return engine
+
+
+def test_messages_name_the_operation_and_the_numbers() -> None:
+    def refused(message: str, call) -> None:  # type: ignore[no-untyped-def]
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            call()
+
+    engine = new()
+    weight = np.zeros(30 * 20, np.float32)
+    refused(
+        "operation 0 \\(float linear\\): has 5 rows, but tensor 0 has 6",
+        lambda: engine.float_linear(5, 30, 0, weight, ONES[:30]),
+    )
+    refused(
+        "operation 0 \\(float linear\\): weight has 600 elements, not 620",
+        lambda: engine.float_linear(6, 31, 0, weight, ONES[:31]),
+    )
+    engine.float_linear(6, 30, 0, weight, ONES[:30])
+    refused(
+        "operation 0, instruction 0 \\(rms_norm\\): weight has 29 elements, not 30",
+        lambda: engine.rms_norm(1, 0, ONES[:29], 1e-5, 0),
+    )
+    engine.unary("silu", 1, 0, 0)
+    refused("operation 0, instruction 1 \\(silu\\): register 1 is written twice", lambda: engine.unary("silu", 1, 0, 0))
+    refused(
+        "operation 0, instruction 1 \\(store\\): register 1 is \\[6, 30\\], but tensor 0 \\[6, 20\\]",
+        lambda: engine.store(1, 0),
+    )
+    refused("operation 1 \\(mean\\): tensor 7 is none of the 1", lambda: engine.mean(7))
+    refused("tensor 1: its width is 1048577, not between 1 and 1048576", lambda: engine.add_tensor(1, 2**20 + 1, 0, -1))
+    refused(
+        "codec 0: codes from 0 to 256 are not bytes",
+        lambda: engine.add_quantizer(
+            20, 6, ONES[:20], ONES[:20], ONES[:6], ONES[:6], NONE, ONES[:6], 0.0, 256.0, NONE, NONE
+        ),
+    )
+
+
+def test_more_memory_than_the_machine_has_is_refused_with_the_number() -> None:
+    """Forty tensors of 2^20 rows once loaded, and ended in bad_alloc at the first image."""
+    engine = new()
+    rows, width = 2**20, 2**16
+    for index in range(2):
+        engine.add_tensor(rows, width, rows * width * 4 * index, -1)
+    engine.rows(6)
+    engine.load(0, 0, -1, 0)
+    needed = rows * width * 4 * 2
+    with pytest.raises(ValueError, match=f"need {needed} bytes at a time, more than the [0-9]+ bytes of memory here"):
+        engine.finish(needed, 0)
+    with pytest.raises(ValueError, match=f"the arena has 64 bytes, but tensors end at {needed}"):
+        engine.finish(64, 0)
