@@ -1,4 +1,4 @@
-"""A Vim small enough for every test: 3x3 patches of 4 pixels, two blocks."""
+"""Builds a Vim small enough for every test: 3x3 patches of 4 pixels, two blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL = {"image_size": 12, "patch_size": 4, "stride": 4, "embed_dim": 16, "depth
 
 
 def randomized(model: VisionMamba, seed: int = 0) -> VisionMamba:
-    """`model` in evaluation mode with every parameter off its initial value, so that no term of the forward hides."""
+    """Moves every parameter off its initial value, so that no term of the forward pass hides; evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,6 +42,6 @@ def small_tensors(small: VisionMamba) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def tiny_tensors() -> dict[str, Tensor]:
-    """Random weights of vim_tiny; tests copy the dict before they change it."""
+    """Returns random weights of vim_tiny. Tests copy the dict before they change it."""
     torch.manual_seed(0)
     return official_parameters(create_model("vim_tiny"))

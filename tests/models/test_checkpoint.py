@@ -1,4 +1,4 @@
-"""Files: what is read, what is refused, and what is written."""
+"""Tests which files are read, refused and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DVMSR: a small random one, and the released checkpoint on Set5 where it is at hand."""
+"""Tests a small random DVMSR, and the released checkpoint on Set5 where it is at hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_images_of_any_size(height: int, width: int) -> None:
 
 @torch.no_grad()
 def test_residuals_and_mean_against_a_forward_in_one_piece() -> None:
-    """The public code's: around groups and around their sum, none around blocks; the mean comes back at the end."""
+    """Residuals go around groups and around their sum, not around blocks; the mean comes back at the end."""
     model = create_model("dvmsr", **SMALL).eval()
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))

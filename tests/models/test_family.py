@@ -1,4 +1,4 @@
-"""What a family declares: kinds of its sites, and modules that play a part in recipes."""
+"""Tests the declarations of a family: kinds of its sites, and its roles in recipes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_kind_drops_layer_and_direction(family: str, site: str, kind: str) -> No
 
 @pytest.fixture
 def other_family() -> Iterator[None]:
-    """A family of networks whose blocks have a linear of their own, and a role that no other has."""
+    """Registers a family whose blocks have a linear of their own, and a role that no other family has."""
 
     class Config(VimConfig):
         pass

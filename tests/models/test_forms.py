@@ -1,4 +1,4 @@
-"""Forms in which people have their weights: entries, prefixes, options; and files that are something else."""
+"""Tests the forms in which people have weights (entries, prefixes, options), and files of other kinds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def same(a: Tensors, b: Tensors) -> bool:
 
 
 def yacs(values: dict) -> Any:
-    """What a pickled yacs configuration is: objects of a subclass of dict, here of a module that is gone when read."""
+    """Returns a yacs configuration: a subclass of dict whose module is gone when the file is read."""
     module = sys.modules.setdefault("yacs.config", types.ModuleType("yacs.config"))
     sys.modules.setdefault("yacs", types.ModuleType("yacs"))
     if not hasattr(module, "CfgNode"):
@@ -164,7 +164,7 @@ def test_a_plain_dict_with_other_entries(small_tensors: Tensors, tmp_path: Path)
     assert same(read.tensors, small_tensors) and "it has epoch, note, which are not used" in read.remarks[0]
 
 
-# Files that are something else.
+# Files of other kinds.
 
 
 @pytest.mark.parametrize(

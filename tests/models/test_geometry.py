@@ -1,4 +1,4 @@
-"""Image size and stride from the number of tokens: every small geometry, against trying all strides."""
+"""Tests image size and stride from the number of tokens against a search over all strides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that a pickle names is imported, called, changed or hashed."""
+"""Tests that a pickle's names are never imported, called, changed or hashed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_functions_of_the_standard_library_are_refused(tmp_path: Path, protocol:
 
 
 def test_functions_of_other_packages_are_names(tmp_path: Path) -> None:
-    """numpy's runstring executes its argument, if it is called."""
+    """`runstring` of numpy would execute its argument."""
     code = f"open({str(tmp_path / 'witness')!r}, 'w')".encode()
     data = b"cnumpy.testing._private.utils\nrunstring\n(S'" + code.replace(b"'", b'"') + b"'\n(dtR."
     structure = Structure(io.BytesIO(data), {})
@@ -117,7 +117,7 @@ def test_damaged_pickles_raise_or_hold_data(data: bytes) -> None:
 
 
 def test_nested_keys_take_no_time() -> None:
-    """A tuple that holds itself twice, 60 levels deep: its hash would take 2^60 steps."""
+    """The hash of a tuple nested twice in itself, 60 levels deep, would take 2^60 steps."""
     data = b"}" + b"K\x01" + b"q\x01h\x01\x86" * 60 + b"K\x02s."
     start = time.perf_counter()
     assert len(read(data)) == 1

@@ -1,4 +1,4 @@
-"""load_model: names, checkpoints, and every way in which they do not fit."""
+"""Tests load_model: names, checkpoints, and every way in which they do not fit."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_weights_that_are_not_packaged() -> None:
         load_model("vim_tiny", geometry={"classes": 3})
 
 
-# What shapes leave open: image size and stride.
+# Image size and stride, which shapes do not tell.
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_weights_that_are_not_finite(small_tensors: Tensors, tmp_path: Path, val
     refused(message, None, path)
 
 
-# Variants of the public code that are not ours.
+# Variants of the public code that visq refuses.
 
 
 @pytest.mark.parametrize(

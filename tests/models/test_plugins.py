@@ -1,4 +1,4 @@
-"""Networks of other packages: found by entry points, and no trouble when they cannot be imported."""
+"""Tests networks of other packages: entry points find them, and a failing import breaks nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def card():
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages in which nothing was looked for yet."""
+    """Returns a folder of installed packages that visq has not looked into yet."""
     monkeypatch.syspath_prepend(str(tmp_path))
     known, cards = dict(FAMILIES), dict(registry._CARDS)
     load_plugins.cache_clear()
@@ -45,7 +45,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def install(site: Path, package: str, code: str) -> None:
-    """As pip leaves it: a module, and a record that names it as an entry point."""
+    """Writes what pip leaves: a module, and a record that names it as an entry point."""
     (site / f"{package}.py").write_text(code)
     record = site / f"{package}-1.0.dist-info"
     record.mkdir()

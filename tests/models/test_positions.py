@@ -1,4 +1,4 @@
-"""Position embeddings of one resolution at another."""
+"""Tests position embeddings that are resampled to another resolution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_same_number_changes_nothing() -> None:
 
 
 def test_a_plane_stays_a_plane_and_the_class_token_stays() -> None:
-    """Positions that grow linearly with column and row do so at twice the resolution, away from the borders."""
+    """Positions that grow linearly stay linear at twice the resolution, except at the borders."""
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     grid = torch.stack([rows, columns], -1).reshape(1, 64, 2)
     cls_token = torch.tensor([[[100.0, -100.0]]])
@@ -28,8 +28,8 @@ def test_a_plane_stays_a_plane_and_the_class_token_stays() -> None:
     assert torch.equal(resized[:, 128], cls_token[:, 0])
     patches = torch.cat([resized[:, :128], resized[:, 129:]], 1).reshape(16, 16, 2)
     expected = torch.arange(16.0) / 2 - 0.25
-    assert torch.allclose(patches[4:12, 8, 0], expected[4:12], atol=0.06)  # torch.s cubic is not exact on lines
-    assert torch.allclose(patches[8, 4:12, 1], expected[4:12], atol=0.06)  # torch.s cubic is not exact on lines
+    assert torch.allclose(patches[4:12, 8, 0], expected[4:12], atol=0.06)  # torch's cubic is not exact on lines
+    assert torch.allclose(patches[8, 4:12, 1], expected[4:12], atol=0.06)  # torch's cubic is not exact on lines
 
 
 def test_what_is_not_square_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Names, cards and random models."""
+"""Tests names, cards and random models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image size: what the file says, what the tensors allow, and what the user asks for."""
+"""Tests the image size that follows from the file, the tensors and the user's options."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_stale_options_yield_to_the_user(small_tensors: Tensors, tmp_path: Path)
     assert any("args.input_size says 56 pixels, which does not fit; 12 do, as asked" in note for note in card.notes)
 
 
-# VMamba: no tensor tells the size.
+# VMamba, whose tensors do not tell the size.
 
 
 def vmamba_tensors(**geometry: object) -> Tensors:
@@ -170,7 +170,7 @@ def test_a_decay_that_is_infinite_is_refused(small_tensors: Tensors, tmp_path: P
 
 
 def test_a_header_that_describes_a_huge_network_takes_no_memory(tmp_path: Path) -> None:
-    """Empty tensors whose shapes ask for 2^40 states, and names of 100,000 layers."""
+    """Empty tensors ask for 2^40 states, or their names for 100,000 layers."""
     small = create_model("vim", **SMALL)
     tensors = {name: tensor.clone() for name, tensor in official_parameters(small).items()}
     for layer in range(2):

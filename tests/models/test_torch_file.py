@@ -1,4 +1,4 @@
-"""Files of torch.save: every tensor comes back, and no file takes more than it has."""
+"""Tests files of torch.save: every tensor comes back, and no file takes more memory than it has bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from visq.models.torch_file import MOST_STRUCTURE, StoredTensor, read_torch_file
 
 
 def rewritten(path: Path, compression: int = zipfile.ZIP_STORED, **replaced: bytes) -> Path:
-    """The same archive with other contents or compression."""
+    """Writes the same archive with other contents or compression."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     new = path.with_name(f"new_{path.name}")
@@ -104,7 +104,7 @@ def test_a_compressed_archive_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def window_pickle(size: tuple, stride: tuple, count: int = 4, offset: int = 0) -> bytes:
-    """{"model": {"w.x": a tensor with this window of storage 0}}, as torch writes it."""
+    """Returns the pickle of two tensors that are this window of storage 0, as torch writes it."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: object) -> object:

@@ -1,4 +1,4 @@
-"""The forward pass: against the official arithmetic, against a slow restatement, and cut into stages."""
+"""Tests Vim's forward pass against the official arithmetic, a slow restatement, and its own stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden_vim.safetensors"
 
 
 def official_shapes(embed: int, depth: int, states: int, patch: int, channels: int, tokens: int, classes: int) -> dict:
-    """Names and shapes of an official checkpoint."""
+    """Returns names and shapes of an official checkpoint."""
     inner, rank = 2 * embed, -(-embed // 16)
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, embed),
@@ -71,7 +71,7 @@ def test_matches_the_official_arithmetic() -> None:
 
 
 class SlowVim:
-    """The equations of the Vim paper in float64 NumPy, a loop over tokens, one image at a time."""
+    """Computes the equations of the Vim paper in float64 NumPy, token by token, one image at a time."""
 
     def __init__(self, weights: dict[str, Tensor], depth: int, patch: int, stride: int) -> None:
         self.w = {name: tensor.detach().double().numpy() for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""VMamba: the four directions against a loop, checkpoints of every spelling, and a golden file of our own making."""
+"""Tests VMamba: four directions against a loop, checkpoints of every spelling, a golden file of our own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_registered_geometries_have_the_published_number_of_parameters(name: str
 
 
 def test_cross_scan_visits_rows_columns_and_both_reversed() -> None:
-    """Directions that add up what they have seen so far, told apart by powers of ten."""
+    """Each direction sums its tokens so far; powers of a hundred tell the four apart."""
     mixer = SS2D(4, VMambaConfig(**{**NOZ, "depths": (1, 2)}))
     for index, direction in enumerate(mixer.directions):
         direction.forward = lambda u, index=index: u.cumsum(1) * 100**index  # type: ignore[method-assign]
@@ -133,7 +133,7 @@ def test_shapes_give_the_geometry_back() -> None:
 
 @torch.no_grad()
 def test_golden_logits() -> None:
-    """Logits of small random networks of both generations, written when they equalled the public code's to 2e-6."""
+    """The golden logits of small random networks were written when they equalled the public code's to 2e-6."""
     golden = load_file(GOLDEN)
     for name, geometry in (("noz", NOZ), ("v0", V0)):
         model = create_model("vmamba", **geometry).eval()

@@ -1,4 +1,4 @@
-"""What must be known beside the weights to use a network."""
+"""Holds the facts that a network needs beside its weights: `ModelCard`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from visq.data import Preprocess
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What must be known beside the weights to use a model.
+    """Describes a model: the facts that its weights do not tell.
 
     Attributes:
-        name: what users type; `alias_of` is the official name when `name` is a short one of ours.
+        name: the name that users type; `alias_of` is the official name when `name` is a short one of ours.
         weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
         published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
         checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.

@@ -30,19 +30,19 @@ from visq.models.other_files import described, in_folder, of_artifact
 from visq.models.torch_file import DOWNLOAD, Damaged, StoredTensor, read_torch_file
 from visq.models.training_notes import training_notes
 
-#: The one entry of the safetensors header: a single one, because the order of several is not reproducible.
+#: The only entry of the safetensors header. The order of several entries would not be reproducible.
 _NOTES = "visq"
-#: Integer tensors of these types are counters and index tables, which no network here has: they are left out.
+#: Types of counters and index tables. No network here has any, so they are left out.
 _COUNTERS = (torch.int64, torch.int32, torch.bool)
-#: Values in float32 take at most so many times the bytes of the file (8-bit floats, tensors that share a storage).
+#: Most bytes in float32 per byte of the file: 4 for 8-bit floats, more for tensors that share a storage.
 _MOST_GROWTH = 8
-#: A network here has some hundred tensors.
+#: Most tensors of a file; a network here has some hundred.
 _MOST_TENSORS = 20_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read from its file.
+    """Holds a checkpoint as read from its file.
 
     Attributes:
         tensors: name -> float32 tensor on the CPU, without the `prefix` that all names had.
@@ -170,7 +170,7 @@ def official_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _beginning(path: Path) -> bytes:
-    """The first 300 bytes of a file. Raises VisqError when there is no file to read."""
+    """Returns the first 300 bytes of a file. Raises VisqError when there is no file to read."""
     try:
         if path.exists() and not path.is_dir() and not path.is_file():
             raise VisqError(f"checkpoint {path} is no ordinary file; give a .safetensors or .pth file")
@@ -188,7 +188,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _refuse_others(path: Path, head: bytes, safetensors: bool = False) -> None:
-    """VisqError for a file of another kind. With `safetensors` only for kinds that are known."""
+    """Raises VisqError for a file of another kind; with `safetensors` only for known kinds."""
     kind, advice = described(path, head)
     if kind or not safetensors:
         kind = f", but {kind}" if kind else ""
@@ -262,7 +262,7 @@ def _read_torch(path: Path, ema: bool) -> Checkpoint:
 
 
 def _as_float32(read: Checkpoint) -> Checkpoint:
-    """The checkpoint with its tensors in float32; half precision is widened, counters are left out."""
+    """Returns the checkpoint with its tensors in float32 and without counters."""
     tensors: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     if len(read.tensors) > _MOST_TENSORS:

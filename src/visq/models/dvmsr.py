@@ -8,6 +8,7 @@ convolution after a group.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from visq.models.layers import Conv2d, LayerNorm
 from visq.models.ssm import MambaMixer
 from visq.models.stage import Stage, StagedNetwork
 
-#: Of DIV2K, as the public code subtracts it from RGB in 0..1 and adds it back; grey images have none.
+#: channels -> mean that is subtracted from pixels in 0..1 and added back: DIV2K's for RGB, none for grey.
 MEANS = {1: (0.0,), 3: (0.4488, 0.4371, 0.4040)}
 
 
 @dataclass(frozen=True)
 class DVMSRConfig:
-    """Geometry of a DVMSR: `depths` blocks in each group, d_inner = expand embed_dim, images `upscale` times larger."""
+    """Holds the geometry of a DVMSR: `depths` blocks in each group, images `upscale` times larger."""
 
     channels: int = 3
     embed_dim: int = 60
@@ -42,9 +43,9 @@ class DVMSRConfig:
 
 
 class Block(nn.Module):
-    """mixer(norm(x)), without a residual. [B, H, W, C] -> same; the scan goes row by row."""
+    """Computes mixer(norm(x)), without a residual. [B, H, W, C] -> same; the scan goes row by row."""
 
-    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    #: linear -> the norm that it alone reads, so that a factor per channel can move between the two.
     norms_before: ClassVar[dict[str, str]] = {"mixer.in_proj": "norm"}
 
     def __init__(self, config: DVMSRConfig) -> None:
@@ -57,7 +58,7 @@ class Block(nn.Module):
 
 
 class Group(nn.Module):
-    """x + conv(blocks(x)); `DVMSR.stages` runs its parts."""
+    """Computes x + conv(blocks(x)); `DVMSR.stages` runs its parts."""
 
     def __init__(self, config: DVMSRConfig, depth: int) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Group(nn.Module):
 
 
 class DVMSR(StagedNetwork):
-    """Images [B, channels, H, W] in 0..1 less the mean, of any size -> images [B, channels, s H, s W] in 0..1."""
+    """Enlarges images of any size: [B, channels, H, W] in 0..1 less the mean -> [B, channels, s H, s W] in 0..1."""
 
     def __init__(self, config: DVMSRConfig) -> None:
         super().__init__()
@@ -83,7 +84,10 @@ class DVMSR(StagedNetwork):
                 module.reset_parameters()
 
     def stages(self) -> list[Stage]:
-        """The forward pass cut into steps; between them: the first features, inside a group its input, the features."""
+        """Returns the steps of the forward pass.
+
+        Between them go the first features, inside a group also the group's input, and the features.
+        """
         stages = [Stage("embed", self.embed, ("conv_first", "patch_embed"))]
         for i, group in enumerate(self.layers):
             assert isinstance(group, Group)
@@ -96,49 +100,54 @@ class DVMSR(StagedNetwork):
         return [*stages, Stage("reconstruct", self.reconstruct, ("norm_f", "conv_after_body", "upsample"))]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The first convolution's features before and after a norm, [B, H, W, embed_dim]."""
+        """Returns the first convolution's features before and after a norm, each [B, H, W, embed_dim]."""
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise VisqError(f"DVMSR takes images [B, {self.config.channels}, H, W], got {list(images.shape)}")
         first = self.conv_first(images.permute(0, 2, 3, 1))
         return first, self.patch_embed["norm"](first)
 
     def reconstruct(self, first: Tensor, x: Tensor) -> tuple[Tensor]:
-        """The image of the features."""
+        """Returns the enlarged image [B, channels, s H, s W]."""
         x = self.upsample[0](self.conv_after_body(self.norm_f(x)) + first)
         mean = x.new_tensor(MEANS[self.config.channels]).view(-1, 1, 1)
         return (F.pixel_shuffle(x.permute(0, 3, 1, 2), self.config.upscale) + mean,)
 
 
 def inside(block: nn.Module, first: Tensor, *group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block; `group` is the group's input, and the features where they are not the same."""
+    """Runs a block. `group` is the group's input, and the features where they differ from it."""
     return first, group[0], block(group[-1])
 
 
 def leave(conv: nn.Module, first: Tensor, skip: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The end of a group: its convolution and its residual."""
+    """Ends a group: its convolution and its residual."""
     return first, skip + conv(x)
 
 
+#: A block's tensor: the numbers of its group and its own.
+_BLOCK = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
+
+
 def infer_dvmsr(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] = ()) -> DVMSRConfig:
-    """The geometry of a checkpoint from its shapes. VisqError when it is not one of the released variant."""
+    """Returns the geometry of a checkpoint. Raises VisqError unless it is of the released variant."""
     mixer = "layers.0.residual_group.blocks.0.mixer."
     ends = ("conv_first.weight", "layers.0.conv.weight", "upsample.0.weight")
-    missing = [name for name in (*ends, f"{mixer}A_log", f"{mixer}conv1d.weight") if name not in shapes]
-    if missing:
-        raise VisqError(f"not a DVMSR checkpoint: {', '.join(missing)} missing")
+    telling = {**dict.fromkeys(ends, 4), f"{mixer}A_log": 2, f"{mixer}conv1d.weight": 3}
+    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
+    if missing or 0 in shapes["conv_first.weight"]:
+        raise VisqError(f"not a DVMSR checkpoint: {', '.join(missing) or 'values'} missing or of another rank")
     dim, channels = shapes["conv_first.weight"][:2]
     inner, d_state = shapes[f"{mixer}A_log"]
     upscale = math.isqrt(shapes["upsample.0.weight"][0] // channels)
     if "conv_last.weight" in shapes or inner % dim or channels not in MEANS:
         raise VisqError("this DVMSR variant is not supported; supported: `pixelshuffledirect` on grey or RGB images")
-    blocks = {tuple(name.split(".")[1:5:3]) for name in shapes if ".residual_group.blocks." in name}
+    blocks = {match.groups() for name in shapes if (match := _BLOCK.match(name))}
     sizes = Counter(group for group, _ in blocks)
     depths = tuple(sizes[group] for group in sorted(sizes, key=int))
     return DVMSRConfig(channels, dim, depths, d_state, inner // dim, shapes[f"{mixer}conv1d.weight"][-1], upscale)
 
 
 def preprocess(config: DVMSRConfig) -> Preprocess:
-    """Crops of 48 pixels, for calibration: of what is resized to 56, a quarter of 224. Pixels in 0..1 less the mean."""
+    """Returns the transform for calibration: resize to 56, crop 48 pixels, values in 0..1 less the mean."""
     return Preprocess(48, 56, MEANS[config.channels], (1.0,) * config.channels, channels=config.channels)  # type: ignore[arg-type]
 
 

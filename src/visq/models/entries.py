@@ -1,4 +1,4 @@
-"""Finds the weights in what a torch file holds: which entry they are under, and which of its tensors they are."""
+"""Finds the entry of a torch file that holds the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visq.models.inert_pickle import Record
 from visq.models.names import printable
 from visq.models.torch_file import ONLY_WEIGHTS, StoredTensor
 
-#: Entries under which training programs keep weights, the likeliest first.
+#: Entries under which training programs keep weights, in the order of preference.
 PLAIN = (
     "model",
     "state_dict",
@@ -27,7 +27,7 @@ PLAIN = (
     "encoder",
     "student",
 )
-#: Entries under which they keep averaged weights.
+#: Entries under which training programs keep averaged weights.
 AVERAGED = (
     "model_ema",
     "ema",
@@ -39,9 +39,9 @@ AVERAGED = (
     "params_ema",
     "averaged_model",
 )
-#: Entries of the training's own state, said in a message about a file without weights.
+#: Entries that hold the state of a training run; the message about a file without weights names them.
 _TRAINING = ("optimizer", "optimizer_state_dict", "optimizer_states", "lr_scheduler", "lr_schedulers", "scaler")
-#: Parts of names -> what an object of a file is called in a message.
+#: (part of an object's name, what a message calls the object)
 _KINDS = (
     ("_rebuild_qtensor", "quantized tensor"),
     ("sparse", "sparse tensor"),
@@ -52,14 +52,14 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Weights:
-    """The entry with the weights: its name (empty for the whole file) and its items."""
+    """Holds the entry with the weights: its name (empty for the whole file) and its items."""
 
     entry: str
     items: Record
 
 
 def find_weights(path: Path, content: Any, averaged: bool) -> Weights:
-    """Returns the weights of a file, or with `averaged` its averaged ones.
+    """Returns the plain or the averaged weights of a file.
 
     Raises VisqError, with the file's name and what it holds instead, when there are none or several.
     """
@@ -92,7 +92,7 @@ def find_weights(path: Path, content: Any, averaged: bool) -> Weights:
 
 
 def _inside(path: Path, name: str, value: Record) -> Weights:
-    """Weights under an entry, which may itself be a checkpoint (`model: {state_dict: ...}`)."""
+    """Returns the weights under an entry, which may itself be a checkpoint (`model: {state_dict: ...}`)."""
     for _ in range(3):
         if "_modules" in value and "_parameters" in value:
             raise _whole_model(path, value)
@@ -118,7 +118,7 @@ def has_tensors(values: Iterable[Any]) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is called in a message."""
+    """Returns what a message calls a value."""
     if isinstance(value, StoredTensor):
         return "tensor"
     if isinstance(value, Record):

@@ -1,4 +1,4 @@
-"""Families of networks: everything loading, training and artifacts have to know of one, and the door for new ones.
+"""Defines families of networks: all that loading, training and artifacts know of one, and the door for new ones.
 
 A family is a config (its geometry), a network with sites and `stages()`, and how a checkpoint becomes the two. See
 docs/add-a-model.md for bringing another one.
@@ -24,9 +24,9 @@ Tensors = dict[str, Tensor]
 
 
 def default_preprocess(config: Any) -> Preprocess:
-    """Official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), center crop, ImageNet values.
+    """Returns the official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), centre crop.
 
-    Grey images get mean and deviation 0.5; checkpoints trained otherwise say so themselves or in the options.
+    RGB gets ImageNet's mean and deviation, grey 0.5. Checkpoints trained otherwise, or options, say so.
     """
     size, channels = config.image_size, config.channels
     resize = int(size / 0.875) if size > 32 else size
@@ -49,11 +49,11 @@ def _as_it_is(config: Any, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of network.
+    """Describes one kind of network.
 
     Attributes:
-        name: what users type for any geometry of it.
-        title: what it is called in messages.
+        name: the name that users type for any geometry of it.
+        title: its name in messages.
         config: frozen dataclass of the geometry, every field with a default; see `check_fields` for what it may hold.
             `channels` it must have, `image_size` unless `any_size`, `num_classes` where the outputs are logits.
         network: built from a config; has `config`, `stages()` and sites.
@@ -104,14 +104,17 @@ ENTRY_POINTS = "visq.models"
 
 
 def families() -> dict[str, Family]:
-    """Every family by name, ours first, then those of installed packages."""
+    """Returns every family by name, ours first, then those of installed packages."""
     load_plugins()
     return FAMILIES
 
 
 @cache
 def load_plugins() -> None:
-    """Import, once, what installed packages name under `ENTRY_POINTS`. One that fails is a warning and is left out."""
+    """Imports, once, the modules that installed packages name under `ENTRY_POINTS`.
+
+    A module that fails to import is a warning and is left out.
+    """
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
@@ -125,7 +128,7 @@ def load_plugins() -> None:
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known to every command. Raises VisqError when its name is taken by another network."""
+    """Makes a family known to every command. Raises VisqError when its name is taken by another network."""
     known = FAMILIES.get(family.name)
     if known is not None and known.network is not family.network:
         raise VisqError(f"model family {family.name!r} is registered already ({known.title})")
@@ -134,7 +137,7 @@ def register_family(family: Family) -> Family:
 
 
 def family_of(config: Any) -> Family:
-    """The family of a geometry. Raises VisqError for one that is not registered."""
+    """Returns the family of a geometry. Raises VisqError for one that is not registered."""
     for family in families().values():
         if type(config) is family.config:
             return family
@@ -142,22 +145,22 @@ def family_of(config: Any) -> Family:
 
 
 def image_size(config: Any) -> int | None:
-    """Pixels a side of the images a network takes; None for one that takes any."""
+    """Returns the pixels a side of a network's images; None for a network that takes any size."""
     return getattr(config, "image_size", None)
 
 
 def num_classes(config: Any) -> int | None:
-    """How many classes a network tells apart; None for one that does something else."""
+    """Returns the number of classes of a network; None for a network that does not classify."""
     return getattr(config, "num_classes", None)
 
 
 def override(config: Any, geometry: Mapping[str, Any]) -> Any:
-    """`config` with the fields of `geometry` replaced; an unknown or impossible one is a VisqError."""
+    """Returns `config` with the fields of `geometry` replaced. Raises VisqError for unknown or impossible ones."""
     return replace(config, **check_fields(type(config), geometry))
 
 
 def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, Any]:
-    """`geometry` with lists as tuples; VisqError unless it has fields of `config` only, each with a possible value.
+    """Returns `geometry` with lists as tuples. Raises VisqError for unknown fields and impossible values.
 
     By the type of a field's default: a whole number is positive (or at least the field's metadata `minimum`), a tuple
     holds positive ones, a float is a rate in [0, 1), a text is one of the metadata's `choices`.
@@ -175,7 +178,7 @@ def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, An
 
 
 def _expected(field: Field[Any], value: Any) -> str | None:
-    """What a field's value should have been, or None when it is fine."""
+    """Returns what a field's value should have been, or None when it is fine."""
     default = field.default
     assert default is not MISSING, f"{field.name} needs a default"
     if isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""The geometry of a Vim read from the shapes of its checkpoint, and what to say when the two do not fit."""
+"""Reads the geometry of a Vim from the shapes of its checkpoint, and says how two geometries differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visq.models.names import printable
 from visq.models.vim import VimConfig, VisionMamba
 
 _IN_PROJ = "layers.0.mixer.in_proj.weight"
-#: The tensors that determine a geometry, and their number of axes.
+#: Name -> number of axes of the tensors that determine a geometry.
 _TELLING = {
     "cls_token": 3,
     "pos_embed": 3,
@@ -26,11 +26,11 @@ _TELLING = {
 
 
 def infer_config(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[VimConfig] = ()) -> VimConfig:
-    """The geometry of a checkpoint.
+    """Returns the geometry of a checkpoint.
 
     Arguments:
         shapes: name -> shape of its tensors.
-        hints: `image_size` and `stride` where they are known, which settles what shapes leave open.
+        hints: `image_size` and `stride` where they are known; shapes alone do not tell them.
         known: geometries preferred when several image sizes and strides give the same number of tokens.
 
     Without hints or a known geometry, patches are taken not to overlap (stride = patch). Raises VisqError when the
@@ -76,7 +76,10 @@ def infer_config(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[VimCo
 def fit_image(
     tokens: int, patch_size: int, image_size: int | None = None, stride: int | None = None
 ) -> tuple[int, int]:
-    """(image_size, stride) whose patches and one class token make `tokens`; given ones are kept. VisqError if none."""
+    """Returns the (image_size, stride) whose patches and one class token make `tokens` tokens.
+
+    A size or stride that is given is kept. Raises VisqError when no pair fits.
+    """
     side = _side(tokens)
     if side is None:
         raise VisqError(f"the position embedding has {tokens} tokens; {sizes_that_fit(tokens, patch_size)}")
@@ -95,7 +98,7 @@ def fit_image(
 
 
 def _stride(side: int, patch_size: int, image_size: int) -> int | None:
-    """The stride for `side` patches a side: no overlap if possible, else the largest (every pixel used if one can)."""
+    """Returns the stride for `side` patches a side: the patch size where it fits, else the largest that does."""
     span = image_size - patch_size
     smallest, largest = span // side + 1, span // (side - 1) if side > 1 else max(span + 1, patch_size)
     if span < 0 or smallest > largest:
@@ -104,7 +107,7 @@ def _stride(side: int, patch_size: int, image_size: int) -> int | None:
 
 
 def sizes_that_fit(tokens: int, patch_size: int) -> str:
-    """Image sizes that have `tokens` tokens at the usual strides, as a piece of a sentence."""
+    """Returns the image sizes that give `tokens` tokens at the usual strides, as a piece of a sentence."""
     side = _side(tokens)
     if side is None:
         return (
@@ -116,13 +119,13 @@ def sizes_that_fit(tokens: int, patch_size: int) -> str:
 
 
 def _side(tokens: int) -> int | None:
-    """Patches a side when `tokens` are a square of patches and one class token."""
+    """Returns the patches a side when `tokens` are a square of patches and one class token, else None."""
     side = isqrt(max(tokens - 1, 0))
     return side if side > 0 and side * side == tokens - 1 else None
 
 
 def resembling(config: Any, cards: Mapping[str, Any]) -> str | None:
-    """The first name in `cards` whose tensors have the shapes of `config`, the head aside."""
+    """Returns the first name in `cards` whose tensors have the shapes of `config`; heads may differ."""
     for name, other in cards.items():
         if type(other) is type(config) and _tokens(other) == _tokens(config) and _same_but_image(other, config):
             return name
@@ -130,12 +133,12 @@ def resembling(config: Any, cards: Mapping[str, Any]) -> str | None:
 
 
 def _tokens(config: Any) -> int | None:
-    """The number of tokens a position embedding has, for networks that have one."""
+    """Returns the number of tokens of the position embedding, or None for a network without one."""
     return getattr(config, "num_tokens", None)
 
 
 def differences(expected: Shapes, found: Shapes) -> str | None:
-    """What keeps tensors of shapes `found` from loading into `expected`, in words; None when nothing does.
+    """Returns in words how the shapes `found` differ from `expected`, or None when they are the same.
 
     Missing and unexpected names come first; shapes are compared when the names agree.
     """
@@ -147,7 +150,7 @@ def differences(expected: Shapes, found: Shapes) -> str | None:
         texts.append(f"{len(unexpected)} unexpected key{'s' * (len(unexpected) > 1)}: {_some(unexpected)}")
     if texts:
         return "; ".join(texts)
-    # The input projection tells two Vims apart better than whatever is first in the file.
+    # The input projection comes first, because it tells two Vims apart.
     names = sorted((n for n in expected if expected[n] != found[n]), key=lambda name: name != _IN_PROJ)
     if not names:
         return None
@@ -156,7 +159,10 @@ def differences(expected: Shapes, found: Shapes) -> str | None:
 
 
 def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
-    """VisqError for the Vims of the public code that this package does not run, by what only their checkpoints have."""
+    """Raises VisqError for the variants of the public code that visq does not run.
+
+    Each variant is known by a tensor that only its checkpoints have, or by its official name.
+    """
     mixer = "layers.0.mixer."
     reason = None
     if "cls_token_head" in shapes or "cls_token_tail" in shapes:
@@ -176,7 +182,7 @@ def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
     elif mixer + "A_log" in shapes and "cls_token" not in shapes:
         reason = "it has no class token"
     elif official_name and "bimamba" in official_name:
-        # Where the class token stands and whether directions are averaged leaves no trace in the tensors.
+        # No tensor tells where the class token stands or whether directions are averaged; only the name does.
         if "midclstok" not in official_name and "middle_cls_token" not in official_name:
             reason = f"by its name ({official_name}) its class token is not in the middle"
         elif not official_name.endswith("div2"):
@@ -188,7 +194,7 @@ def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
 
 
 def _same_but_image(a: Any, b: Any) -> bool:
-    """Whether two geometries differ in nothing but the image, the head and what only training knows."""
+    """Whether two geometries are the same but for the image, the head and the rate of dropped paths."""
     free = {name: getattr(a, name) for name in ("image_size", "stride", "num_classes", "drop_path") if hasattr(a, name)}
     return bool(a == replace(b, **free))
 

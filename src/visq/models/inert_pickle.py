@@ -47,16 +47,16 @@ ORDINARY = frozenset(
     ]
 )
 _STANDARD = sys.stdlib_module_names | {"__builtin__", "copy_reg"}
-#: More containers and objects than any checkpoint has.
+#: Most containers and objects of a pickle.
 MOST_RECORDS = 1_000_000
 
 
 class RefusedName(Exception):
-    """The pickle names something that no checkpoint needs; the message is the name."""
+    """Says which name of a pickle was refused: one that no checkpoint needs."""
 
 
 class Global:
-    """A class or function that a pickle names. It is a name and nothing else."""
+    """Stands for a class or function that a pickle names. It is a name and nothing else."""
 
     __slots__ = ("name",)
 
@@ -65,7 +65,7 @@ class Global:
 
 
 class Record(dict[Any, Any]):
-    """A dict or an object of a pickle as data: items and attributes lie in the mapping.
+    """Stands for a dict or an object of a pickle; the mapping holds its items and attributes.
 
     Attributes:
         name: of its class or of the function that would have made it; `dict` for a plain dict.
@@ -102,11 +102,11 @@ class Record(dict[Any, Any]):
 
 
 class Structure(pickle._Unpickler):
-    """An unpickler whose result holds plain values, lists, tuples, `Record` and `Global` only.
+    """Reads a pickle into plain values, lists, tuples, `Record` and `Global`, and nothing else.
 
     Arguments:
-        makers: by name, functions that make something better than a Record of a call's arguments.
-        persistent: makes something of a persistent id, which is how torch's pickles refer to storages.
+        makers: name of a function -> what turns the arguments of its call into something better than a Record.
+        persistent: turns a persistent id, by which torch's pickles refer to storages, into an object.
     """
 
     stack: list[Any]
@@ -266,14 +266,14 @@ Structure.dispatch = {**pickle._Unpickler.dispatch, **_OPCODES}
 
 
 def _encoded(text: Any, encoding: Any = "utf-8") -> bytes:
-    """Bytes as protocol 2 writes them: as latin1 text."""
+    """Returns bytes from the latin1 text that protocol 2 writes for them."""
     if encoding != "latin1" or not isinstance(text, str):
         raise pickle.UnpicklingError("an encoding other than latin1")
     return text.encode("latin1")
 
 
 def _numpy_scalar(dtype: Any = None, data: Any = None) -> Any:
-    """A NumPy number as a Python number; anything else a Record."""
+    """Returns a NumPy number as a Python number, anything else as a Record."""
     code = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
     order = dtype.state[1] if isinstance(dtype, Record) and isinstance(dtype.state, tuple) and dtype.state[1:] else "<"
     if isinstance(data, bytes) and isinstance(code, str) and re.fullmatch(r"[bifu][1248]", code):

@@ -1,4 +1,4 @@
-"""Layers with sites: ordinary PyTorch arithmetic whose inputs, weights and outputs can be quantized."""
+"""Defines layers with sites: PyTorch arithmetic whose inputs, weights and outputs can be quantized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visq.quant.site import INNER, WEIGHT, Site
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with sites `in`, `weight`, `out`. [..., in_features] -> [..., out_features]."""
+    """Multiplies as `nn.Linear`, with sites `in`, `weight`, `out`. [..., in_features] -> [..., out_features]."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -26,7 +26,7 @@ class Linear(nn.Linear):
 
 
 class CausalConv1d(nn.Conv1d):
-    """Depthwise causal convolution over tokens with sites `in`, `weight`, `out`. [B, L, C] -> [B, L, C].
+    """Convolves tokens causally and depthwise, with sites `in`, `weight`, `out`. [B, L, C] -> [B, L, C].
 
     The parameters keep `nn.Conv1d`'s shapes ([C, 1, K] and [C]); only the layout of the input differs (channels last).
     """
@@ -41,7 +41,7 @@ class CausalConv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution over maps with sites `in`, `weight`, `out`, which see tokens [B, H W, C].
+    """Convolves maps, with sites `in`, `weight`, `out` that see tokens [B, H W, C].
 
     [B, H, W, C] -> [B, H', W', C'] (channels last, `nn.Conv2d`'s parameters).
     """
@@ -68,7 +68,7 @@ class Conv2d(nn.Conv2d):
 
 
 class Elementwise(nn.Module):
-    """A function of each element by itself, with a site `out`. Subclasses say which.
+    """Applies a function to each element, with a site `out`. Subclasses define the function.
 
     Attributes:
         instruction: its name among the engine's row instructions (`visq.integer.instructions.ELEMENTWISE`).
@@ -89,7 +89,7 @@ class Elementwise(nn.Module):
 
 
 class SiLU(Elementwise):
-    """x * sigmoid(x) with a site `out`."""
+    """Computes x * sigmoid(x), with a site `out`."""
 
     instruction = "silu"
 
@@ -98,7 +98,7 @@ class SiLU(Elementwise):
 
 
 class GELU(Elementwise):
-    """x * Phi(x) with a site `out`."""
+    """Computes x * Phi(x), with a site `out`."""
 
     instruction = "gelu"
 
@@ -107,21 +107,21 @@ class GELU(Elementwise):
 
 
 class Softplus(nn.Module):
-    """log(1 + e^x)."""
+    """Computes log(1 + e^x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x)
 
 
 class TokenMean(nn.Module):
-    """The mean of all tokens. [B, L, C] -> [B, C]."""
+    """Averages all tokens. [B, L, C] -> [B, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / deviation * weight + bias over the last axis, in float32, with a site `out`."""
+    """Computes (x - mean) / deviation * weight + bias over the last axis, in float32, with a site `out`."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, in float32, with a site `out`."""
+    """Computes x / rms(x) * weight over the last axis, in float32, with a site `out`."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class SelectiveScan(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: a whole sample's branch is dropped with probability `p` while training."""
+    """Drops a sample's whole branch with probability `p` while training (stochastic depth)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class DropPath(nn.Module):
 
 
 class CheckImages(nn.Module):
-    """Images [B, channels, size, size] as they are. Raises VisqError for any other shape."""
+    """Passes images [B, channels, size, size] on. Raises VisqError for any other shape."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()

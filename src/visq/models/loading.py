@@ -21,7 +21,7 @@ from visq.models.positions import at_resolution
 from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models, rescaled
 from visq.models.resolution import check_image_size, native_config, registered_as
 
-#: Layers of a network. The largest known has 48.
+#: Most layers of a network; the largest known has 48.
 _MOST_LAYERS = 1000
 
 
@@ -97,8 +97,10 @@ def load_model(
 
 
 def _network(family: Family, card: ModelCard, read: Checkpoint, tensors: Tensors) -> tuple[Any, Tensors]:
-    """The network of a card with random weights, and the tensors in official names. Shapes are compared before memory
-    is taken, because a hostile file may describe a network of any size."""
+    """Returns the network of a card with random weights, and the tensors under official names.
+
+    Shapes are compared before memory is taken, because a hostile file may describe a network of any size.
+    """
     config = card.config
     depths = getattr(config, "depths", (getattr(config, "depth", 1),))
     if sum(depths) > _MOST_LAYERS:
@@ -118,8 +120,10 @@ def _network(family: Family, card: ModelCard, read: Checkpoint, tensors: Tensors
 
 
 def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]) -> None:
-    """VisqError for fields that the config lacks, or values it cannot have. Where images may have any size, the size
-    asked for moves from the geometry to the preprocessing."""
+    """Raises VisqError for fields that the config lacks and for impossible values.
+
+    Where images may have any size, the size asked for moves from the geometry to the preprocessing.
+    """
     if family.any_size:
         preprocess |= {key: geometry.pop(key) for key in ("image_size",) if key in geometry}
     elif "image_size" in preprocess:
@@ -130,7 +134,10 @@ def _check_geometry(family: Family, geometry: dict[str, Any], preprocess: dict[s
 
 
 def _placed(read: Checkpoint, wanted: list[Family]) -> tuple[Family, Checkpoint]:
-    """The family that a checkpoint's tensors are of, and the checkpoint under that family's names."""
+    """Returns the family of a checkpoint's tensors, and the checkpoint under that family's names.
+
+    Raises VisqError, saying what the tensors seem to be, when none of the wanted families takes them.
+    """
     family, found = _found(read, wanted)
     if family is not None:
         return family, found
@@ -150,14 +157,14 @@ def _placed(read: Checkpoint, wanted: list[Family]) -> tuple[Family, Checkpoint]
         for choice in choices:
             with _naming(read.path):
                 other.refuse(choice.shapes, read.notes.get("model"))
-        # The fewest names are missing where the message is the shortest.
+        # The shortest message lists the fewest missing names.
         reason = min((_refusal(other, choice) for choice in choices), key=len)
         reasons.append(reason if len(wanted) == 1 else f"{other.title}: {reason}")
     raise VisqError(f"{read.path}: {'' if len(wanted) == 1 else 'no known network; '}{'; '.join(reasons)}")
 
 
 def _refusal(family: Family, read: Checkpoint) -> str:
-    """Why a family does not take a checkpoint; empty when it does."""
+    """Returns why a family does not take a checkpoint; empty when it does."""
     try:
         family.infer(read.shapes, {}, ())
     except VisqError as error:
@@ -166,7 +173,7 @@ def _refusal(family: Family, read: Checkpoint) -> str:
 
 
 def _found(read: Checkpoint, wanted: list[Family]) -> tuple[Family | None, Checkpoint]:
-    """The first family that takes the tensors under their names, with the removed prefix, or below another prefix."""
+    """Returns the first family that takes the tensors under any of their names, or None."""
     for choice in _choices(read):
         for family in wanted:
             if not _refusal(family, choice):
@@ -175,7 +182,7 @@ def _found(read: Checkpoint, wanted: list[Family]) -> tuple[Family | None, Check
 
 
 def _choices(read: Checkpoint) -> list[Checkpoint]:
-    """A checkpoint under the names it may have: as it is, with the removed prefix, or without another one."""
+    """Returns a checkpoint under the names it may have: as it is, with the removed prefix, or below another one."""
     choices = [read]
     if read.prefix:
         whole = {read.prefix + name: tensor for name, tensor in read.tensors.items()}
@@ -199,7 +206,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _link(card: ModelCard) -> str:
-    """Where the authors' files of a registered model are."""
+    """Returns the page that links the authors' files of a registered model, as a piece of a sentence."""
     project = {"vim": "hustvl/Vim", "vmamba": "MzeroMiko/VMamba"}.get(family_of(card.config).name)
     return "" if project is None else f" (https://github.com/{project} links them)"
 
@@ -219,7 +226,7 @@ def _packaged(card: ModelCard) -> Path:
 def _geometry(
     card: ModelCard, read: Checkpoint, family: Family, geometry: dict[str, Any], preprocess: dict[str, Any]
 ) -> tuple[ModelCard, Any, list[str]]:
-    """The card with the geometry to run, the geometry that the weights were trained for, and remarks about it."""
+    """Returns the card with the geometry to run, the geometry of the training, and remarks about the two."""
     asked: dict[str, Any] = {key: geometry[key] for key in ("image_size", "stride") if key in geometry}
     if "image_size" in preprocess and not family.any_size:
         asked["image_size"] = geometry["image_size"] = preprocess["image_size"]
@@ -245,7 +252,7 @@ def _geometry(
 
 
 def _check_told(card: ModelCard, read: Checkpoint, family: Family) -> None:
-    """VisqError when a file that fits a registered model says that it was trained for images of another size."""
+    """Raises VisqError when a file that fits a registered model names another image size."""
     told, size = read.notes.get("image_size"), image_size(card.config)
     if told is not None and size is not None and told != size:
         raise VisqError(
@@ -257,7 +264,7 @@ def _check_told(card: ModelCard, read: Checkpoint, family: Family) -> None:
 def _described(
     card: ModelCard, read: Checkpoint, preprocess: dict[str, Any], classes: Sequence[str] | None, asked: bool
 ) -> ModelCard:
-    """The card with the preprocessing and classes that hold for this checkpoint and these arguments.
+    """Returns the card with the preprocessing and classes of this checkpoint and these arguments.
 
     Arguments:
         asked: whether the user named an image size; only then is the preprocessing of another size rescaled.
@@ -288,7 +295,7 @@ def _described(
 
 
 def _check_preprocess(preprocess: dict[str, Any], channels: int, size: int) -> None:
-    """VisqError, in the words of the options, for fields that do not fit the images of the model."""
+    """Raises VisqError, in the words of the options, for fields that do not fit the model's images."""
     for name in ("mean", "std"):
         values = preprocess.get(name)
         if isinstance(values, list | tuple) and len(values) != preprocess.get("channels", channels):
@@ -300,7 +307,7 @@ def _check_preprocess(preprocess: dict[str, Any], channels: int, size: int) -> N
 
 
 def _preprocess_of(card: ModelCard, read: Checkpoint) -> Preprocess:
-    """The preprocessing of the file's notes, or the card's with what the training options mention."""
+    """Returns the preprocessing of the file's notes, or the card's with the fields of the training options."""
     if "preprocess" in read.notes:
         return Preprocess.from_dict(read.notes["preprocess"])
     base, transform = card.preprocess, dict(read.notes.get("transform", {}))

@@ -21,7 +21,7 @@ _A_LOGS = ("A_log", "A_b_log", "A_logs")
 
 
 def check_shapes(expected: Shapes, found: Shapes, card: ModelCard, read: Checkpoint) -> None:
-    """VisqError unless a checkpoint's tensors have the network's names and shapes (both official)."""
+    """Raises VisqError unless a checkpoint's tensors have the network's names and shapes, both in official form."""
     text = differences(expected, found)
     if text is None:
         return
@@ -41,7 +41,7 @@ def check_shapes(expected: Shapes, found: Shapes, card: ModelCard, read: Checkpo
 
 
 def check_values(tensors: Tensors, read: Checkpoint) -> None:
-    """VisqError for weights with which no network computes: NaN, infinite, or a decay that is infinite."""
+    """Raises VisqError for weights that are NaN or infinite, and for decays that are infinite."""
     broken = [name for name, tensor in tensors.items() if not _finite(tensor)]
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
@@ -67,7 +67,7 @@ def _special_case(
     card: ModelCard,
     read: Checkpoint,
 ) -> str | None:
-    """The plain words for a checkpoint that differs from the model in one thing only."""
+    """Returns the sentence for a checkpoint that differs from the model in one thing only, else None."""
     config = card.config
     if any(name not in found or len(found[name]) != len(expected[name]) for name in wrong) or set(found) != set(
         expected
@@ -95,7 +95,7 @@ def _special_case(
 
 
 def _identity(card: ModelCard, read: Checkpoint) -> str:
-    """What the checkpoint seems to be instead of `card`, as advice."""
+    """Returns advice: the model that the checkpoint seems to be of instead of `card`."""
     own = family_of(card.config)
     cards = {other.name: other.config for other in list_models()}
     reasons = {}
@@ -118,12 +118,12 @@ def _identity(card: ModelCard, read: Checkpoint) -> str:
 
 
 def _in_short(config: Any) -> str:
-    """The fields that tell two networks of a family apart."""
+    """Returns the fields that tell two networks of a family apart."""
     names = ("embed_dim", "depth", "depths", "patch_size", "num_classes")
     return ", ".join(f"{name} {getattr(config, name)}" for name in names if hasattr(config, name))
 
 
-#: Endings of names that only one kind of network has -> what it is.
+#: (endings that the names of one kind of network have, its title)
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("embedding.weight", "mixer.A_log"), "a Mamba language model"),
     (("embeddings.weight", "mixer.A_log"), "a Mamba language model"),
@@ -137,7 +137,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def other_network(names: Iterable[str]) -> str | None:
-    """Says which well-known network of another kind the names belong to, or None."""
+    """Returns a sentence about the well-known network of another kind that has such names, or None."""
     found = list(names)
     for endings, title in _OTHERS:
         if all(any(name.endswith(ending) for name in found) for ending in endings):
@@ -146,7 +146,7 @@ def other_network(names: Iterable[str]) -> str | None:
 
 
 def part_of_several(read: Checkpoint) -> str | None:
-    """Says that a file is one of several that hold a checkpoint together, by its name, or None."""
+    """Returns a sentence about a file that is one of several, by its name, or None."""
     match = re.search(r"(\d{4,5})-of-(\d{4,5})\.", read.path.name)
     if match is None or int(match[2]) < 2:
         return None

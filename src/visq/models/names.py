@@ -1,4 +1,4 @@
-"""Names of tensors in other people's files: prefixes that training programs put before them, and how to print them."""
+"""Handles names of tensors in other people's files: removes prefixes and makes names printable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-#: DataParallel and torch.compile put these before every name. They are never part of a network's own names.
+#: Prefixes of DataParallel and torch.compile. No network's own names begin with them.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -29,7 +29,7 @@ def without_common_prefix(names: list[str]) -> tuple[list[str], str]:
 
 
 def candidates(names: Iterable[str]) -> list[str]:
-    """Returns the dotted prefixes that a part of the names share, those of most names first."""
+    """Returns the dotted prefixes that some of the names share, the most frequent first."""
     found: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
@@ -40,7 +40,7 @@ def candidates(names: Iterable[str]) -> list[str]:
 
 
 def printable(name: Any) -> str:
-    """A name out of a file, short and without characters that move a terminal's cursor."""
+    """Returns a name out of a file, shortened and without characters that move a terminal's cursor."""
     text = name if isinstance(name, str) else repr(name) if isinstance(name, int | float | bytes) else "?"
     text = "".join(c if c.isprintable() else "?" for c in text[:100])
     return text + ("..." if isinstance(name, str) and len(name) > 100 else "")

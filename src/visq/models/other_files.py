@@ -1,4 +1,4 @@
-"""Names what a file is when it is not a checkpoint, so that the message can say what to do."""
+"""Recognizes files that are no checkpoints, so that the message can say what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visq.models.names import printable
 
-#: First bytes -> (what the file is, what to do).
+#: (first bytes, kind of the file, advice)
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (
         b"version https://git-lfs",
@@ -32,7 +32,7 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def described(path: Path, head: bytes) -> tuple[str, str]:
-    """Returns what a file is (empty when nobody knows) and what to do, from its name and first 300 bytes."""
+    """Returns (kind, advice) from a file's name and first 300 bytes; the kind is empty when it is unknown."""
     for beginning, kind, advice in _BEGINNINGS:
         if head.startswith(beginning):
             return kind, advice
@@ -62,14 +62,14 @@ def _is_text(head: bytes) -> bool:
 
 
 def of_artifact(path: Path) -> str | None:
-    """Returns what to do with the tensors of an artifact, as the end of a sentence; None for other files."""
+    """Returns advice about the tensors of an artifact, as the end of a sentence; None for other files."""
     if path.name != "model.safetensors" or not _is_artifact(path.parent):
         return None
     return "holds the tensors of a quantized artifact, not a checkpoint; give its folder as TARGET"
 
 
 def in_folder(path: Path) -> str:
-    """Returns what to give instead of a folder, as the end of a sentence."""
+    """Returns advice about a folder, as the end of a sentence."""
     try:
         names = sorted(file.name for file in path.iterdir())
     except OSError:

@@ -1,7 +1,7 @@
-"""The models visq knows by name: their geometry, preprocessing and classes.
+"""Lists the models that visq knows by name: their geometry, preprocessing and classes.
 
-A card is built when it is asked for, so that importing costs nothing and a packaged model takes its geometry from its
-own weights.
+A card is built when it is asked for. So importing costs nothing, and a packaged model takes its geometry from its own
+weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from visq.models.vim import VimConfig
 from visq.models.vmamba import VMambaConfig
 from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
 
-#: Weights that come with the package.
+#: Folder of the weights that come with the package.
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -32,7 +32,7 @@ _CARDS: dict[str, Callable[[], ModelCard]] = {}
 
 
 def register(name: str) -> Callable[[Callable[[], ModelCard]], Callable[[], ModelCard]]:
-    """Decorator: the function builds the card of `name`."""
+    """Registers the decorated function as the builder of the card of `name`."""
 
     def add(build: Callable[[], ModelCard]) -> Callable[[], ModelCard]:
         _CARDS[name] = build
@@ -42,13 +42,13 @@ def register(name: str) -> Callable[[Callable[[], ModelCard]], Callable[[], Mode
 
 
 def list_models() -> list[ModelCard]:
-    """Every card, in order of registration."""
+    """Returns every card, in order of registration."""
     load_plugins()
     return [build() for build in _CARDS.values()]
 
 
 def get_card(name: str) -> ModelCard:
-    """The card of `name`; an unknown name is a VisqError that names close ones."""
+    """Returns the card of `name`. Raises VisqError, with close names, for an unknown one."""
     load_plugins()
     if name not in _CARDS:
         close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
@@ -59,7 +59,7 @@ def get_card(name: str) -> ModelCard:
 
 
 def create_model(name: str | None = "vim_tiny", **geometry: Any) -> Any:
-    """A model with random weights.
+    """Builds a model with random weights.
 
     Arguments:
         name: a registered name; a family's for its plain config (None is "vim").
@@ -85,7 +85,7 @@ def is_generic(name: str | None) -> bool:
 
 
 def adapt(card: ModelCard, geometry: dict[str, Any]) -> ModelCard:
-    """`card` for another geometry: images, classes and claims that no longer hold are replaced or dropped."""
+    """Returns `card` for another geometry, without the classes and claims that no longer hold."""
     config = override(card.config, geometry)
     if config == card.config:
         return card
@@ -106,7 +106,7 @@ def rescaled(preprocess: Preprocess, image_size: int) -> Preprocess:
 
 
 def _official() -> Iterator[tuple[str, str, VimConfig, float]]:
-    """(official name, alias, geometry, published top-1) of the checkpoints of https://github.com/hustvl/Vim."""
+    """Yields (official name, alias, geometry, published top-1) of the checkpoints of https://github.com/hustvl/Vim."""
     tail = "bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
     for size, embed_dim, top1, top1_stride8 in (("tiny", 192, 76.1, 78.3), ("small", 384, 80.5, 81.6)):
         stride8 = VimConfig(embed_dim=embed_dim, stride=8)
@@ -129,7 +129,7 @@ for _name, _alias, _config, _top1 in _official():
 
 
 def _vmamba_official() -> Iterator[tuple[str, VMambaConfig, float]]:
-    """(name, geometry, published top-1) of the checkpoints of https://github.com/MzeroMiko/VMamba."""
+    """Yields (name, geometry, published top-1) of the checkpoints of https://github.com/MzeroMiko/VMamba."""
     for size, embed_dim, depth, top1 in (("tiny", 96, 8, 82.6), ("small", 96, 20, 83.3), ("base", 128, 20, 83.8)):
         yield f"vmambav2v_{size}", VMambaConfig(embed_dim=embed_dim, depths=(2, 2, depth, 2)), top1
     for size, embed_dim, depth, top1 in (("tiny", 96, 9, 82.2), ("small", 96, 27, 83.5), ("base", 128, 27, 83.7)):
@@ -147,7 +147,7 @@ for _name, _geometry, _top1 in _vmamba_official():
     register(_name)(partial(_vmamba_card, _name, _geometry, _top1))
 
 
-#: name -> (family, what it is) of the models trained for visq; their weights lie in `PRETRAINED` as NAME.safetensors.
+#: name -> (family, description) of the models trained for visq. Their weights are `PRETRAINED`/NAME.safetensors.
 _OURS = {
     "vim_nano_fmnist": ("vim", "small Vim trained on Fashion-MNIST, shipped with visq"),
     "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (10 classes, 128 pixels), shipped with visq"),
@@ -158,7 +158,7 @@ _OURS = {
 
 
 def _packaged_card(name: str) -> ModelCard:
-    """A card from the weights' own file: geometry from the shapes, preprocessing and classes from the header."""
+    """Builds a card from the weights' file: geometry from the shapes, preprocessing and classes from the header."""
     family, description = families()[_OURS[name][0]], _OURS[name][1]
     path = PRETRAINED / f"{name}.safetensors"
     if not path.exists():  # said when the weights are asked for; listing models needs no weights

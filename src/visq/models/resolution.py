@@ -1,4 +1,4 @@
-"""Decides the size of the images a checkpoint takes, from the file, the registered models and what the user asks for.
+"""Decides the image size of a checkpoint: from the file, the registered models and the user's options.
 
 Two sizes matter. The *native* one is what the weights were trained for. The *asked* one is where they shall run: where
 it differs, position embeddings are resampled to it, and networks without any simply run there.
@@ -21,7 +21,7 @@ LARGEST_IMAGE = 4096
 
 
 def check_image_size(size: int | None, source: str) -> None:
-    """VisqError for an image size that no network here can run."""
+    """Raises VisqError for an image size that no network here can run."""
     if size is not None and size > LARGEST_IMAGE:
         raise VisqError(f"{source} is {min(size, 10**12)} pixels; {LARGEST_IMAGE} pixels a side is the most")
 
@@ -29,7 +29,7 @@ def check_image_size(size: int | None, source: str) -> None:
 def native_config(
     read: Checkpoint, family: Family, asked: Mapping[str, Any], known: Mapping[str, Any]
 ) -> tuple[Any, list[str]]:
-    """Returns the geometry that the weights were trained for, and remarks about what had to be concluded.
+    """Returns the geometry that the weights were trained for, and remarks about what was concluded.
 
     Arguments:
         asked: `image_size` and `stride` that the user gave. Both together, and a stride, describe the file; an image
@@ -77,7 +77,7 @@ def native_config(
 
 
 def size_is_free(family: Family, read: Checkpoint, config: Any) -> bool:
-    """Whether the tensors are the same for every image size, so that they cannot tell the one of the training."""
+    """Whether the tensors are the same for every image size, so that they tell none."""
     if image_size(config) is None:
         return False
     other = {"image_size": 2 * config.image_size}
@@ -107,7 +107,7 @@ def _told(
     stride: int | None,
     known: Mapping[str, Any],
 ) -> tuple[Any, list[str]]:
-    """The geometry of a file that names its image size, and a remark where the user overrules it."""
+    """Returns the geometry of a file that names its image size, and a remark where the user overrules it."""
     if stride is not None and told.get("stride", stride) != stride:
         raise _contradiction(read, "stride", told["stride"], stride)
     if stride is not None:
@@ -134,7 +134,7 @@ def _told(
 
 
 def _fitting(family: Family, read: Checkpoint, asked: dict[str, Any], known: Mapping[str, Any]) -> Any:
-    """The geometry that the user describes; VisqError unless it fits the tensors at a usual stride."""
+    """Returns the geometry that the user describes. Raises VisqError unless it fits the tensors at a usual stride."""
     try:
         config = family.infer(read.shapes, asked, known.values())
     except VisqError as error:
@@ -149,7 +149,7 @@ def _fitting(family: Family, read: Checkpoint, asked: dict[str, Any], known: Map
 def _of_official_name(
     read: Checkpoint, family: Family, known: Mapping[str, Any], told: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Image size and stride of the registered model that the file's options name, as far as the file agrees."""
+    """Returns image size and stride of the registered model that the file names, as far as the tensors agree."""
     official = known.get(read.notes.get("model", ""))
     size = None if official is None else image_size(official)
     stride = getattr(official, "stride", None)

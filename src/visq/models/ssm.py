@@ -1,4 +1,4 @@
-"""The selective state-space model of one direction (Mamba's S6), and the mixer that Mamba-1 puts around it.
+"""Defines the selective state-space model of one direction (Mamba's S6) and the mixer of Mamba-1 around it.
 
 What VMamba's directions and any network with Mamba-1 mixers are made of; parameters carry the names of `mamba_ssm`.
 """
@@ -15,7 +15,7 @@ from visq.quant.site import WEIGHT, Site
 
 
 class SSM(nn.Module):
-    """u -> x_proj -> (dt, B, C); delta = softplus(dt_proj(dt)); y = scan(u, delta, -exp(A_log), B, C) + D u.
+    """Computes u -> x_proj -> (dt, B, C); delta = softplus(dt_proj(dt)); y = scan(u, delta, -exp(A_log), B, C) + D u.
 
     Arguments:
         d_inner, d_state, dt_rank: channels C, states N and the rank of delta's projection.
@@ -30,21 +30,23 @@ class SSM(nn.Module):
         self.scan, self.site_a_log = SelectiveScan(), Site(WEIGHT, "A_log")
 
     def forward(self, u: Tensor) -> Tensor:
-        """u [B, L, C] in scan order -> y [B, L, C] in scan order."""
+        """Returns y [B, L, C] of u [B, L, C], both in scan order."""
         return selective(u, self.x_proj, self.dt_proj, self.scan, self.site_a_log(self.A_log), self.D)
 
     def reset_parameters(self) -> None:
-        """Mamba's: delta log-uniform in [1e-3, 1e-1]."""
+        """Initializes as Mamba does: delta log-uniform in [1e-3, 1e-1]."""
         init_delta(self.dt_proj)
 
     def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
-        """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
+        """Returns the projection that makes B and C for `scan`: its weight, the rows of B, the rows of C."""
         assert scan == "scan"
         return projection(self.x_proj, self.dt_proj)
 
 
 class MambaMixer(SSM):
-    """Mamba-1 in one direction: in_proj -> (x, z); out_proj(SSM(SiLU(conv1d(x))) * SiLU(z)). [B, L, d_model] -> same.
+    """Mixes tokens in one direction: in_proj -> (x, z); out_proj(SSM(SiLU(conv1d(x))) * SiLU(z)).
+
+    [B, L, d_model] -> [B, L, d_model]
 
     Arguments:
         d_model, d_state, expand, d_conv: as in `mamba_ssm.Mamba`, dt_rank = ceil(d_model / 16).
@@ -66,8 +68,10 @@ class MambaMixer(SSM):
 def selective(
     u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, scan: SelectiveScan, A_log: Tensor, D: Tensor
 ) -> Tensor:
-    """(dt, B, C) = x_proj(u), delta = softplus(dt_proj(dt)); scan(u, delta, -exp(A_log), B, C) + D u. u [B, L, C] in
-    scan order -> same."""
+    """Computes (dt, B, C) = x_proj(u), delta = softplus(dt_proj(dt)), y = scan(u, delta, -exp(A_log), B, C) + D u.
+
+    u [B, L, C] in scan order -> y [B, L, C] in scan order
+    """
     rank = dt_proj.in_features
     states = (x_proj.out_features - rank) // 2
     dt, B, C = x_proj(u).split([rank, states, states], dim=-1)
@@ -78,7 +82,7 @@ def selective(
 
 
 def projection(x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, slice, slice]:
-    """x_proj's weight, its rows of B, its rows of C."""
+    """Returns x_proj's weight, its rows of B and its rows of C."""
     rank, rows = dt_proj.in_features, x_proj.out_features
     middle = (rank + rows) // 2
     return x_proj.weight, slice(rank, middle), slice(middle, rows)
@@ -86,7 +90,7 @@ def projection(x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, slice, sl
 
 @torch.no_grad()
 def init_delta(dt_proj: nn.Linear) -> None:
-    """Mamba's initialization: softplus(bias) log-uniform in [1e-3, 1e-1], weights uniform within rank^-1/2."""
+    """Initializes as Mamba does: softplus(bias) log-uniform in [1e-3, 1e-1], weights uniform within rank^-1/2."""
     nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
     dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
     dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))

@@ -22,11 +22,11 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.models.inert_pickle import Global, Record, RefusedName, Structure
 
-#: Bytes of the pickles that describe a file. Those of 10,000 tensors with their optimizer take half of this.
+#: Most bytes of the pickles that describe a file; 10,000 tensors with their optimizer take half of this.
 MOST_STRUCTURE = 8 << 20
-#: No file has so many values.
+#: More values than any file has.
 LARGEST = 1 << 48
-#: Values of a tensor that repeats the values of a smaller storage.
+#: Most values of a tensor that repeats the values of a smaller storage.
 MOST_EXPANDED = 1 << 20
 DOWNLOAD = "download it again or give another file"
 ONLY_WEIGHTS = "save only the weights: torch.save({'model': model.state_dict()}, path)"
@@ -53,12 +53,12 @@ _DTYPES = {f"torch.{name}": dtype for name, dtype in vars(torch).items() if isin
 
 
 class Damaged(Exception):
-    """The file contradicts itself; the message says where."""
+    """Says where a file contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where values lie: `count` of them under `key`."""
+    """Names a storage of a file: `count` values of `dtype` under `key`."""
 
     key: str
     dtype: torch.dtype
@@ -71,7 +71,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that was not read yet: a window of a storage, in values of `dtype`."""
+    """Describes a tensor that is not read yet: a window of a storage, in values of `dtype`."""
 
     storage: Storage
     offset: int
@@ -86,7 +86,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file holds.
+    """Holds the structure of a file and reads its tensors.
 
     Attributes:
         content: plain values, lists, tuples, `Record` for dicts and objects, `StoredTensor` for tensors.
@@ -188,7 +188,7 @@ def _read_zip(path: Path) -> TorchFile:
 
 
 def _looks_like(entries: dict[str, Any]) -> str:
-    """What an archive seems to be, as the end of a sentence."""
+    """Returns what an archive seems to be, as the end of a sentence."""
     if any(name.endswith(".npy") for name in entries):
         return " (a NumPy .npz file); load its arrays and save them with torch.save"
     inside = [name for name in entries if name.lower().endswith((".pth", ".pt", ".ckpt", ".bin", ".safetensors"))]
@@ -235,7 +235,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> TorchFile:
 
 
 def _filled(file: Any, storage: Storage) -> np.ndarray:
-    """The bytes of a storage, read into writable memory."""
+    """Returns the bytes of a storage in writable memory."""
     data = np.empty(storage.bytes, np.uint8)
     rest = memoryview(data)  # type: ignore[arg-type]
     while rest:
@@ -247,7 +247,7 @@ def _filled(file: Any, storage: Storage) -> np.ndarray:
 
 
 class _Bounded:
-    """The first `MOST_STRUCTURE` bytes of a file."""
+    """Reads a file up to `MOST_STRUCTURE` bytes and refuses more."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.left = path, file, MOST_STRUCTURE
@@ -294,19 +294,22 @@ class _Storages:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
-    """A tensor of `torch._utils._rebuild_tensor` and `_v2`."""
+    """Returns what stands for a call of `torch._utils._rebuild_tensor` or `_v2`."""
     return _window(storage, offset, shape, stride, getattr(storage, "dtype", None))
 
 
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> StoredTensor:
-    """A tensor of `torch._utils._rebuild_tensor_v3`, which names its dtype."""
+    """Returns what stands for a call of `torch._utils._rebuild_tensor_v3`, which names its dtype."""
     return _window(storage, offset, shape, stride, _DTYPES[dtype.name])
 
 
 def _window(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> StoredTensor:
-    """Checks that every value of a tensor lies in its storage. Expanded tensors (stride 0) are taken when small."""
+    """Returns the tensor with this window of a storage.
+
+    Raises Damaged unless every value lies in the storage. Small expanded tensors (stride 0) are taken.
+    """
     shape = shape.arguments[0] if isinstance(shape, Record) and len(shape.arguments) == 1 else shape  # torch.Size
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 8:

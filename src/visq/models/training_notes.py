@@ -1,7 +1,7 @@
-"""Reads what the options of a training run say about the images a network takes.
+"""Reads from the options of a training run which images its network takes.
 
 `args` (DeiT, Vim, timm), `config` (yacs: VMamba, Swin), `hyper_parameters` (Lightning) and their like keep the image
-size under several names. What cannot be a size or a name is left alone: odd options are no reason to refuse weights.
+size under several names. Impossible values are ignored: odd options are no reason to refuse weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from visq.models.inert_pickle import Record
 ENTRIES = ("args", "config", "cfg", "hyper_parameters", "hparams", "opt", "options", "opts", "meta")
 _SIZES = ("input_size", "img_size", "image_size")
 _MODELS = ("model", "arch", "model_name")
-#: Options are looked for so deep, and among so many.
+#: Most levels of nested options, and most options, that are looked at.
 _DEPTH, _MOST = 4, 5000
 
 
@@ -52,7 +52,7 @@ def training_notes(content: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _options(content: Record) -> Iterator[tuple[str, str, Any]]:
-    """(path, key, value) of every option, the shallowest first."""
+    """Yields (path, key, value) of every option, the shallowest first."""
     level = [(name, content[name]) for name in ENTRIES if isinstance(content.get(name), Record)]
     left = _MOST
     for _ in range(_DEPTH):
@@ -75,12 +75,12 @@ def _options(content: Record) -> Iterator[tuple[str, str, Any]]:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The value of an omegaconf leaf, anything else as it is."""
+    """Returns the value of an omegaconf leaf, anything else as it is."""
     return value["_val"] if isinstance(value, Record) and "_val" in value else value
 
 
 def _size(value: Any) -> int | None:
-    """Pixels a side, from a number or from [channels,] height, width."""
+    """Returns pixels a side, from a number or from [channels,] height, width; None for anything else."""
     sides = value[-2:] if isinstance(value, list | tuple) and value else [value]
     side = sides[0]
     return (
@@ -91,7 +91,7 @@ def _size(value: Any) -> int | None:
 
 
 def _channels(value: Any, name: str) -> list[float] | None:
-    """One finite number for each of 1 or 3 channels; deviations are positive."""
+    """Returns a finite number for each of 1 or 3 channels (deviations positive); None for anything else."""
     if not isinstance(value, list | tuple) or len(value) not in (1, 3):
         return None
     if not all(type(item) in (int, float) and math.isfinite(item) for item in value):
@@ -100,7 +100,7 @@ def _channels(value: Any, name: str) -> list[float] | None:
 
 
 def _classes(content: Record) -> list[str] | None:
-    """Class names: a list of texts, or the `class_to_idx` of torchvision's folders."""
+    """Returns class names: a list of texts, or the `class_to_idx` of torchvision's folders."""
     for key in ("classes", "class_names"):
         value = content.get(key)
         if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):

@@ -23,7 +23,7 @@ from visq.quant.site import WEIGHT, Site
 
 @dataclass(frozen=True)
 class VimConfig:
-    """Geometry of a Vim. Sizes in pixels (image, patch, stride), channels (embed_dim) or states (d_state)."""
+    """Holds the geometry of a Vim: pixels (image, patch, stride), channels (embed_dim), states (d_state)."""
 
     image_size: int = 224
     patch_size: int = 16
@@ -59,7 +59,10 @@ class VimConfig:
 
 
 class PatchEmbed(nn.Module):
-    """Image [B, channels, H, W] -> patch tokens [B, M, embed_dim] by one strided convolution `proj`."""
+    """Cuts images into patch tokens with one strided convolution `proj`.
+
+    [B, channels, H, W] -> [B, M, embed_dim]
+    """
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchConv2d(nn.Conv2d):
-    """The patch convolution with sites `in`, `weight`, `out`; its output is already a token sequence."""
+    """Convolves patches, with sites `in`, `weight`, `out`. [B, channels, H, W] -> tokens [B, M, embed_dim]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride)
@@ -82,10 +85,9 @@ class PatchConv2d(nn.Conv2d):
 
 
 class BiMambaMixer(nn.Module):
-    """Two selective scans over the tokens, one forward, one over the flipped sequence, sharing in_proj, the gate z and
-    out_proj.
+    """Scans the tokens forward and backward; the two scans share in_proj, the gate z and out_proj.
 
-    [B, L, embed_dim] -> [B, L, embed_dim]. Parameters of the backward direction carry `_b`.
+    [B, L, embed_dim] -> [B, L, embed_dim]. Parameters of the backward direction end in `_b`.
     """
 
     def __init__(self, config: VimConfig) -> None:
@@ -111,7 +113,7 @@ class BiMambaMixer(nn.Module):
         return self.out_proj((y + y_b) * gate / 2)
 
     def direction(self, x: Tensor, suffix: str) -> Tensor:
-        """One direction: x [B, L, d_inner] in scan order -> y [B, L, d_inner] in scan order, before the gate."""
+        """Runs one direction up to the gate: x [B, L, d_inner] -> y [B, L, d_inner], both in scan order."""
         conv1d, silu, x_proj, dt_proj, scan = (
             getattr(self, name + suffix) for name in ("conv1d", "silu", "x_proj", "dt_proj", "scan")
         )
@@ -121,22 +123,24 @@ class BiMambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, depth: int) -> None:
-        """Mamba's: delta log-uniform in [1e-3, 1e-1], out_proj scaled down by sqrt(depth)."""
+        """Initializes as Mamba does: delta log-uniform in [1e-3, 1e-1], out_proj divided by sqrt(depth)."""
         self.out_proj.weight.div_(math.sqrt(depth))
         for dt_proj in (self.dt_proj, self.dt_proj_b):
             init_delta(dt_proj)
 
     def scan_projection(self, scan: str) -> tuple[Tensor, slice, slice]:
-        """Where the scan called `scan` gets B and C from: the projection's weight, the rows of B, the rows of C."""
+        """Returns the projection that makes B and C for `scan`: its weight, the rows of B, the rows of C."""
         suffix = scan.removeprefix("scan")
         return projection(getattr(self, "x_proj" + suffix), getattr(self, "dt_proj" + suffix))
 
 
 class Block(nn.Module):
-    """Add -> norm -> mixer; the residual stream is carried beside the branch. (branch, residual) -> (branch,
-    residual)."""
+    """Adds the branch to the residual stream, then normalizes and mixes.
 
-    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    (branch, residual) -> (branch, residual), each [B, L, embed_dim]
+    """
+
+    #: linear -> the norm that it alone reads, so that a factor per channel can move between the two.
     norms_before: ClassVar[dict[str, str]] = {"mixer.in_proj": "norm"}
 
     def __init__(self, config: VimConfig, drop_path: float) -> None:
@@ -151,7 +155,7 @@ class Block(nn.Module):
 
 
 class VisionMamba(StagedNetwork):
-    """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+    """Classifies images: [B, channels, image_size, image_size] -> logits [B, num_classes]."""
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
@@ -160,7 +164,7 @@ class VisionMamba(StagedNetwork):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.embed_dim))
-        # The public code's: the first two blocks drop nothing, the last but one step of a linear rise is the last rate.
+        # As in the public code: the first two blocks drop nothing, then the rate rises linearly.
         rates = [0.0, *(config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth))]
         self.layers = nn.ModuleList(Block(config, rates[i]) for i in range(config.depth))
         self.drop_path = DropPath(config.drop_path)
@@ -177,8 +181,7 @@ class VisionMamba(StagedNetwork):
         ]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens with the class token in the middle, plus positions, [B, num_tokens, embed_dim]; and an empty
-        residual stream."""
+        """Returns tokens [B, num_tokens, embed_dim] with class token and positions, and an empty residual stream."""
         tokens = self.patch_embed(self.check_images(images))
         middle = self.config.num_patches // 2
         cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)
@@ -187,15 +190,14 @@ class VisionMamba(StagedNetwork):
         return tokens, torch.zeros_like(tokens)
 
     def classify(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor]:
-        """The class token's final state through norm_f and head."""
+        """Returns the logits of the class token's final state."""
         middle = self.config.num_patches // 2
         token = residual[:, middle] + self.drop_path(hidden[:, middle])
         return (self.head(self.norm_f(token)),)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialization of the Vim and Mamba papers (delta log-uniform in [1e-3, 1e-1], out_proj scaled by
-        1/sqrt(depth))."""
+        """Initializes as the Vim and Mamba papers do: delta log-uniform in [1e-3, 1e-1], out_proj by 1/sqrt(depth)."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         fan_in = self.patch_embed.proj.weight[0].numel()

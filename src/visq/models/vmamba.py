@@ -30,10 +30,10 @@ from visq.models.stage import Stage, StagedNetwork
 
 @dataclass(frozen=True)
 class VMambaConfig:
-    """Geometry of a VMamba.
+    """Holds the geometry of a VMamba.
 
     Attributes:
-        embed_dim: channels of the first stage; each of `depths`' later stages has twice those of the one before.
+        embed_dim: channels of the first level; each later level of `depths` has twice as many as the one before.
         d_state, expand, mlp_ratio: states N of the scan, d_inner / channels, hidden channels of the MLP / channels.
         forward_type: `v0` gates with SiLU(z), has no MLP (`mlp_ratio` 0) and merges patches as Swin does; `v05_noz` has
             no gate, and overlapping convolutions for stem and downsampling.
@@ -65,7 +65,7 @@ class VMambaConfig:
 
 
 class SS2D(nn.Module):
-    """Four selective scans over a map, their results added. [B, L, dim] -> [B, L, dim]."""
+    """Scans a map in four orders and adds the results. [B, L, dim] -> [B, L, dim]."""
 
     def __init__(self, dim: int, config: VMambaConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SS2D(nn.Module):
         return self.out_proj(y if self.gate is None else y * self.gate(z))
 
     def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
-        """u [B, L, C] row by row -> the sum of the four directions, row by row."""
+        """Returns the sum of the four directions of u [B, L, C]; both go row by row."""
         columns = transpose_map(u, height, width)
         rows, down, rows_reversed, up = self.directions
         y = rows(u) + rows_reversed(u.flip(1)).flip(1)
@@ -96,12 +96,12 @@ class SS2D(nn.Module):
 
 
 def transpose_map(x: Tensor, height: int, width: int) -> Tensor:
-    """[B, H W, C] row by row -> [B, W H, C] column by column."""
+    """Reorders tokens from row by row [B, H W, C] to column by column [B, W H, C]."""
     return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
 
 
 class Mlp(nn.Module):
-    """fc2(GELU(fc1(x)))."""
+    """Computes fc2(GELU(fc1(x)))."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ class Mlp(nn.Module):
 
 
 class VSSBlock(nn.Module):
-    """x + op(norm(x)), then x + mlp(norm2(x)) where there is an MLP. [B, H, W, dim] -> same."""
+    """Computes x + op(norm(x)), then x + mlp(norm2(x)) where there is an MLP. [B, H, W, dim] -> same."""
 
-    #: Linears that alone read a norm's output: a factor per channel can move between the two.
+    #: linear -> the norm that it alone reads, so that a factor per channel can move between the two.
     norms_before: ClassVar[dict[str, str]] = {"op.in_proj": "norm", "mlp.fc1": "norm2"}
 
     def __init__(self, dim: int, config: VMambaConfig, drop_path: float) -> None:
@@ -134,7 +134,7 @@ class VSSBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's: 2 x 2 neighbours side by side, norm, linear. [B, H, W, C] -> [B, H/2, W/2, 2 C]."""
+    """Merges 2 x 2 neighbours as Swin does: concatenate, norm, linear. [B, H, W, C] -> [B, H/2, W/2, 2 C]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class PatchMerging(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and a norm over channels. [B, H, W, C] -> [B, H', W', C']."""
+    """Convolves, then normalizes over channels. [B, H, W, C] -> [B, H', W', C']."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Module):
-    """Images [B, channels, H, W] -> maps [B, H/4, W/4, embed_dim]."""
+    """Turns images [B, channels, H, W] into maps [B, H/4, W/4, embed_dim]."""
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Stem(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, and the way down to the next."""
+    """Holds the blocks of one resolution and the downsampling to the next."""
 
     blocks: nn.ModuleList
     downsample: nn.Module | None
@@ -189,7 +189,7 @@ class Level(nn.Module):
 
 
 class VMamba(StagedNetwork):
-    """Images [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+    """Classifies images: [B, channels, image_size, image_size] -> logits [B, num_classes]."""
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
@@ -221,12 +221,12 @@ class VMamba(StagedNetwork):
         return (self.patch_embed(self.check_images(images)),)
 
     def classify(self, x: Tensor) -> tuple[Tensor]:
-        """The mean of all normalized tokens through the head."""
+        """Returns the logits of the mean of all normalized tokens."""
         return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The public code's: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
+        """Initializes as the public code: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""Between VMamba's official checkpoints and our network: names, the four directions' stacked tensors, geometry.
+"""Translates between VMamba's official checkpoints and our network: names, stacked directions, geometry.
 
 Official files keep the four directions in one tensor each (`x_proj_weight` [4, R + 2N, C], `A_logs` [4 C, N], ...); our
 network has four modules. Files of several ages differ in spelling; all are understood, the latest is written.
@@ -18,7 +18,7 @@ from visq.errors import VisqError
 from visq.models.family import Family, Shapes, Tensors, register_family
 from visq.models.vmamba import VMamba, VMambaConfig
 
-#: Older spellings -> the latest, as the public code renames them.
+#: Older spelling -> the latest one, as the public code renames them.
 _OLDER = (
     (r"^patch_embed\.proj\.", "patch_embed.0."),
     (r"^patch_embed\.norm\.", "patch_embed.2."),
@@ -31,7 +31,7 @@ _OLDER = (
     (r"\.op\.x_proj\.weight$", ".op.x_proj_weight"),
     (r"\.op\.dt_projs\.weight$", ".op.dt_projs_weight"),
 )
-#: Official names -> ours, by generation.
+#: Generation -> pairs of an official name and ours.
 _STEM = {
     "v0": (("patch_embed.0.", "patch_embed.steps.0.conv."), ("patch_embed.2.", "patch_embed.steps.0.norm.")),
     "v05_noz": (
@@ -46,7 +46,7 @@ _DOWN = {
     "v05_noz": ((".downsample.1.", ".downsample.conv."), (".downsample.3.", ".downsample.norm.")),
 }
 _ENDS = (("classifier.norm.", "norm."), ("classifier.head.", "head."))
-#: Official stacked tensors of `op` -> the parameter of each direction.
+#: Official tensor of `op`, all directions stacked -> the parameter of one direction.
 _STACKED = {
     "x_proj_weight": "x_proj.weight",
     "dt_projs_weight": "dt_proj.weight",
@@ -54,12 +54,12 @@ _STACKED = {
     "A_logs": "A_log",
     "Ds": "D",
 }
-#: Those whose directions lie in the first axis together with the channels.
+#: Stacked tensors whose first axis holds directions and channels together.
 _FLAT = ("A_logs", "Ds")
 
 
 def canonical(config: VMambaConfig, tensors: Tensors) -> Tensors:
-    """Official tensors in their latest names and shapes (convolutions of 1 x 1 become matrices)."""
+    """Returns official tensors in their latest names and shapes; convolutions of 1 x 1 become matrices."""
     result: Tensors = {}
     for name, tensor in tensors.items():
         for old, new in _OLDER:
@@ -73,7 +73,7 @@ def canonical(config: VMambaConfig, tensors: Tensors) -> Tensors:
 
 
 def unpack(config: VMambaConfig, tensors: Tensors) -> Tensors:
-    """Official tensors -> the network's parameters."""
+    """Returns the network's parameters of official tensors."""
     result: Tensors = {}
     for name, tensor in canonical(config, tensors).items():
         head, _, last = name.rpartition(".")
@@ -87,7 +87,7 @@ def unpack(config: VMambaConfig, tensors: Tensors) -> Tensors:
 
 
 def pack(config: VMambaConfig, tensors: Tensors) -> Tensors:
-    """The network's parameters -> official tensors, in their latest names."""
+    """Returns the official tensors, in their latest names, of the network's parameters."""
     result: Tensors = {}
     stacks: dict[str, list[Tensor]] = {}
     official = {ours: theirs for theirs, ours in _STACKED.items()}
@@ -103,7 +103,7 @@ def pack(config: VMambaConfig, tensors: Tensors) -> Tensors:
 
 
 def _renamed(name: str, config: VMambaConfig, forward: bool) -> str:
-    """An official name as ours, or with `forward` false the other way."""
+    """Returns our name of an official one, or with `forward` false the official name of ours."""
     for theirs, ours in (*_STEM[config.forward_type], *_ENDS):
         old, new = (theirs, ours) if forward else (ours, theirs)
         if name.startswith(old):
