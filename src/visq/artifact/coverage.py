@@ -7,19 +7,11 @@ from typing import Any
 
 from visq.artifact.schema import CoverageRow
 from visq.errors import VisqError
-from visq.integer.spec import Spec
+from visq.integer.spec import Spec, describe_granularity
 from visq.models.family import family_of
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import Site, named_sites
 from visq.recipes import Recipe
-
-
-def describe_granularity(spec: Spec) -> str:
-    """`tensor`, `channel_groups k=4 pow2`, `tensor power`: who shares a scale; the codebook if not uniform."""
-    words: list[str] = [spec.granularity.kind]
-    if spec.granularity.grouped:
-        words += [f"k={spec.granularity.k}"] + ["pow2"] * spec.granularity.power_of_two
-    return " ".join(words + [spec.codebook.name] * (spec.codebook.name != "uniform"))
 
 
 def spec_of(site: Site) -> Spec:

@@ -13,12 +13,13 @@ from visq.artifact.architecture import skeleton
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
 from visq.artifact.tensors import fill, unshare
+from visq.artifact.validation import check_artifact, check_tensor_table
 from visq.artifact.writing import lowered
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import ModelCard
 from visq.models.family import image_size, num_classes
-from visq.simulation import deploy
+from visq.simulation import deploy, refuse_bad_images
 
 _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
@@ -27,17 +28,19 @@ def load(path: Path | str) -> Any:
     """The simulation of a quantized model, in eval mode: quantizers attached, weights decoded from their codes.
 
     `model.card`, `model.recipe` and `model.provenance` say what it is; `model.artifact` is its whole config. Where
-    the artifact has a program, the model is deployed: its logits are bit for bit those of the integer engine, and of
-    the model that was saved if that was. No parameter asks for a gradient.
+    the artifact has a program, the program is compared with the network, and the model is deployed: its logits are bit
+    for bit those of the integer engine, and of the model that was saved if that was. No parameter asks for a gradient.
 
     Raises:
         VisqError: anything missing, damaged or edited, naming the file and the key.
     """
     folder = Path(path)
     config = read_config(folder)
-    tensors = _read_tensors(folder / TENSOR_FILE, config)
     try:
-        model = skeleton(config.architecture, max_depth=len(tensors))
+        check_tensor_table(config)
+        tensors = unshare(_read_tensors(folder / TENSOR_FILE, config), config.shared)
+        check_artifact(config, {name: tensor.numpy() for name, tensor in tensors.items()})
+        model = skeleton(config.architecture, max_depth=len(config.tensors))
         preprocess = Preprocess.from_dict(config.preprocess)
         geometry = model.config
         size = image_size(geometry) or preprocess.image_size
@@ -45,36 +48,36 @@ def load(path: Path | str) -> Any:
             raise VisqError("preprocess.image_size or channels do not belong to architecture.geometry")
         if config.classes is not None and len(config.classes) != num_classes(geometry):
             raise VisqError(f"classes has {len(config.classes)} names for {num_classes(geometry)} outputs")
+        fill(model, config.sites, tensors)
+        if tuple(coverage_rows(model, config.recipe)) != config.coverage:
+            raise VisqError("coverage is not that of its sites")
     except VisqError as error:
-        raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
-    try:
-        fill(model, config.sites, unshare(tensors, config.shared))
-    except VisqError as error:
-        raise VisqError(f"{folder}: {error}") from error
-    try:
-        rows = coverage_rows(model, config.recipe)
-    except VisqError as error:
-        raise VisqError(f"{folder / CONFIG_FILE}: {error}") from error
-    if tuple(rows) != config.coverage:
-        raise VisqError(f"{folder / CONFIG_FILE}: coverage is not that of its sites")
+        raise error if str(folder) in str(error) else VisqError(f"{folder}: {error}") from error
     card = ModelCard(name=config.provenance.model, config=geometry, preprocess=preprocess, classes=config.classes)
     model.card = replace(card, checkpoint_sha256=config.provenance.checkpoint_sha256)
     model.recipe, model.provenance, model.artifact = config.recipe, config.provenance, config
-    return model if config.program is None else deploy(model)
+    if config.program is None:
+        return refuse_bad_images(model)
+    check_program(model, folder)
+    return deploy(model)
 
 
 def verify(path: Path | str) -> ArtifactConfig:
-    """Check an artifact completely, its program included, and return its config; raises VisqError as `load` does."""
+    """Checks an artifact completely and returns its config; raises VisqError as `load` does.
+
+    An artifact that has no program but could have one is refused too: its engine would be missing.
+    """
     model = load(path)
-    check_program(model, Path(path))
     config: ArtifactConfig = model.artifact
+    if config.program is None:
+        check_program(model, Path(path))
     return config
 
 
 def check_program(model: Any, folder: Path) -> None:
     """VisqError unless the program in a loaded model's artifact is that of its network and sites."""
     if (model.artifact.program, model.artifact.no_program) != lowered(model):
-        raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites")
+        raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites; quantize again")
 
 
 def is_artifact(path: Path | str) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from visq.errors import VisqError, first_problem
 from visq.integer.program import Program
+from visq.integer.spec import Spec
 from visq.recipes import Recipe
 
 SCHEMA_VERSION = 1
@@ -55,8 +58,31 @@ class Codes(Strict):
     shape: tuple[int, ...]
 
 
+class QuantizerRecord(Strict):
+    """The metadata of a stored quantizer: the schema of `SiteRecord.quantizer`, which stays plain JSON there.
+
+    `axis` is the axis its scales go along, None for one scale; a hidden state has `read_quantized` in its place.
+    """
+
+    kind: Literal["quantizer", "rotated", "state"]
+    spec: Spec
+    axis: Literal[0, -1, -2] | None = None
+    read_quantized: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> QuantizerRecord:
+        if ("read_quantized" in self.model_fields_set) != (self.kind == "state"):
+            raise ValueError("read_quantized belongs to quantizers of kind state, and to no others")
+        if self.kind == "state" and self.read_quantized is None:
+            raise ValueError("read_quantized must be true or false")
+        if ("axis" in self.model_fields_set) == (self.kind == "state"):
+            raise ValueError("axis belongs to every quantizer but those of kind state")
+        return self
+
+
 class SiteRecord(Strict):
-    """A quantized site: `quantizer` is the metadata of `visq.quant.serialize`; weights have codes."""
+    """A quantized site. `quantizer` is the metadata of `visq.quant.serialize`, see `QuantizerRecord`; weights have
+    codes."""
 
     kind: str
     quantizer: dict[str, Any]
@@ -148,8 +174,38 @@ def render(values: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(key)}: {entry(value)}" for key, value in values.items()) + "\n}\n"
 
 
+#: No value of a config is nested so deep.
+MAX_DEPTH = 64
+
+
+def parse_json(text: str) -> Any:
+    """Returns a JSON document. Raises ValueError for what is none, for NaN, Inf and numbers beyond float64, and for a
+    document nested more than MAX_DEPTH deep."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no number of JSON")
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):
+            raise ValueError(f"{digits[:40]} is beyond float64")
+        return value
+
+    value = json.loads(text, parse_constant=refuse, parse_float=number)
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for parent in level if isinstance(parent, dict | list) for item in _items(parent)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _items(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parent.values() if isinstance(parent, dict) else parent
+
+
 def read_config(folder: Path) -> ArtifactConfig:
-    """`config.json` of an artifact, checked as far as it goes alone: JSON, schema version, self-hash, every key.
+    """Reads `config.json` of an artifact and checks what it says alone: JSON, schema version, self-hash, every key.
 
     Raises:
         VisqError: naming the file and the key.
@@ -158,7 +214,7 @@ def read_config(folder: Path) -> ArtifactConfig:
     if not folder.is_dir():
         raise VisqError(f"{folder} is not an artifact: no such folder")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VisqError(f"{folder} is not an artifact: it has no {CONFIG_FILE}") from None
     except OSError as error:
@@ -168,14 +224,10 @@ def read_config(folder: Path) -> ArtifactConfig:
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version is None:
         raise VisqError(f"{path}: schema_version is missing; this is not an artifact of visq")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         reads = f"this visq reads {SCHEMA_VERSION}; use the visq that wrote it"
-        raise VisqError(f"{path}: schema_version {version} is not supported, {reads}")
-    try:
-        found = self_hash(values)
-    except ValueError as error:
-        raise VisqError(f"{path}: {error}") from error
-    if found != values.get("self_hash"):
+        raise VisqError(f"{path}: schema_version {version!s:.40} is not supported, {reads}")
+    if self_hash(values) != values.get("self_hash"):
         raise VisqError(
             f"{path}: self_hash does not match, the file was edited or is damaged; restore it or quantize again"
         )

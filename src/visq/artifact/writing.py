@@ -17,6 +17,7 @@ from visq.artifact.architecture import describe_architecture
 from visq.artifact.coverage import coverage_rows
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, Provenance, TensorFile, render
 from visq.artifact.tensors import share, store
+from visq.artifact.validation import check_artifact
 from visq.errors import VisqError
 from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
@@ -52,7 +53,11 @@ def save(
 
 
 def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[ArtifactConfig, dict[str, bytes]]:
-    """An artifact's config and the contents of its files by name. Raises VisqError as `save` does."""
+    """Returns an artifact's config and the contents of its files by name.
+
+    Raises:
+        VisqError: as `save` does, and for anything that would keep the artifact from being loaded again.
+    """
     records, all_tensors = store(model)
     tensors, shared = share(all_tensors)
     data = safetensors_bytes(tensors)
@@ -73,6 +78,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
         program=program,
         no_program=no_program,
     )
+    check_artifact(config, {name: tensor.numpy() for name, tensor in all_tensors.items()})
     values = config.to_json()
     return ArtifactConfig.model_validate(values), {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}
 

@@ -117,7 +117,7 @@ def _named(named: Any) -> str:
 
 
 def _granularity(spec: Any) -> str:
-    from visq.artifact.coverage import describe_granularity
+    from visq.integer.spec import describe_granularity
 
     return describe_granularity(spec).replace("_", " ")
 

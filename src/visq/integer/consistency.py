@@ -43,6 +43,16 @@ def check_operations(
         raise ValueError(f"output {output} is never written")
 
 
+def register_widths(operation: Operation, tensors: Mapping[str, TensorDecl]) -> dict[int, int]:
+    """Returns the width of every register of an operation that was checked."""
+    stored = {step.tensor for step in operation.body if isinstance(step, Store)}
+    check = _Check(operation, tensors, set(tensors) - stored, (0, 0))
+    check.start()
+    for step in operation.body:
+        check.instruction(step)
+    return check.registers
+
+
 @dataclass
 class _Check:
     """One operation under check; `written` holds the tensors that earlier operations stored, and grows."""
@@ -61,10 +71,14 @@ class _Check:
             self.need(name in self.written, f"tensor {name} is read before it is written")
         if check := _SOURCES.get(type(source)):
             check(self, source)
-        if not isinstance(source, Rows):
-            self.registers[0] = self.operation.width
+        self.start()
         for step in self.operation.body:
             self.instruction(step)
+
+    def start(self) -> None:
+        """Register 0 holds the source's row, but for a source that has none."""
+        if not isinstance(self.operation.source, Rows):
+            self.registers[0] = self.operation.width
 
     def need(self, condition: bool, what: str) -> None:
         if not condition:

@@ -6,21 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from visq.errors import VisqError
+from visq.errors import VisqError, need
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
 
+#: Normalized pixels stay within this. Numbers of 8 bits that nobody divided by 255 do too.
+LARGEST_PIXEL = 1 << 16
+
+NOT_FINITE = "images hold NaN or Inf"
+TOO_LARGE = f"images hold values beyond {LARGEST_PIXEL}; normalize them as the artifact's preprocess says"
+
 
 def checked_images(program: Program, images: Any) -> Floats:
-    """Images as a program takes them, contiguous: [batch, channels, size, size] float32, finite.
+    """Returns images as a program takes them, contiguous: [batch, channels, size, size] float32.
 
     Raises:
-        VisqError: another type, shape or dtype, or values that are not finite.
+        VisqError: another type, shape or dtype, values that are not finite or beyond LARGEST_PIXEL.
     """
     expected = (program.channels, program.size, program.size)
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != expected:
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise VisqError(f"images must be float32 [batch, {', '.join(map(str, expected))}], not {found}")
-    if not np.isfinite(images).all():
-        raise VisqError("images hold NaN or Inf")
+    need(np.isfinite(images).all(), NOT_FINITE)
+    need(np.abs(images).max(initial=0) <= LARGEST_PIXEL, TOO_LARGE)
     return np.ascontiguousarray(images)

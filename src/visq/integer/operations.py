@@ -21,6 +21,9 @@ MAX_SIZE = 1 << 20
 #: Largest kernel of a convolution over a map: sums of 8-bit products then stay inside 32 bits.
 MAX_KERNEL = 15
 
+#: Numbers of a program are float32.
+LARGEST = 3.0e38
+
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Index = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Register = Annotated[int, Field(ge=0, le=255)]
@@ -102,7 +105,7 @@ class WithScalar(Strict):
     op: Literal["mul_scalar"] = "mul_scalar"
     dst: Register
     src: Register
-    value: float
+    value: float = Field(ge=-LARGEST, le=LARGEST)
 
 
 class RmsNorm(Strict):
@@ -110,7 +113,7 @@ class RmsNorm(Strict):
     dst: Register
     src: Register
     weight: Constant
-    eps: float = Field(gt=0)
+    eps: float = Field(gt=0, le=LARGEST)
 
 
 class LayerNorm(Strict):
@@ -119,7 +122,7 @@ class LayerNorm(Strict):
     src: Register
     weight: Constant
     bias: Constant
-    eps: float = Field(gt=0)
+    eps: float = Field(gt=0, le=LARGEST)
 
 
 class Round(Strict):

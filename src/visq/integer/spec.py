@@ -96,3 +96,12 @@ class Spec(BaseModel):
     @property
     def qmax(self) -> int:
         return 2**self.bits - 1 if self.unsigned else 2 ** (self.bits - 1) - 1
+
+
+def describe_granularity(spec: Spec) -> str:
+    """Returns who shares a scale, and the codebook if it is not uniform: `tensor`, `channel_groups k=4 pow2`, `tensor
+    power`."""
+    words: list[str] = [spec.granularity.kind]
+    if spec.granularity.grouped:
+        words += [f"k={spec.granularity.k}"] + ["pow2"] * spec.granularity.power_of_two
+    return " ".join(words + [spec.codebook.name] * (spec.codebook.name != "uniform"))

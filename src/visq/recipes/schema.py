@@ -105,6 +105,8 @@ class Scope(BaseModel):
     @field_validator("transforms", "learners", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
         return [{"name": item} if isinstance(item, str) else item for item in value]
 
 

@@ -14,14 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from visq.artifact.packing import unpack
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, ArtifactConfig, file_sha256, read_config
+from visq.artifact.site_checks import DTYPES
+from visq.artifact.validation import check_artifact, check_tensor_table
 from visq.errors import VisqError
 from visq.integer.arithmetic import Floats, runs_of
 from visq.integer.codecs import Codec, FactorCodec, StateCodec, make_codec, make_factor_codec, make_state_codec
 from visq.integer.operations import Constant
 from visq.integer.weights import Weight, coded_weight, made
-
-#: By their names in safetensors.
-_DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I16": np.int16}
 
 
 @dataclass
@@ -106,7 +105,7 @@ _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
 
 def read_bundle(path: Path | str) -> Bundle:
-    """Read an artifact's config and tensors, after hash, size, dtype and shape of everything were compared.
+    """Reads an artifact's config and tensors and validates them, as `visq.artifact.load` does.
 
     Raises:
         VisqError: anything missing, damaged or edited, naming the file and the key.
@@ -129,15 +128,13 @@ def read_bundle(path: Path | str) -> Bundle:
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise VisqError(f"{file}: {', '.join(wrong[:5])} are not what {CONFIG_FILE} says; {_DAMAGED}")
-    if strange := sorted(name for name, (dtype, _) in found.items() if dtype not in _DTYPES):
-        raise VisqError(f"{file}: {strange[0]} has a dtype that no artifact has; {_DAMAGED}")
-    for name, target in config.shared.items():
-        if name in tensors or target not in config.tensors:
-            raise VisqError(f"{folder / CONFIG_FILE}: shared.{name}: {target} must be stored, {name} must not")
-        tensors.share(name, target)
-    for name, value in tensors.items():
-        if value.dtype in (np.float16, np.float32) and not np.isfinite(value).all():
-            raise VisqError(f"{file}: {name} holds NaN or Inf")
+    try:
+        check_tensor_table(config)
+        for name, target in config.shared.items():
+            tensors.share(name, target)
+        check_artifact(config, tensors)
+    except VisqError as error:
+        raise VisqError(f"{folder}: {error}") from error
     return Bundle(config, tensors)
 
 
@@ -168,7 +165,7 @@ class StoredTensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         offset, dtype, shape = self._entries[name]
         self._file.seek(offset)
-        return np.fromfile(self._file, _DTYPES[dtype], math.prod(shape)).reshape(shape)
+        return np.fromfile(self._file, DTYPES[dtype], math.prod(shape)).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

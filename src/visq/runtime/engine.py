@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from visq.artifact.schema import CONFIG_FILE, ArtifactConfig
+from visq.artifact.schema import ArtifactConfig
 from visq.data.preprocess import Preprocess
 from visq.errors import VisqError
 from visq.integer.arithmetic import Floats
@@ -39,6 +39,7 @@ class Engine:
 
     def __init__(self, folder: Path | str, *, threads: int | None = None, kernel: str | None = None) -> None:
         self.folder = Path(folder)
+        self.threads = checked_threads(threads)
         bundle = read_bundle(folder)
         self.config: ArtifactConfig = bundle.config
         program = self.config.program
@@ -46,10 +47,7 @@ class Engine:
             why = self.config.no_program or "it was written by an older visq"
             raise VisqError(f"{folder} has no integer program: {why}; use --backend sim, or quantize it again")
         self.preprocess = Preprocess.from_dict(self.config.preprocess)
-        if (self.preprocess.channels, self.preprocess.image_size) != (program.channels, program.size):
-            raise VisqError(f"{Path(folder) / CONFIG_FILE}: preprocess does not belong to the program")
         self.program = program
-        self.threads = checked_threads(threads)
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
         self.in_float = self._run.in_float
@@ -59,7 +57,7 @@ class Engine:
         """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
 
         Raises:
-            VisqError: another shape or dtype, or values that are not finite.
+            VisqError: another shape or dtype, values that are not finite or beyond `integer.images.LARGEST_PIXEL`.
         """
         return self._run(images)
 

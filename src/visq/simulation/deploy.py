@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visq.errors import VisqError
 from visq.ops import backends
+from visq.simulation.images import accept_all_images, refuse_bad_images
 from visq.simulation.layers import deployed
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,12 +22,12 @@ def deploy(model: Network) -> Network:
     Its logits are then those of the engine, bit for bit, as far as the network can be lowered: integer products are
     exact, and what is left in float32 is computed in the engine's order and by its functions. Where a gradient is
     wanted, the layers compute in PyTorch. A device that has no kernel for this arithmetic is refused in the forward
-    pass.
+    pass, and so are images that the engine refuses.
     """
     for module in model.modules():
         if deployed(type(module)) is not None:
             module.forward = MethodType(_forward, module)
-    return model
+    return refuse_bad_images(model)
 
 
 def undeploy(model: Network) -> Network:
@@ -34,6 +35,7 @@ def undeploy(model: Network) -> Network:
     for module in model.modules():
         if deployed(type(module)) is not None:
             module.__dict__.pop("forward", None)
+    accept_all_images(model)
     return model
 
 

@@ -1,0 +1,107 @@
+"""Checks a geometry against the program where the program shows it: by family, what each field is there. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from visq.artifact.schema import ArtifactConfig
+from visq.errors import need
+from visq.integer.operations import Linear, Operation, Patches, Scan
+from visq.integer.program import Program
+
+
+def check_geometry(config: ArtifactConfig) -> None:
+    """Needs a geometry of plain sizes, and of a known family the one its program was made of.
+
+    Raises:
+        VisqError: naming the field.
+    """
+    geometry = config.architecture.geometry
+    for key, value in geometry.items():
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if not isinstance(n, str)]
+        plain = all(math.isfinite(n) and n >= 0 for n in numbers)
+        need(plain, f"architecture.geometry.{key} is {value}, which no weights in the file can belong to")
+        if isinstance(value, float) and not value.is_integer():
+            need(value < 1, f"architecture.geometry.{key} is {value}, neither a size nor a rate")
+    shown = FAMILIES.get(config.architecture.family)
+    if config.program is None or shown is None:
+        return
+    for key, expected in shown(_Shown(config, config.program)).items():
+        need(key in geometry, f"architecture.geometry: missing or unknown {key}")
+        found = geometry[key]
+        need(found == expected, f"architecture.geometry.{key} is {found}, the program's is {expected}")
+
+
+class _Shown:
+    """Looks up operations of a program by the end of their names."""
+
+    def __init__(self, config: ArtifactConfig, program: Program) -> None:
+        self.config, self.program = config, program
+        self.operations = {operation.name: operation for operation in program.operations}
+
+    def operation(self, end: str) -> Operation | None:
+        """The first operation whose name ends so."""
+        return next((found for name, found in self.operations.items() if name.endswith(end)), None)
+
+    def width(self, end: str) -> int:
+        found = self.operation(end)
+        return 0 if found is None else found.width
+
+    def input_width(self, end: str) -> int:
+        """Channels that the first linear whose name ends so reads."""
+        found = self.operation(end)
+        return self.program.tensors[found.source.input].width if found and isinstance(found.source, Linear) else 0
+
+    def states(self) -> int:
+        """States of the first scan."""
+        scans = [op.source for op in self.program.operations if isinstance(op.source, Scan)]
+        return self.program.tensors[scans[0].B].width if scans else 0
+
+    def count(self, pattern: str) -> Mapping[str, int]:
+        """How many different second groups a pattern over names has, by its first group."""
+        matches = [match for name in self.operations if (match := re.match(pattern, name))]
+        found: dict[str, set[str]] = {}
+        for match in matches:
+            found.setdefault(match[1], set()).add(match[2])
+        return {key: len(values) for key, values in found.items()}
+
+    def kernel(self, weight: str) -> int:
+        """The last axis of a weight."""
+        site, tensor = self.config.sites.get(weight), self.config.tensors.get(weight)
+        shape = site.codes.shape if site is not None and site.codes is not None else tensor[1] if tensor else (0,)
+        return shape[-1]
+
+
+def _vim(shown: _Shown) -> dict[str, Any]:
+    sources = [operation.source for operation in shown.program.operations]
+    patches = [source for source in sources if isinstance(source, Patches) and source.input is None]
+    dim = shown.width("patch_embed.proj")
+    return {
+        "patch_size": patches[0].patch if patches else 0,
+        "stride": patches[0].stride if patches else 0,
+        "embed_dim": dim,
+        "depth": shown.count(r"(layers)\.(\d+)\.").get("layers", 0),
+        "d_state": shown.states(),
+        "expand": shown.width("mixer.scan") // max(dim, 1),
+        "d_conv": shown.kernel("layers.0.mixer.conv1d.weight"),
+    }
+
+
+def _vmamba(shown: _Shown) -> dict[str, Any]:
+    dim = shown.input_width("op.in_proj")
+    expand = shown.width("scan") // max(dim, 1)
+    return {
+        "embed_dim": dim,
+        "depths": tuple(shown.count(r"layers\.(\d+)\.blocks\.(\d+)\.").values()),
+        "d_state": shown.states(),
+        "expand": expand,
+        "mlp_ratio": shown.width("mlp.fc1") // max(dim, 1),
+        "forward_type": "v0" if shown.width("op.in_proj") == 2 * expand * dim else "v05_noz",
+    }
+
+
+#: What the fields of a geometry are in a program, by family.
+FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {"vim": _vim, "vmamba": _vmamba}
