@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The same examples in every run, so that a failure is of the change at hand; the long fuzz run draws new ones.
-settings.register_profile("repeatable", derandomize=True)
+# The same examples in every run, so that a failure is of the change at hand; no time limits, because the
+# machine may be busy with something else.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 

@@ -103,7 +103,9 @@ def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) 
 
         raise VisqError(f"backend '{backend}' is unknown; there are sim and int")
     from visq.artifact import load
+    from visq.native.threads import checked_threads
 
+    checked_threads(threads)  # the simulation runs on torch's threads, but a wrong number is wrong here too
     return load(path)
 
 

@@ -23,7 +23,7 @@ class EngineModel(nn.Module):
     def __init__(self, artifact: Path | str | Engine, threads: int | None = None) -> None:
         super().__init__()
         if not isinstance(artifact, Engine):
-            artifact = load_engine(artifact, threads=threads or torch.get_num_threads())
+            artifact = load_engine(artifact, threads=torch.get_num_threads() if threads is None else threads)
         self.engine = artifact
         simulation = load(artifact.folder)
         self.card: ModelCard = simulation.card

@@ -9,7 +9,6 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, megabytes
-from visq.errors import VisqError
 
 
 def bench(
@@ -38,10 +37,10 @@ def bench(
     from visq.analysis.machine import machine, versions
     from visq.artifact import artifact_bytes, is_artifact
     from visq.models import load_model
+    from visq.native.threads import checked_threads
 
     counts = [torch.get_num_threads()] if threads is None else options.integers("--threads", threads)
-    if min(counts) < 1:
-        raise VisqError(f"--threads takes numbers of at least 1, not {threads!r}")
+    counts = [checked_threads(count) for count in counts]
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
     rows, profiles = [], []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visq.errors import VisqError
+from visq.native.threads import checked_threads
 from visq.progress import Progress
 
 
@@ -124,8 +125,8 @@ def megabytes(size: float) -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch and the kernels use so many threads."""
+    """Lets torch and the kernels use so many threads. VisqError for a number that makes no sense."""
     if threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(checked_threads(threads))

@@ -51,9 +51,14 @@ LANES = 16
 EXP2_FRACTION = (0.6918363, 0.2319359, 0.0401634)
 
 
+def clamp(x: Floats, low: float, high: float) -> Floats:
+    """Returns x within low..high; NaN becomes `high`, so that every conversion to integers is defined."""
+    return np.fmax(np.fmin(x, np.float32(high)), np.float32(low))
+
+
 def exp2(x: Floats) -> Floats:
-    """2^x, float32; x is clamped to [-126, 126]."""
-    x = np.clip(x, np.float32(-126), np.float32(126))
+    """Returns 2^x, float32; x is clamped to [-126, 126]."""
+    x = clamp(x, -126, 126)
     whole = np.rint(x)
     r = x - whole
     p = np.full_like(r, EXP2[0])
@@ -159,7 +164,7 @@ def midpoints(table: Floats) -> Floats:
 
 
 def nearest(table: Floats, x: Floats) -> NDArray[np.int64]:
-    """Index of the nearest entry of an ascending table, ties to the lower one."""
+    """Returns the index of the nearest entry of an ascending table, ties to the lower one; of NaN the last."""
     return np.searchsorted(midpoints(table), x, side="left")
 
 
@@ -169,8 +174,8 @@ def mulhrs(a: Ints, b: Ints) -> Ints:
 
 
 def to_int16(x: Floats) -> Ints:
-    """Rounded half to even and saturated."""
-    return np.clip(np.rint(x), np.float32(-32768), np.float32(32767)).astype(np.int64)
+    """Returns x rounded half to even and saturated, within -32768..32767."""
+    return clamp(np.rint(x), -32768, 32767).astype(np.int64)
 
 
 def high_product(a: Ints, b: Ints) -> Ints:

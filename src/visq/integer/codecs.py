@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visq.errors import VisqError
-from visq.integer.arithmetic import Floats, midpoints
+from visq.integer.arithmetic import Floats, clamp, midpoints
 from visq.integer.scales import fault_of_scale
 from visq.integer.spec import Spec
 
@@ -63,7 +63,7 @@ class Codec:
             x = x * self.inverse_token[rows][:, None]
         if self.table is not None and self.thresholds is not None:
             return np.searchsorted(self.thresholds, x, side="left").astype(np.uint8)
-        q = np.clip(np.rint(x) + self._zero(rows), np.float32(self.low), np.float32(self.high))
+        q = clamp(np.rint(x) + self._zero(rows), self.low, self.high)
         return (q + np.float32(self.offset)).astype(np.uint8)
 
     def integers(self, codes: Bytes, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -66,7 +66,7 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
         return "the state has a scale per state"
     if not C.factors_out or (C.smooth != 1).any():
         return "C is not uniform with one scale per token"
-    if h.low < -128 or h.high > 127 or (bbar.table is None and bbar.high >= 2 ** (bbar.bits - 1)):
+    if h.high >= 2 ** (h.bits - 1) or (bbar.table is None and bbar.high >= 2 ** (bbar.bits - 1)):
         return "the state or Bbar has unsigned codes"
     found = exponent(A, delta)
     if found is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visq.integer.arithmetic import LOG2E, Floats, exp2, nearest
+from visq.integer.arithmetic import LOG2E, Floats, clamp, exp2, nearest
 from visq.integer.codecs import FactorCodec, StateCodec
 
 
@@ -44,7 +44,7 @@ def float_scan(scan: FloatScan, u: Floats, delta: Floats, B: Floats, C: Floats) 
         exact = state
         if h is not None and scale is not None and steps is not None:
             at = steps[t] * scale
-            state = np.clip(np.rint(state * (np.float32(1) / at)), np.float32(h.low), np.float32(h.high)) * at
+            state = clamp(np.rint(state * (np.float32(1) / at)), h.low, h.high) * at
         read = exact if h is not None and not h.read_quantized else state
         total = np.zeros(len(A), np.float32)
         for n in range(A.shape[1]):
@@ -59,4 +59,4 @@ def _rounded(x: Floats, codec: FactorCodec | None) -> Floats:
     if codec.table is not None:
         return codec.table[nearest(codec.table, x)]
     code = np.rint(x * (np.float32(1) / codec.step))
-    return np.clip(code, np.float32(codec.low), np.float32(codec.high)) * codec.step
+    return clamp(code, codec.low, codec.high) * codec.step

@@ -90,7 +90,7 @@ def exponent(A: Floats, delta: Codec) -> tuple[Floats, Ints, int] | None:
     """delta_scale, a and shift of the exponent -delta A log2(e); None where delta or A is degenerate or too wide."""
     largest = np.broadcast_to(delta.largest(), len(A)).astype(np.float64)
     rate = -A.astype(np.float64) * float(LOG2E)
-    if not ((largest > 0).all() and (rate > 0).all()):
+    if not ((largest > 0).all() and (rate > 0).all() and np.isfinite(rate).all()):
         return None
     if delta.step_token is None and delta.table is None:
         # d is delta's code, exactly, times 2^spare where a would not fit into 16 bits otherwise: the exponent's whole

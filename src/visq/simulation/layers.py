@@ -6,6 +6,7 @@ as docs/integer-semantics.md says; which form it has, `visq.integer.forms` decid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -58,9 +59,15 @@ def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
 def site(site: Site, x: Tensor) -> Tensor:
     if isinstance(site.quantizer, RotatedQuantizer) and not site.baked:
         rotation = site.quantizer.coordinates()
-        turned = exact.rotate(x, rotation.matrix, rotation.divisor)
+        turned = nan_as_largest(exact.rotate(x, rotation.matrix, rotation.divisor))
         return rotation.back(Quantizer.forward(site.quantizer, turned))
-    return Site.forward(site, x)
+    rounds = site.quantizer is not None and not site.baked
+    return Site.forward(site, nan_as_largest(x) if rounds else x)
+
+
+def nan_as_largest(x: Tensor) -> Tensor:
+    """Returns x with infinity for NaN: the engine rounds both to the largest code."""
+    return x.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf) if x.isnan().any() else x
 
 
 @deploys(Linear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.runtime.cpu.test_engine import FUSED, check, start_scan
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker
+from visq.errors import VisqError
 from visq.integer import operations as ir
 from visq.integer.float_scan import FloatScan
 from visq.integer.operations import Constant
@@ -187,3 +189,49 @@ def test_the_executor_lets_scans_join_only_scans() -> None:
     add_float_scan(engine, [0, 1, 2, 3], 4, False, 6, FORM)
     with pytest.raises(ValueError, match="a scan joins scans"):
         engine.join()
+
+
+@pytest.mark.parametrize("row", [None, 0])
+def test_a_scan_whose_body_reads_what_it_stores(row: int | None) -> None:
+    """No lowering writes that. Ordering such a program ends, and it runs as the oracle does or is refused."""
+    maker = Maker(5)
+    start_scan(maker, 9, 16, 2)
+    first = maker.store()
+    loaded = maker.step(ir.Load(dst=maker.register(), tensor=first, row=row), 16)
+    total = maker.step(ir.Binary(op="add", dst=maker.register(), a=0, b=loaded), 16)
+    output = maker.store(total)
+    program = maker.program(output)
+    assert set(scans_together(program.operations)) == set(program.operations)
+    if row is None:
+        check(maker, output)
+    else:
+        with pytest.raises(VisqError, match="which is not all written yet"):
+            CpuEngine(program, maker.bundle)
+
+
+def test_scans_that_read_each_other_keep_their_order() -> None:
+    """A chain of scans, each of which reads what the one before stores: one at a time, in order."""
+    maker = Maker(6)
+    for _ in range(3):
+        start_scan(maker, 5, 16, 2)
+        maker.store()
+    operations = maker.program(list(maker.tensors)[-1]).operations
+    scans = [operation for operation in operations if isinstance(operation.source, ir.Scan)]
+    chained = [
+        scan.model_copy(update={"source": scan.source.model_copy(update={"u": before.body[-1].tensor})})
+        for before, scan in itertools.pairwise(scans)
+    ]
+    others = tuple(operation for operation in operations if operation not in scans)
+    assert scans_together((*others, scans[0], *chained)) == (*others, scans[0], *chained)
+
+
+def test_an_operation_that_waits_for_itself_ends() -> None:
+    """What no checked program holds: a scan that reads what only it stores."""
+    maker = Maker(7)
+    start_scan(maker, 5, 16, 2)
+    output = maker.store()
+    operations = list(maker.program(output).operations)
+    scan = operations[-1]
+    operations[-1] = scan.model_copy(update={"source": scan.source.model_copy(update={"u": output})})
+    with pytest.raises(VisqError, match="waits for itself"):
+        scans_together(tuple(operations))

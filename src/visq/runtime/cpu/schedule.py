@@ -1,7 +1,8 @@
-"""In which order operations run, and what they read and write."""
+"""Orders operations, and says what they read and write."""
 
 from __future__ import annotations
 
+from visq.errors import VisqError
 from visq.integer.operations import Binary, Instruction, Load, Operation, Scan, Slice, Store, inputs
 
 
@@ -10,44 +11,64 @@ def scans_together(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
 
     These are the two directions of a Vim and the four of a VMamba. Threads then meet less often, and find more tasks
     at a time.
+
+    It ends for every program that was checked: the first operation put off is a scan, and all it reads was written by
+    operations that are done, or by its own body. So each turn of the loop orders at least one.
     """
     ordered: list[Operation] = []
     left = list(operations)
     while left:
-        later: list[Operation] = []
-        waiting: set[str] = set()
-        for operation in left:
-            waits = isinstance(operation.source, Scan) or not waiting.isdisjoint(reads(operation))
-            (later if waits else ordered).append(operation)
-            waiting |= stores(operation) if waits else set()
-        left = []
-        bodies: set[str] = set()  # of scans that go on: bodies of others may read what they store
-        for operation in later:
-            scan = isinstance(operation.source, Scan) and waiting.isdisjoint(inputs(operation.source))
-            others = waiting - bodies - stores(operation)
-            if scan and others.isdisjoint(loads(operation)):
-                ordered.append(operation)
-                bodies |= stores(operation)
-            else:
-                left.append(operation)
+        later = _put_off(left, ordered)
+        left = _next_scans(later, ordered)
+        if later and len(left) == len(later):  # only a program that reads what nobody wrote
+            raise VisqError(f"operation {left[0].name} waits for itself")
     return tuple(ordered)
 
 
+def _put_off(operations: list[Operation], ordered: list[Operation]) -> list[Operation]:
+    """Orders what no scan holds up; returns the scans and all that reads what they write."""
+    later: list[Operation] = []
+    waiting: set[str] = set()
+    for operation in operations:
+        waits = isinstance(operation.source, Scan) or not waiting.isdisjoint(reads(operation))
+        (later if waits else ordered).append(operation)
+        waiting |= stores(operation) if waits else set()
+    return later
+
+
+def _next_scans(operations: list[Operation], ordered: list[Operation]) -> list[Operation]:
+    """Orders the scans that read nothing an earlier one of `operations` writes; returns the others."""
+    waiting: set[str] = set().union(*map(stores, operations))
+    left: list[Operation] = []
+    bodies: set[str] = set()  # what ordered scans store: the bodies of later scans may read it
+    for operation in operations:
+        others = waiting - bodies - stores(operation)
+        free = waiting.isdisjoint(inputs(operation.source)) and others.isdisjoint(loads(operation))
+        if isinstance(operation.source, Scan) and free:
+            ordered.append(operation)
+            bodies |= stores(operation)
+        else:
+            left.append(operation)
+    return left
+
+
 def loads(operation: Operation) -> set[str]:
-    """The tensors that a body reads."""
+    """Returns the tensors that a body reads."""
     return {step.tensor for step in operation.body if isinstance(step, Load)}
 
 
 def stores(operation: Operation) -> set[str]:
+    """Returns the tensors that a body writes."""
     return {step.tensor for step in operation.body if isinstance(step, Store)}
 
 
 def reads(operation: Operation) -> set[str]:
+    """Returns the tensors that a source or body reads."""
     return set(inputs(operation.source)) | loads(operation)
 
 
 def origins(operation: Operation) -> dict[int, tuple[int, int]]:
-    """The register that each register of a body is a slice of, and its first channel there."""
+    """Returns the register that each register of a body is a slice of, and its first channel there."""
     found = {0: (0, 0)}
     for step in operation.body:
         if isinstance(step, Slice):
@@ -59,7 +80,7 @@ def origins(operation: Operation) -> dict[int, tuple[int, int]]:
 
 
 def reads_registers(step: Instruction) -> tuple[int, ...]:
-    """The registers an instruction reads."""
+    """Returns the registers an instruction reads."""
     if isinstance(step, Binary):
         return step.a, step.b
     return () if isinstance(step, Load) else (step.src,)
