@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visq.integer.spec import Spec
 from visq.quant.estimators import make_estimator
-from visq.quant.few_images import ENOUGH, MARGIN, share, widened, widened_scales
+from visq.quant.few_images import ENOUGH, MARGIN, doubt, share, widened, widened_scales
 from visq.quant.quantizer import Quantizer
 
 
@@ -24,10 +24,13 @@ def reach(found: Quantizer) -> tuple[Tensor, Tensor]:
     return (found.spec.qmin - zero) * found.scale, (found.spec.qmax - zero) * found.scale
 
 
-def test_the_share_falls_from_one_to_nothing() -> None:
-    shares = [share(n) for n in range(1, ENOUGH + 2)]
-    assert shares[0] == 1 and shares[-2:] == [0, 0] and shares == sorted(shares, reverse=True)
-    assert abs(shares[7] - 1 / 8) < 0.01
+def test_doubt_falls_from_one_to_nothing() -> None:
+    doubts = [doubt(n) for n in range(1, ENOUGH + 2)]
+    assert doubts[0] == 1 and doubts[-2:] == [0, 0] and doubts == sorted(doubts, reverse=True)
+    assert abs(doubts[7] - 1 / 8) < 0.01
+    assert share(1, 8) == 1 and share(ENOUGH, 8) == 0
+    # No step is finer than that of 8 bits over the whole range, whatever the bits.
+    assert share(1, 4) == 2.0**-4
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -35,13 +38,13 @@ def test_the_share_falls_from_one_to_nothing() -> None:
 def test_no_range_is_far_below_the_widest(granularity: str, symmetric: bool) -> None:
     x = torch.randn(4, 6, 6) * torch.logspace(-3, 1, 6).view((6,) if granularity == "channel" else (6, 1))
     found = quantizer(granularity, symmetric, x)
-    part = share(4)
+    part, grown = share(4, 8), 1 + MARGIN * doubt(4)
     wide = widened(found, 4)
     (low, high), (wide_low, wide_high) = reach(found), reach(wide)
     half = wide.scale / 2 + 1e-6  # a zero point is rounded
-    assert (wide_low <= (1 + MARGIN * part) * torch.minimum(low, part * low.min()) + half).all()
-    assert (wide_high >= (1 + MARGIN * part) * torch.maximum(high, part * high.max()) - wide.scale - half).all()
-    assert (wide.scale[-1] / found.scale[-1]).item() == pytest.approx(1 + MARGIN * part, rel=1e-4)
+    assert (wide_low <= grown * torch.minimum(low, part * low.min()) + half).all()
+    assert (wide_high >= grown * torch.maximum(high, part * high.max()) - wide.scale - half).all()
+    assert (wide.scale[-1] / found.scale[-1]).item() == pytest.approx(grown, rel=1e-4)
     assert widened(found, ENOUGH) is found
 
 
@@ -54,8 +57,8 @@ def test_one_range_and_shared_ranges_stay() -> None:
 
 def test_one_image_gives_all_channels_one_scale() -> None:
     scale = torch.tensor([1e-6, 0.5, 1.0])
-    assert widened_scales(scale, 1).tolist() == [1 + MARGIN] * 3
-    assert widened_scales(scale, ENOUGH).equal(scale)
+    assert widened_scales(scale, 1, 8).tolist() == [1 + MARGIN] * 3
+    assert widened_scales(scale, ENOUGH, 8).equal(scale)
 
 
 def test_a_dead_channel_can_come_alive() -> None:

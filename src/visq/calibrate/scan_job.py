@@ -98,7 +98,7 @@ class ScanJob(Job):
             inputs = self.scan_inputs(self.state.images)
             step = self.state.search(inputs, step, groups, self.factors, self.spec, rounded)
         if self.spec.granularity.kind == "step":
-            step = widened_scales(step, self.range.images)
+            step = widened_scales(step, self.range.images, self.spec.bits)
         if self.spec.granularity.kind == "tensor" and (step == step[0]).all():
             step = step[:1]  # one number, for sequences of any length
         return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state, self.state.read_quantized)

@@ -25,8 +25,7 @@ Layout = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Codebook:
-    """A layout and the values of its parameters that a search tries; the first combination is where nothing is
-    searched."""
+    """A layout, and for each of its parameters the values that a search tries."""
 
     layout: Layout
     grid: dict[str, Sequence[Any]]
@@ -45,8 +44,7 @@ def register(name: str, signed_only: bool = False, **grid: Sequence[Any]) -> Cal
 
 
 def layouts(codebook: Named, bits: int, signed: bool) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Every table a search tries for a codebook: (parameters, table). Parameters that the recipe gives are not
-    searched.
+    """Yields every (parameters, table) that a search tries for a codebook. Parameters given by the recipe stay.
 
     Raises:
         VisqError: unknown codebook or parameter, a parameter out of range.
@@ -71,12 +69,12 @@ def layouts(codebook: Named, bits: int, signed: bool) -> Iterator[tuple[dict[str
 
 
 def mirrored(magnitudes: Tensor, signed: bool) -> Tensor:
-    """Magnitudes [K + 1] ascending from 0 as a table: themselves, or with their negatives."""
+    """Returns a table of magnitudes [K + 1], ascending from 0; of a signed tensor with their negatives."""
     return torch.cat([-magnitudes[1:].flip(0), magnitudes]) if signed else magnitudes
 
 
 def levels(bits: int, signed: bool) -> int:
-    """K: how many magnitudes above zero there are codes for."""
+    """Returns K, the number of magnitudes above zero that have codes."""
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 

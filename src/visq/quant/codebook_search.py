@@ -1,4 +1,4 @@
-"""Fits a codebook to a distribution: which parameters, and how much of the range, give the smallest squared error."""
+"""Fits a codebook to a distribution: the parameters and the clip of smallest squared error."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ CLIPS = torch.linspace(0.01, 1.0, 100).tolist()
 
 
 class Distribution:
-    """Weighted scalars whose squared distance to a table takes O(K log n): only prefix sums at the table's
-    midpoints are looked up.
+    """Holds weighted scalars, whose squared distance to a table takes O(K log n) by prefix sums.
 
     Arguments:
         values: [n] ascending.
@@ -33,20 +32,24 @@ class Distribution:
         self.prefix = np.stack([np.append(0.0, np.cumsum(weights * self.values**power)) for power in range(3)])
 
     def cells(self, table: Array) -> Array:
-        """Moments 0, 1 and 2 of the values nearest to each entry of an ascending table [K] (ties go to the lower),
-        [3, K]."""
+        """Returns moments 0, 1 and 2 of the values nearest to each entry of an ascending table [K], as [3, K].
+
+        A value between two entries goes to the lower one.
+        """
         edges = np.searchsorted(self.values, (table[1:] + table[:-1]) / 2, side="right")
         return np.diff(self.prefix[:, [0, *edges, self.values.size]])
 
     def error(self, table: Tensor) -> float:
-        """Sum of squared distances to the nearest entry of table [K]."""
+        """Returns the sum of squared distances to the nearest entry of table [K]."""
         entries = table.double().numpy()
         mass, first, second = self.cells(entries)
         return max(0.0, float((second - 2 * entries * first + entries**2 * mass).sum()))
 
     def kmeans(self, start: Tensor, iterations: int = 100) -> Tensor:
-        """Lloyd's algorithm from an ascending table [K]; the error never rises. An entry nearest to no value stays
-        where it is."""
+        """Improves an ascending table [K] by Lloyd's algorithm; the error never rises.
+
+        An entry that is nearest to no value stays.
+        """
         table = start.double().numpy()
         for _ in range(iterations):
             mass, first, _ = self.cells(table)
@@ -59,8 +62,8 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Fit:
-    """One table [K], in units of the full range, and its sum of squared errors; made by a layout's parameters and a
-    clip."""
+    """A table [K] in units of the full range, the layout's parameters and clip that made it, and its summed squared
+    error."""
 
     params: dict[str, Any]
     clip: float
@@ -69,10 +72,10 @@ class Fit:
 
 
 def fits(codebook: Named, bits: int, signed: bool, distribution: Distribution) -> list[list[Fit]]:
-    """All candidates for a distribution over [-1, 1] or [0, 1]: for each combination of a layout's parameters, one
-    for each clip.
+    """Returns all candidates for a distribution over [-1, 1] or [0, 1], grouped by the layout's parameters.
 
-    `kmeans` has one candidate, grown from the best power table and therefore never worse than it.
+    Each group has one candidate a clip. `kmeans` has one candidate, which starts at the best power table and is
+    therefore never worse.
     """
     if codebook.name == "kmeans":
         start = best(fits(Named(name="power"), bits, signed, distribution))
@@ -85,5 +88,5 @@ def fits(codebook: Named, bits: int, signed: bool, distribution: Distribution) -
 
 
 def best(candidates: list[list[Fit]]) -> Fit:
-    """The fit of smallest error; the first of equals."""
+    """Returns the fit of smallest error; the first of equals."""
     return min((fit for group in candidates for fit in group), key=lambda fit: fit.error)

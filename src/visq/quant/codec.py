@@ -20,11 +20,11 @@ def codec_of(quantizer: SiteQuantizer, make: Callable[[str, dict[str, Any], dict
 
 
 class Cache(Generic[Made]):
-    """One thing made from modules, made again only when a parameter or buffer of one of them changes."""
+    """Keeps what was made from modules until a parameter or buffer of one of them changes."""
 
     def __init__(self) -> None:
         self._key: Any = None
-        # Kept alive, so that no new module can take the identity of an old one.
+        # Keeps the modules alive, so that no new one can take the identity of an old one.
         self._modules: tuple[nn.Module | None, ...] = ()
         self._made: Made
 

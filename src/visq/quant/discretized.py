@@ -127,7 +127,9 @@ class BbarByChannel(DiscretizedMinMax):
     def result(self, score: Score | None = None) -> Quantizer:
         unit = usable(self.B / self.headroom / self.spec.qmax) * self.spec.qmax
         smooth = torch.maximum(self.bbar / unit, self.delta)
-        return Quantizer(self.spec, (unit / self.spec.qmax).view(1), smooth=usable(widened_scales(smooth, self.seen)))
+        return Quantizer(
+            self.spec, (unit / self.spec.qmax).view(1), smooth=usable(widened_scales(smooth, self.seen, self.spec.bits))
+        )
 
 
 class DiscretizedHistogram(DiscretizedMinMax):

@@ -1,4 +1,4 @@
-"""The selective scan with quantizers inside: which arithmetic runs it."""
+"""Runs the selective scan with quantizers inside, and chooses its arithmetic."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ScanSites:
 
 
 class QuantizedScan:
-    """Runs a scan with what its sites quantize.
+    """Runs a scan with the quantizers of its sites.
 
-    Where all of them but `b` have quantizers, or all but `abar` and `bbar`, it runs in one of the engine's two forms of
-    fixed point, on devices that have a kernel. Otherwise it runs in float32 and rounds what has a quantizer.
+    It runs in one of the engine's two forms of fixed point if all sites but `b`, or all but `abar` and `bbar`, have
+    quantizers and the device has a kernel. Otherwise it runs in float32 and rounds at the sites that have quantizers.
     """
 
     def __init__(self, sites: ScanSites) -> None:
@@ -78,7 +78,7 @@ class QuantizedScan:
 
 
 class ScanPlan:
-    """The form of one scan, made again only when a quantizer, A or the length changes."""
+    """Keeps the form of one scan until a quantizer, A or the length changes."""
 
     def __init__(self) -> None:
         self._A: Tensor | None = None

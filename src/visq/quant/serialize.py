@@ -1,4 +1,4 @@
-"""Quantizers as plain tensors and JSON: what the artifact and the calibration checkpoints are made of."""
+"""Turns quantizers into plain tensors and JSON, and back; artifacts and calibration's stages are made of these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS: dict[str, type[SiteQuantizer]] = {"quantizer": Quantizer, "rotated": Rot
 
 
 def quantizer_to_parts(quantizer: SiteQuantizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(metadata for JSON, tensors by short name) of a quantizer."""
+    """Returns a quantizer's metadata for JSON, and its tensors by short name."""
     tensors = dict(quantizer.named_buffers())
     assert isinstance(quantizer, (Quantizer, StateQuantizer))
     kind = next(kind for kind, cls in _KINDS.items() if type(quantizer) is cls)
@@ -29,7 +29,7 @@ def quantizer_to_parts(quantizer: SiteQuantizer) -> tuple[dict[str, Any], dict[s
 
 
 def quantizer_from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> SiteQuantizer:
-    """Inverse of `quantizer_to_parts`.
+    """Returns the quantizer that `quantizer_to_parts` took apart.
 
     Raises:
         VisqError: unknown kind, invalid spec, missing or invalid tensors.

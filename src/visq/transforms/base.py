@@ -1,4 +1,4 @@
-"""What a transform is and how a recipe names one."""
+"""The base of transforms, and their registry."""
 
 from __future__ import annotations
 

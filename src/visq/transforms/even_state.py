@@ -1,8 +1,8 @@
-"""Factors r_C x r_D fitted to the range of the hidden state, channel by channel and state by state (visq's own).
+"""Fits factors r_C x r_D to the range of the hidden state, channel by channel and state by state (visq's own).
 
-The factors of arXiv 2501.16738 carry exponents that sum to 1, so that they take away part of what channels and states
-differ by: on vim_micro_imagenette half of the (channel, state) pairs still reach less than a twentieth of the largest,
-which 4 bits round to zero. The range itself is nearly a product: fitted in logarithms, half of them reach a third.
+The factors of arXiv 2501.16738 have exponents that sum to 1 and remove only a part of the differences. Half of the
+(channel, state) pairs of vim_micro_imagenette then still reach less than a twentieth of the largest, which 4 bits round
+to zero. The range itself is nearly a product: after a fit in logarithms half of them reach a third.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from visq.transforms.state_factors import StateFactors
 
 
 def fitted_factors(largest: Tensor, share: float = 1.0, floor: float = FLOOR) -> Factors:
-    """The product r_C[c] r_D[n] nearest to `largest` [C, N] > 0 in squared error of logarithms: row and column means;
-    r_D to the power `share`."""
+    """Returns the product r_C[c] r_D[n] nearest to `largest` [C, N] in squared error of logarithms, r_D to the power
+    `share`.
+
+    The fit is the means of rows and columns. No entry counts as less than `floor` times the largest.
+    """
     logs = even_positive(largest, floor).log()
     return Factors(logs.mean(1).exp(), torch.ones(1), (share * (logs.mean(0) - logs.mean())).exp())
 
 
 @register("even_state")
 class EvenState(StateFactors):
-    """Factors from the largest |h| over images and steps. A scale per step, if there is one, is searched after.
+    """Makes factors from the largest |h| over images and steps. Scales for steps are searched afterwards.
 
     Arguments:
-        share: of r_D that is folded, 0 to 1. Folding divides Bbar by r_D and multiplies C by it: what makes h even
-            makes them uneven, so that neither 0 nor 1 is best where all three have few bits.
+        share: the power of r_D that is folded, 0 to 1. Folding divides Bbar by r_D and multiplies C by it: h becomes
+            even and they uneven, so that neither 0 nor 1 is best if all three have few bits.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -44,8 +47,8 @@ class EvenState(StateFactors):
     def of_batch(self, magnitude: Tensor) -> Tensor:
         return magnitude.amax((0, 1))
 
-    def combine(self, kept: Tensor, other: Tensor) -> Tensor:
-        return torch.maximum(kept, other)
+    def combine(self, found: Tensor, other: Tensor) -> Tensor:
+        return torch.maximum(found, other)
 
-    def factors(self, kept: Tensor, images: int) -> Factors:
-        return fitted_factors(kept, self.share, max(FLOOR, few_images.share(images)))
+    def factors(self, statistics: Tensor, images: int, bits: int) -> Factors:
+        return fitted_factors(statistics, self.share, max(FLOOR, few_images.share(images, bits)))

@@ -1,4 +1,4 @@
-"""Moving a per-channel factor from a norm's weight to the linear that reads the norm, which changes no output."""
+"""Moves a factor per channel from a norm's weight to the linear that reads the norm; no output changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visq.stages.stage_run import StageRun
 
 
 def norm_before(run: StageRun, path: str) -> RMSNorm | LayerNorm | None:
-    """The norm whose output only the linear at `path` reads; the model declares it in `norms_before`."""
+    """Returns the norm whose output only the linear at `path` reads; the model declares it in `norms_before`."""
     for prefix in run.stage.modules:
         declared = getattr(run.model.get_submodule(prefix), "norms_before", {})
         name = declared.get(path.removeprefix(f"{prefix}."))
@@ -23,7 +23,7 @@ def norm_before(run: StageRun, path: str) -> RMSNorm | LayerNorm | None:
 
 @torch.no_grad()
 def divide_input(norm: RMSNorm | LayerNorm, layer: Linear, factor: Tensor) -> None:
-    """The layer's input is divided by `factor` [C], its weight multiplied by it."""
+    """Divides the layer's input by `factor` [C] and multiplies its weight by it."""
     norm.weight.div_(factor)
     if isinstance(norm, LayerNorm):
         norm.bias.div_(factor)

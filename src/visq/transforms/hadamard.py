@@ -1,4 +1,4 @@
-"""Orthogonal matrices that spread one channel over all: Hadamard matrices, and what to take where none is known."""
+"""Makes orthogonal matrices that spread one channel over all: Hadamard matrices, or close to them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from visq.quant.rotated import Rotation
 
-#: Products are cheaper than additions up to about this order of the factor that is multiplied by.
+#: Up to about this order the dense factor's products are cheaper than the additions they save.
 SMALL = 12
 
 
 def spreading_rotation(n: int, seed: int) -> Rotation:
-    """A randomized Hadamard matrix of order n / sqrt(n), or one times a small cosine basis.
+    """Returns a randomized Hadamard matrix of order n over sqrt(n); if none is known, one times a small cosine basis.
 
-    Kronecker product of Sylvester's matrix of order 2^j with Paley's of order n / 2^j = q + 1, q a prime that is 3
-    mod 4 (12, 20, 24, ...); where there is none, Sylvester's of the largest possible order with the orthonormal DCT-II
-    of the odd rest. A random sign per channel keeps the first column from collecting the channels' mean.
+    The Hadamard matrix is the Kronecker product of Sylvester's of order 2^j with Paley's of order n / 2^j = q + 1, q a
+    prime that is 3 mod 4 (12, 20, 24, ...). Otherwise Sylvester's of the largest order meets the orthonormal DCT-II of
+    the odd rest. A random sign for each channel keeps the first column from collecting the channels' mean.
     """
     powers = range((n & -n).bit_length() - 1, -1, -1)
     power = next((j for j in powers if is_paley(n >> j)), None)
@@ -36,7 +36,7 @@ def is_paley(n: int) -> bool:
 
 
 def paley(n: int) -> Tensor:
-    """Paley's first construction, normalized to an orthogonal matrix: n = 1, or n - 1 a prime that is 3 mod 4."""
+    """Returns Paley's first construction as an orthogonal matrix; n is 1, or n - 1 a prime that is 3 mod 4."""
     if n == 1:
         return torch.ones(1, 1, dtype=torch.double)
     q = n - 1
@@ -49,7 +49,7 @@ def paley(n: int) -> Tensor:
 
 
 def cosine_basis(n: int) -> Tensor:
-    """The orthonormal DCT-II [n, n]."""
+    """Returns the orthonormal DCT-II [n, n]."""
     index = torch.arange(n, dtype=torch.double)
     basis = torch.cos(math.pi / n * (index[:, None] + 0.5) * index) * math.sqrt(2 / n)
     basis[:, 0] /= math.sqrt(2)

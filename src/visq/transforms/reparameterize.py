@@ -1,4 +1,4 @@
-"""SSM reparameterization: a rank-1 factor r_C x r_L x r_D that evens out the hidden state (arXiv 2501.16738, IV)."""
+"""Evens out the hidden state by factors r_C x r_L x r_D (SSM reparameterization, arXiv 2501.16738, IV)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FLOOR = 1e-6
 
 
 def quantile(rows: Tensor, q: float) -> Tensor:
-    """Row-wise quantile by linear interpolation; unlike torch.quantile without a limit on the row's length."""
+    """Returns each row's quantile by linear interpolation; torch.quantile limits the row's length."""
     position = q * (rows.shape[1] - 1)
     low = int(position)
     ordered = rows.sort(1).values
@@ -45,13 +45,11 @@ def quantile(rows: Tensor, q: float) -> Tensor:
 
 
 def rank_one_factors(magnitude: Tensor, rep: str = "mean", disp: str = "std") -> Factors:
-    """Eqs. 26-31.
+    """Returns r_X = r_X0 ^ p_X with p_X = Disp_X / (Disp_C + Disp_L + Disp_D), eqs. 26-31.
 
     Arguments:
         magnitude: [L, C, N] mean of |h| over the calibration images.
         rep, disp: keys of `REPRESENTATIVES` and `DISPERSIONS`.
-    Returns:
-        r_X = r_X0 ^ p_X with p_X = Disp_X / (Disp_C + Disp_L + Disp_D).
     """
     raw = {}
     for axis, name in enumerate(("step", "channel", "state")):
@@ -67,11 +65,11 @@ def rank_one_factors(magnitude: Tensor, rep: str = "mean", disp: str = "std") ->
 
 @register("reparameterize")
 class Reparameterize(StateFactors):
-    """The paper's factors, from the mean of |h| over images.
+    """Makes the paper's factors from the mean of |h| over images.
 
     Arguments:
         rep, disp: how the factors are made (Table II of the paper; mean and std are its choice).
-        steps: with false, |h| is averaged over steps first, so that r_L is one number and holds for any length.
+        steps: if false, |h| is averaged over steps first; r_L is then one number, for sequences of any length.
         fold_state, y_domain: see `StateFactors`.
     """
 
@@ -87,9 +85,9 @@ class Reparameterize(StateFactors):
     def of_batch(self, magnitude: Tensor) -> Tensor:
         return magnitude.sum(0)
 
-    def combine(self, kept: Tensor, other: Tensor) -> Tensor:
-        return kept + other
+    def combine(self, found: Tensor, other: Tensor) -> Tensor:
+        return found + other
 
-    def factors(self, kept: Tensor, images: int) -> Factors:
-        magnitude = kept / images
+    def factors(self, statistics: Tensor, images: int, bits: int) -> Factors:
+        magnitude = statistics / images
         return rank_one_factors(magnitude if self.steps else magnitude.mean(0, keepdim=True), self.rep, self.disp)

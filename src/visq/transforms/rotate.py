@@ -27,10 +27,10 @@ from visq.transforms.smooth import ends, smoothing
 class Rotate(Transform):
     """Rotates linears: x W^T = (x R) (W R)^T.
 
-    R is a randomized Hadamard matrix H, which makes the channels of x R alike unless they are correlated; with `klt`,
-    R = K H with the eigenvectors K of the input's second moment, and every channel of x R has the same second moment.
-    A norm weight before a rotated linear is folded into it first, so that R may be taken into the residual stream. A
-    rotation takes the place of a smoothing of the same linear.
+    R is a randomized Hadamard matrix H: the channels of x R become alike unless they are correlated. With `klt`, R is
+    K H with the eigenvectors K of the input's second moment, and all channels of x R have the same second moment. A
+    norm's weight is folded into the linear that reads it first, so that R could move into the residual stream. A
+    rotated linear is not smoothed by transforms after this one.
 
     Arguments:
         layers: patterns over the paths of linears.
@@ -78,7 +78,7 @@ class Rotate(Transform):
 
 
 def principal_axes(moment: Tensor) -> Tensor:
-    """Eigenvectors [C, C] (columns) of a symmetric matrix, each with its largest entry positive."""
+    """Returns the eigenvectors [C, C] (columns) of a symmetric matrix, each with its largest entry positive."""
     axes = torch.linalg.eigh(moment.double()).eigenvectors
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     return (axes * largest.sign()).float()

@@ -1,4 +1,4 @@
-"""Smoothing: difficulty moves from a layer's input to its weight, channel by channel.
+"""Smoothing: divides a layer's input by a factor for each channel and multiplies its weight by it.
 
 SmoothQuant, arXiv 2211.10438; PTQ4VM, arXiv 2412.20386:
 
@@ -30,14 +30,13 @@ FLOOR = 1e-5
 
 @register("smooth")
 class Smooth(Transform):
-    """Gives every targeted linear its sigma: explicitly in both quantizers, exact for any layer, or folded into a norm.
-    Linears that a rotation before it took are left to that.
+    """Gives every targeted linear its sigma, unless a rotation has taken the linear.
 
-    The quantizers divide by `run.smooth`: x by sigma, and W by 1/sigma.
+    Both quantizers divide by `run.smooth`: x by sigma, and W by 1/sigma. That is exact for any layer.
 
     Arguments:
-        alpha: the exponent, or `search`: per layer, what makes the quantized layer's output error smallest.
-        fold: where the input is a norm's output, rewrite the norm's and the layer's weights instead.
+        alpha: the exponent, or `search`: for each layer the exponent of smallest output error.
+        fold: if the input is a norm's output, rewrite the weights of norm and layer instead.
         images: how many calibration images the search sees.
     """
 
@@ -70,12 +69,15 @@ class Smooth(Transform):
 
 
 def ends(path: str) -> set[str]:
-    """The sites of a linear whose sigma they share."""
+    """Returns the two sites of a linear, which share its sigma."""
     return {f"{path}.in", f"{path}.weight"}
 
 
 def smoothing(maximum: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """sigma [C] of max|x_c| [C] and W [O, C], brought to geometric mean 1, which no quantizer's scale notices."""
+    """Returns sigma [C] of max|x_c| [C] and W [O, C].
+
+    Its geometric mean is 1; a constant factor would only move into the quantizers' scales.
+    """
     largest = weight.detach().abs().amax(0)
     maximum, largest = (even_positive(value, FLOOR) for value in (maximum, largest))
     log_sigma = alpha * maximum.log() - (1 - alpha) * largest.log()
@@ -83,7 +85,7 @@ def smoothing(maximum: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 
 def search(x: Tensor, layer: Linear, maximum: Tensor, activation: Spec, weight: Spec) -> Tensor | None:
-    """The sigma with the smallest squared error of the layer's output, both operands quantized as their specs say.
+    """Returns the sigma of smallest squared output error, with both operands quantized as their specs say.
 
     Arguments:
         x: [B, L, C] inputs.
@@ -102,14 +104,14 @@ def search(x: Tensor, layer: Linear, maximum: Tensor, activation: Spec, weight: 
 
 
 def coarse(spec: Spec) -> Spec:
-    """The spec with a range search of few candidates: enough to tell one sigma from another."""
+    """Returns the spec with few candidates for its range: enough to compare one sigma with another."""
     if spec.estimator.name != "mse":
         return spec
     return spec.model_copy(update={"estimator": Named(name="mse", **spec.estimator.params | {"candidates": 20})})
 
 
 def estimate(spec: Spec, kind: str, x: Tensor, smooth: Tensor | None) -> Quantizer:
-    """The quantizer a spec's estimator makes of one tensor."""
+    """Returns the quantizer that a spec's estimator makes of one tensor."""
     estimator = make_estimator(spec, kind, smooth)
     for _ in range(estimator.passes):
         estimator.observe(x)

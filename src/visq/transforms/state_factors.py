@@ -1,9 +1,9 @@
-"""Factors r_C x r_L x r_D of the hidden state: streamed from |h|, folded and handed to the state's quantizer.
+"""Makes the factors r_C x r_L x r_D of the hidden state from |h|, folds r_D, and hands the rest to the quantizer.
 
-The factors commute with the recurrence (arXiv 2501.16738, eqs. 16-21), so quantizing h* = h / (r_C r_L r_D) is
-quantizing h with a scale that is a rank-1 product. visq therefore keeps r_C and r_L in the state's scale
-(`StateQuantizer.channel` and `.step`), where they cost nothing at run time, and folds only r_D into the rows of x_proj
-that make B and C (eq. 24).
+The factors commute with the recurrence (arXiv 2501.16738, eqs. 16-21). To quantize h* = h / (r_C r_L r_D) is therefore
+to quantize h with a scale that is a rank-1 product. visq keeps r_C and r_L in the state's scale
+(`StateQuantizer.channel` and `.step`), which costs nothing at run time, and folds r_D into the rows of x_proj that make
+B and C (eq. 24).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class StateFactors(Transform):
 
     Arguments:
         fold_state: fold r_D into x_proj (eq. 24); otherwise it stays in the state's scale.
-        y_domain: quantize y in the y / r_C domain (eq. 17), r_C being part of y's dequantization.
+        y_domain: quantize y / r_C instead of y (eq. 17); r_C is then part of y's scale.
     """
 
     def __init__(self, fold_state: bool = True, y_domain: bool = True) -> None:
         self.fold_state, self.y_domain = fold_state, y_domain
 
     def of_batch(self, magnitude: Tensor) -> Tensor:
-        """What is kept of |h| [B, L, C, N]."""
+        """Returns the statistics of |h| [B, L, C, N]."""
         raise NotImplementedError
 
-    def combine(self, kept: Tensor, other: Tensor) -> Tensor:
-        """What is kept of two batches."""
+    def combine(self, found: Tensor, other: Tensor) -> Tensor:
+        """Returns the statistics of two batches together."""
         raise NotImplementedError
 
-    def factors(self, kept: Tensor, images: int) -> Factors:
-        """The factors, from what is kept of all images."""
+    def factors(self, statistics: Tensor, images: int, bits: int) -> Factors:
+        """Returns the factors from the statistics of all images; the state has codes of `bits`."""
         raise NotImplementedError
 
     def apply(self, run: StageRun) -> None:
@@ -69,8 +69,9 @@ class StateFactors(Transform):
         finally:
             for handle in handles:
                 handle.remove()
-        for name, kept in found.items():
-            factors = centred(self.factors(kept, images))
+        for name, statistics in found.items():
+            bits = run.specs[f"{name}.h"].bits if f"{name}.h" in run.specs else 8
+            factors = centred(self.factors(statistics, images, bits))
             if self.fold_state:
                 owner, _, scan = name.rpartition(".")
                 weight, b_rows, c_rows = run.model.get_submodule(owner).scan_projection(scan)  # type: ignore[operator]
@@ -82,17 +83,18 @@ class StateFactors(Transform):
 
 
 def centred(factors: Factors) -> Factors:
-    """The same product with r_D of geometric mean 1, its constant moved into r_C.
+    """Returns the same product with an r_D of geometric mean 1; the constant goes into r_C.
 
-    Eqs. 26-31 leave that constant arbitrary, and h does not notice; but folding divides B's rows of x_proj by it and
-    multiplies C's, which a scale they share with each other and with dt's rows does notice.
+    Eqs. 26-31 leave the constant open, and h does not depend on it. Folding does: it divides B's rows of x_proj by r_D
+    and multiplies C's, and these rows may share one scale with dt's.
     """
     constant = factors.state.log().mean().exp()
     return Factors(usable(factors.channel * constant), usable(factors.step), usable(factors.state / constant))
 
 
 def fold_state_factor(weight: Tensor, b_rows: slice, c_rows: slice, factor: Tensor) -> None:
-    """Eq. 24: 1/r_D into the rows that make B, r_D into those that make C. weight [dt_rank + 2N, C], factor [N]."""
+    """Divides the rows that make B by r_D and multiplies those that make C (eq. 24). weight [dt_rank + 2N, C], factor
+    [N]."""
     with torch.no_grad():
         weight[b_rows] /= factor[:, None]
         weight[c_rows] *= factor[:, None]

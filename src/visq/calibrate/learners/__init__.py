@@ -1,4 +1,4 @@
-"""Learners tune what is in place after a stage's quantizers were made."""
+"""Learners tune a stage after its quantizers were attached."""
 
 from visq.calibrate.learners.adaround import AdaRound
 from visq.calibrate.learners.base import LEARNERS, Learner, make_learner

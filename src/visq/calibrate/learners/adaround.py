@@ -18,7 +18,7 @@ ZETA, GAMMA = 1.1, -0.1
 
 @register("adaround")
 class AdaRound(Learner):
-    """Decides for every weight of a stage's layers whether it is rounded up or down, by the stage's output.
+    """Learns for every weight of a stage's layers whether to round it up or down, by the stage's output.
 
     W^ = scale (floor(W / scale) + h(V)), h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), which starts at W / scale - floor.
     A penalty mean(1 - |2h - 1|^beta) with falling beta pushes h to 0 or 1. The weights end on the quantizers' grid, so
@@ -99,7 +99,7 @@ class SoftRounding(SiteQuantizer):
         self.logit = up.logit().requires_grad_()
 
     def up(self) -> Tensor:
-        """h(V): how far each weight is rounded up."""
+        """Returns h(V): how far each weight is rounded up."""
         return (self.logit.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class SoftRounding(SiteQuantizer):
         return rounded if self.rotation is None else self.rotation.back(rounded)
 
     def finish(self) -> None:
-        """The weight becomes what it is rounded to; its quantizer is back."""
+        """Writes the rounded weight and puts the quantizer back."""
         self.hard = True
         self.weight.data = self.quantizer(self(self.weight).detach())
         self.site.quantizer = self.quantizer

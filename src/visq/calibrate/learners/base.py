@@ -1,4 +1,4 @@
-"""What a learner is and how a recipe names one."""
+"""The base of learners, and their registry."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ T = TypeVar("T", bound="type[Learner]")
 
 
 class Learner:
-    """Tunes one stage. `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs; the quantizers are
-    attached, weights not baked.
+    """Tunes one stage, whose quantizers are attached and whose weights are not baked yet.
+
+    `run.inputs` and `run.targets` hold the stage's FP32 inputs and outputs.
 
     Attributes:
         needs_student: the learner reads `run.student`, the stage's inputs in the network quantized so far.

@@ -1,4 +1,4 @@
-"""Bias correction: the mean output error of a quantized layer is taken off its bias (arXiv 1906.04721, 4.2)."""
+"""Bias correction: subtracts the mean output error of a quantized layer from its bias (arXiv 1906.04721, 4.2)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from visq.stages.stage_run import StageRun
 
 @register("bias_correction")
 class BiasCorrection(Learner):
-    """For every layer with a bias: bias += mean over images and tokens of (FP32 output - quantized output), on FP32
-    inputs.
+    """Adds the mean of FP32 output - quantized output, over images and tokens of FP32 inputs, to every layer's bias.
 
-    The FP32 stream is not touched: the stage's FP32 outputs were written before.
+    The FP32 stream does not change: the stage's FP32 outputs were written before.
     """
 
     def tune(self, run: StageRun) -> None:

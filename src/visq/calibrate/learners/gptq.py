@@ -1,4 +1,4 @@
-"""GPTQ: weights are rounded column by column, later columns making up for earlier ones (arXiv 2210.17323)."""
+"""GPTQ: rounds weights column by column; later columns correct the error of earlier ones (arXiv 2210.17323)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from visq.stages.stage_run import StageRun
 
 @register("gptq")
 class GPTQ(Learner):
-    """Moves the weights of all quantized linears onto the grid their quantizers have, so that baking keeps them.
+    """Moves the weights of all quantized linears onto their quantizers' grids; baking then changes nothing.
 
-    The Hessian of a linear's squared output error is the second moment of its input, here the input it has in the
-    quantized network, through its own activation quantizer.
+    The Hessian of a linear's squared output error is the second moment of its input. The input is the one in the
+    quantized network, through the linear's own activation quantizer.
 
     Arguments:
         damp: share of the mean diagonal added to the Hessian's diagonal.
@@ -45,7 +45,7 @@ class GPTQ(Learner):
 
 
 def round_columns(weight: Tensor, quantizer: Quantizer, moment: Tensor, damp: float) -> Tensor:
-    """Grid points near `weight` [O, C] of small error tr((W - W^) M (W - W^)^T).
+    """Returns grid points near `weight` [O, C] of small error tr((W - W^) M (W - W^)^T).
 
     Columns go in order of falling second moment (`act_order`). With H^-1 = U^T U, rounding column i leaves the error
     e = (w_i - q_i) / U_ii, and the columns j > i move by -e U_ij.

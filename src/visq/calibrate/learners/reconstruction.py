@@ -1,4 +1,4 @@
-"""Block reconstruction: gradient descent on what separates a quantized stage's output from the FP32 stage's."""
+"""Block reconstruction: gradient descent on the distance of a quantized stage's output to the FP32 stage's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Distance = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
 
 
 def cosine_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-    """Mean over tokens of 1 - cosine over channels of the stage's output (arXiv 2412.20386).
+    """Returns the mean over tokens of 1 - cosine over channels of the stage's output (arXiv 2412.20386).
 
     A stage that returns (branch, residual) outputs their sum, which is what the next norm sees.
     """
@@ -27,7 +27,10 @@ def cosine_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> 
 
 
 def squared_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-    """Squared error of the stage's output relative to its energy (BRECQ, arXiv 2102.05426, without Fisher weights)."""
+    """Returns the squared error of the stage's output relative to its energy.
+
+    BRECQ, arXiv 2102.05426, without Fisher weights.
+    """
     reference = total(target)
     return (total(student) - reference).square().mean() / reference.square().mean().clamp_min(1e-30)
 
@@ -38,12 +41,12 @@ def total(outputs: tuple[Tensor, ...]) -> Tensor:
 
 @dataclass
 class Reconstruction:
-    """How to descend.
+    """The settings of the descent.
 
     Attributes:
         epochs, batch: passes over the training images, images per step.
         holdout: share of the calibration images that is never trained on and chooses the best state.
-        distance: what is minimized and what chooses.
+        distance: the loss, and on held-back images the choice of the best state.
         weight_decay, clip: AdamW's decay; the largest gradient norm.
     """
 
@@ -66,7 +69,7 @@ class Reconstruction:
         assign: Callable[[bool], None],
         penalty: Callable[[float], Tensor] | None = None,
     ) -> Outcome:
-        """Minimize the distance between the quantized stage on the student's inputs and the FP32 outputs.
+        """Minimizes the distance between the quantized stage on the student's inputs and the FP32 outputs.
 
         Leaves the parameters, and through `assign(False)` the quantizers, in the state of the smallest held-back loss,
         the initial state included. Shuffling follows `run.seed` and the stage's name only.
@@ -130,7 +133,7 @@ class Outcome:
     diverged: bool = field(default=False)
 
     def report(self, run: StageRun, what: str) -> None:
-        """The progress line's summary, and a note where learning went wrong."""
+        """Writes the progress line's summary, and a note if learning went wrong."""
         start, best, last = self.losses[0], min(self.losses), self.losses[-1]
         run.summary = f" ({what} {start:.3g} -> {best:.3g})"
         problem = ""
@@ -143,7 +146,7 @@ class Outcome:
 
 
 def gather(batches: Any) -> tuple[Tensor, ...]:
-    """All batches of one stage as one tuple of tensors."""
+    """Returns all batches of one stage as one tuple of tensors."""
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
@@ -152,7 +155,7 @@ def pick(tensors: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
 
 
 def split(images: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to hold back, the same for every stage. A single image is both."""
+    """Returns the indices to train on and to hold back, the same for every stage. A single image is both."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     held = min(max(round(holdout * images), 1), images - 1)
     if held < 1 or holdout == 0:

@@ -1,4 +1,4 @@
-"""What every estimator shares: the streaming protocol and the element-wise range statistics."""
+"""The base of estimators: the streaming protocol, and ranges along the granularity's axis."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def register(name: str, registry: dict[str, type[Estimator]] = ESTIMATORS) -> Ca
 
 
 def make_estimator(spec: Spec, kind: str, smooth: Tensor | None = None) -> Estimator:
-    """The estimator a spec names.
+    """Returns the estimator that a spec names.
 
     Arguments:
         kind: the site's kind (`activation` or `weight`).
-        smooth: [C], what the quantizer divides by before rounding, if anything.
+        smooth: [C], the divisor that the quantizer applies before rounding, if any.
     Raises:
         VisqError: unknown estimator or parameter.
     """
@@ -56,14 +56,14 @@ def make_estimator(spec: Spec, kind: str, smooth: Tensor | None = None) -> Estim
 
 
 class Estimator:
-    """Sees a site's tensor batch by batch, possibly several times, and ends in a `Quantizer`.
+    """Sees a site's tensor batch by batch, possibly several times, and makes a `Quantizer`.
 
-    The driver feeds the whole calibration set once per pass: `observe(x)` for every batch, then `end_pass()`; after
-        `passes` passes,
-    `result()`. Pass 0 here collects the range and mean magnitude along the granularity's axis; subclasses add passes.
+    The driver feeds the whole calibration set once a pass: `observe(x)` for every batch, then `end_pass()`. After
+    `passes` passes it takes `result()`. Pass 0 collects the range and the mean magnitude along the granularity's axis;
+    subclasses add passes.
 
-    Every x is brought to a canonical [rows, channels] x [batch] view: activations [B, L, C] (tokens are rows), weights
-    [O, I...] as [1, O, I] (output channels are rows).
+    Every x is viewed as [batch, rows, channels]: activations [B, L, C] with tokens as rows, weights [O, I...] as
+    [1, O, I] with output channels as rows.
     """
 
     passes = 1
@@ -80,7 +80,7 @@ class Estimator:
         self.images = 0
 
     def observe(self, x: Tensor, gradient: Tensor | None = None) -> None:
-        """One batch of the site's tensor, with the gradient of the task loss where `needs_gradient`."""
+        """Observes one batch of the site's tensor, with the gradient of the task loss if `needs_gradient`."""
         x = self.canonical(x)
         if self.pass_index == 0:
             self.observe_range(x)
@@ -94,7 +94,7 @@ class Estimator:
         self.pass_index += 1
 
     def observe_pass(self, x: Tensor) -> None:
-        """x [B, R, C]; passes after the first."""
+        """Observes x [B, R, C] in passes after the first."""
         raise NotImplementedError
 
     def finish_pass(self) -> None:
@@ -115,7 +115,7 @@ class Estimator:
 
     @property
     def row_axis(self) -> bool:
-        """True when the scale varies along rows (tokens of an activation, output channels of a weight)."""
+        """Whether the scale varies along rows (tokens of an activation, output channels of a weight)."""
         kind = self.spec.granularity.kind
         return kind.startswith("token") or (self.kind == WEIGHT and kind.startswith("channel"))
 
@@ -127,7 +127,7 @@ class Estimator:
         return 0 if self.kind == WEIGHT else (-2 if self.row_axis else -1)
 
     def reduce(self, x: Tensor, reduction: Callable[..., Tensor]) -> Tensor:
-        """[B, R, C] -> one value per element of the granularity's axis: [R], [C] or [1]."""
+        """Reduces x [B, R, C] to one value for each scale: [R], [C] or [1]."""
         if self.spec.granularity.kind == "tensor":
             return reduction(x, dim=(0, 1, 2)).view(1)
         return reduction(x, dim=(0, 2) if self.row_axis else (0, 1))
@@ -139,7 +139,7 @@ class Estimator:
             self.images += images
 
     def merge_range(self, low: Tensor, high: Tensor, magnitude: Tensor) -> None:
-        """One batch's minimum, maximum and mean magnitude, each [G]."""
+        """Adds one batch's minimum, maximum and mean magnitude, each [G]."""
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise VisqError("NaN or Inf in the activations of a calibration image")
         if self.minimum is None or self.maximum is None or self.magnitude is None:
@@ -155,14 +155,13 @@ class Estimator:
         self.batches += 1
 
     def groups(self) -> Tensor | None:
-        """k-means labels of the axis' elements on their mean magnitude, or None when every element (or the tensor)
-        stands alone."""
+        """Returns the k-means labels of the axis' elements by mean magnitude; None unless scales are grouped."""
         granularity = self.spec.granularity
         assert self.magnitude is not None
         return kmeans_1d(self.magnitude / self.batches, granularity.k) if granularity.grouped else None
 
     def group_range(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(minimum, maximum) per group [G]; an empty group takes the whole tensor's range."""
+        """Returns the minimum and maximum of each group [G]; an empty group takes the whole tensor's range."""
         low, high = self.minimum, self.maximum
         assert low is not None and high is not None
         if labels is None:
@@ -174,8 +173,10 @@ class Estimator:
         return torch.where(empty, low.min(), group_low), torch.where(empty, high.max(), group_high)
 
     def make(self, low: Tensor, high: Tensor, labels: Tensor | None) -> Quantizer:
-        """A uniform quantizer whose codes span [low, high] per group (symmetric: [-max, max], eq. 3 of arXiv
-        2501.16738)."""
+        """Returns a uniform quantizer whose codes span [low, high] of each group.
+
+        A symmetric one spans [-max, max] (eq. 3 of arXiv 2501.16738).
+        """
         spec = self.spec
         if spec.symmetric:
             scale, zero_point = usable(torch.maximum(low.abs(), high.abs()) / spec.qmax), None

@@ -6,7 +6,7 @@ from visq.quant.quantizer import Quantizer
 
 @register("minmax")
 class MinMax(Estimator):
-    """Nothing is clipped; one outlier decides the step of its whole group."""
+    """Clips nothing; one outlier decides the step of its whole group."""
 
     def result(self) -> Quantizer:
         labels = self.groups()

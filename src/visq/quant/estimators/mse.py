@@ -14,13 +14,13 @@ from visq.quant.quantizer import Quantizer
 from visq.quant.scales import usable
 from visq.quant.site import WEIGHT
 
-#: Bins of an activation's histogram, equally wide in sign(x) sqrt|x|: ranges shrunk far below an outlier are resolved.
+#: Bins of an activation's histogram. They are equally wide in sign(x) sqrt|x|, hence fine far below an outlier.
 BINS = 2048
 
 
 @register("mse")
 class MSE(Estimator):
-    """Shrinks each group's range towards zero in equal steps, the full range included; the smallest sum |error|^p wins.
+    """Shrinks each group's range towards zero in equal steps and takes the one of smallest sum |error|^p.
 
     A weight's error is summed over its elements, an activation's over a histogram of each group.
 
@@ -84,7 +84,7 @@ class MSE(Estimator):
         return Quantizer(self.spec, scale, zero_point, axis=self.axis, group=self.labels, smooth=self.smooth)
 
     def error(self, candidate: Quantizer) -> Tensor:
-        """[G] sum over a group's values of |error|^p."""
+        """Returns the sum of |error|^p over the values of each group, [G]."""
         scale = candidate.scale[:, None]
         zero = 0.0 if candidate.zero_point is None else candidate.zero_point[:, None]
         x_hat = (self.values / scale).round_().add_(zero).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero).mul_(scale)

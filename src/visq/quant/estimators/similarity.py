@@ -1,4 +1,4 @@
-"""Similarity-searched scales (eq. 5 of arXiv 2501.16738), optionally per group (k-scaled, eqs. 7-8)."""
+"""Searches scales by similarity (eq. 5 of arXiv 2501.16738), also for groups (k-scaled, eqs. 7-8)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _ROWS = 512
 
 
 class ScaleSearch:
-    """Scores of candidate scales, accumulated over batches.
+    """Scores candidate scales, batch after batch.
 
-    With groups of channels one group's candidates are scored while the others keep their present scale, because a
-    token's cosine runs over all its channels; groups of tokens do not see each other. Cosine is taken over channels
-    for each (image, token) and averaged.
+    A token's cosine runs over all its channels. So a group of channels is scored with the other groups at their present
+    scale; groups of tokens do not see each other. Cosines are averaged over images and tokens.
 
     Arguments:
         scale: [G] the present scales; candidates are `CANDIDATES * scale`.
@@ -45,8 +44,14 @@ class ScaleSearch:
         self.total = torch.zeros(scale.numel(), CANDIDATES.numel(), dtype=torch.double)
 
     def observe(self, x: Tensor, labels: Tensor, reference: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """x, reference, weight [rows, C]; labels [C] or [rows]; reference defaults to x; weight is the squared
-        gradient of `hessian`."""
+        """Scores one batch.
+
+        Arguments:
+            x: [rows, C].
+            labels: the group of each channel [C] or row [rows].
+            reference: [rows, C], by default x.
+            weight: [rows, C], the squared gradient of `hessian`.
+        """
         reference = x if reference is None else reference
         labels = labels.int()
         own = torch.zeros_like(self.total)
@@ -66,7 +71,7 @@ class ScaleSearch:
             self.total += total
 
     def _scores(self, x: Tensor, reference: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        """[rows, K], with groups of channels [rows, G, K]."""
+        """Returns the scores of K candidates: [rows, K], for groups of channels [rows, G, K]."""
         # One channel (C of a scan with one state): every scale that rounds nothing to zero has cosine 1.
         squared = self.score == "hessian" or (self.score == "cosine" and x.shape[-1] == 1)
         metric: Metric = "l2" if squared else self.score  # type: ignore[assignment]
@@ -90,7 +95,7 @@ class ScaleSearch:
         return dot / (square.sqrt() * norm).clamp_min(1e-30)
 
     def best(self) -> Tensor:
-        """[G] the best scale of each group; between equal scores the one nearest the present scale."""
+        """Returns the best scale of each group, [G]; of equal scores the one nearest the present scale."""
         total = self.total.sum(0, keepdim=True).expand_as(self.total) if self.joint else self.total
         order = (CANDIDATES - 1).abs().argsort(stable=True)
         choice = order[total[:, order].argmax(1)]
@@ -99,7 +104,7 @@ class ScaleSearch:
 
 @register("similarity")
 class Similarity(Estimator):
-    """Scale of highest similarity between a tensor and its quantized self.
+    """Chooses the scale of highest similarity between a tensor and its quantized self.
 
     Pass 0 collects ranges and k-means groups, pass 1 scores the candidates of each group, pass 2 (power-of-two steps
     only) searches the largest scale again with the shifts frozen.
@@ -128,7 +133,7 @@ class Similarity(Estimator):
         self.needs_gradient = score == "hessian"
 
     def observe(self, x: Tensor, gradient: Tensor | None = None, reference: Tensor | None = None) -> None:
-        """As in `Estimator`; the score compares the quantized x with `reference`, by default x itself."""
+        """Observes a batch as `Estimator` does; the quantized x is compared with `reference`, by default x itself."""
         if self.pass_index == 0:
             super().observe(x)
         elif self.search is not None:
@@ -152,7 +157,7 @@ class Similarity(Estimator):
         return ScaleSearch(self.scale, axis, self.score, self.spec.qmin, self.spec.qmax, joint)
 
     def row_or_channel_labels(self, batch: int, channels: int) -> Tensor:
-        """The scale index of every row [batch * R] or channel [C] of a batch."""
+        """Returns the scale's index for every row [batch * R] or channel [C] of a batch."""
         if self.axis is None:
             return torch.zeros(channels, dtype=torch.long)
         labels = torch.arange(self.scale.numel()) if self.labels is None else self.labels
@@ -177,12 +182,12 @@ class Similarity(Estimator):
         self.search.observe(x.reshape(-1, x.shape[-1]), labels, flat_reference, weight)
 
     def restart(self) -> None:
-        """Search again around the present scales, as a further round of a layer's alternation does."""
+        """Searches again around the present scales: the next round of a layer's search in turn."""
         self.pass_index = 1
         self.search = self.start(joint=False)
 
     def quantizer(self) -> Quantizer:
-        """The quantizer as it stands between passes."""
+        """Returns the quantizer with the present scales, between passes."""
         return self.result()
 
     def result(self) -> Quantizer:

@@ -1,4 +1,4 @@
-"""Codebooks other than uniform, for weights and ordinary activations: layout and clip by squared error."""
+"""Chooses layout and clip of non-uniform codebooks by squared error, for weights and activations outside the scan."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from visq.quant.scales import usable
 
 @register("mse", TABLE_ESTIMATORS)
 class TableMSE(Estimator):
-    """One table for the site, in units of each group's full range; all of a layout's parameters and 100 clips are tried
-    on the histogram of the values over their range.
+    """Makes one table for the site, in units of each group's full range.
 
-    Integer form: the code indexes a table of at most 256 values, which a product needs in a wider integer type or by
-    look-up; `two_segment` and `twin` values are integers in units of their smaller step, reached by one shift.
+    It tries all of a layout's parameters, each with 100 clips, on the histogram of the values over their range.
+
+    Integer form: the code indexes a table of at most 256 values. A product needs these as wider integers or by look-up;
+    values of `two_segment` and `twin` are integers in units of their smaller step.
 
     Raises:
         VisqError: an asymmetric spec, negative values in an unsigned one, power-of-two groups.
