@@ -42,6 +42,13 @@ def test_probabilities() -> None:
     assert sum(p.probability for p in row) == pytest.approx(1) and row[0].probability > 0.99
 
 
+def test_names_that_are_assumed_are_said() -> None:
+    with pytest.warns(UserWarning, match="1,000 classes without names; ImageNet's names are shown") as caught:
+        list(predictor(1000)[0].each([grey(7), grey(8)], top=1, batch=1, upright=True))
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore:the network has 1,000 classes")
 def test_names() -> None:
     for classes, names, expected in (
         (10, None, "7"),

@@ -69,9 +69,10 @@ class Predictor:
         logits = self._run(self._preprocess.normalize_array(pixels))
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
+        if self._names is None and logits.shape[1] == len(imagenet_names()):
+            self._names = imagenet_names()
+            warnings.warn("the network has 1,000 classes without names; ImageNet's names are shown", stacklevel=4)
         names = self._names
-        if names is None and logits.shape[1] == len(imagenet_names()):
-            names = imagenet_names()
         return [
             [Prediction(int(i), str(i) if names is None else names[i], float(row[i])) for i in np.argsort(-row)[:top]]
             for row in probabilities
