@@ -22,9 +22,9 @@ from torch import Tensor
 import visq
 from common import commit, machine, write_json
 from visq.analysis import EngineModel
-from visq.analysis.site_stats import decibels
 from visq.data import open_dataset
 from visq.models import load_model
+from visq.quant.site_error import decibels
 
 
 def measure(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from visq._version import __version__
 
 if TYPE_CHECKING:
     from visq.analysis import Evaluation
+    from visq.data import Dataset
     from visq.models import ModelCard
     from visq.recipes import Recipe
 
@@ -45,6 +46,8 @@ def quantize(
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int = 16,
+    held_out: int | Dataset = 64,
+    check: bool = True,
     progress: Callable[[str, int, int | None], object] | None = None,
 ) -> Any:
     """Quantizes an FP32 model in place and returns its simulation.
@@ -56,14 +59,16 @@ def quantize(
             `samples` are taken (`visq.data.as_dataset`). Float tensors must be normalized.
         out: the folder of an artifact; None keeps the result in memory only.
         resume: goes on with a run for the same `out` that was interrupted.
+        held_out: how many further images of `dataset` the self-check runs on, or a Dataset of them.
+        check: compares the result with FP32 (docs/self-check.md); `check.verdict` of the returned model says how it
+            went.
         progress: called with (what is done, how much of it, of how much or None).
     Raises:
         VisqError: bad input of any kind; nothing is left behind then.
     """
     from visq.analysis.given import fp32_model
-    from visq.data import as_dataset
     from visq.errors import VisqError
-    from visq.pipeline import quantize
+    from visq.pipeline import drawn_from, quantize
     from visq.progress import Progress
     from visq.recipes import Recipe, get_recipe
 
@@ -74,16 +79,18 @@ def quantize(
                 f"a recipe is a name, a YAML file or a Recipe, not an object of type {type(recipe).__name__}"
             )
         recipe = get_recipe(recipe)
-    dataset = as_dataset(dataset, model.card.preprocess, split="calib", samples=samples, seed=seed)
+    calibration, others = drawn_from(dataset, model.card.preprocess, samples, held_out if check else 0, seed)
     return quantize(
         model,
         recipe,
-        dataset,
+        calibration,
         seed=seed,
         out=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
         batch_size=batch_size,
+        held_out=others,
+        check=check,
         progress=Progress("silent", callback=progress),
     ).model
 

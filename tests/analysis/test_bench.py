@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import visq
-from visq.analysis.bench import example, make_contenders
+from visq.analysis.bench import Contender, bench, example, expected_seconds, make_contenders, spoken
 from visq.artifact import load
 from visq.models import create_model
+from visq.progress import Progress
 
 GEOMETRY: dict[str, Any] = {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 2, "d_state": 3}
 
@@ -45,3 +46,23 @@ def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> Non
     if backend == "eager-fp32":
         assert torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_forecast_counts_every_contender_and_batch() -> None:
+    def make(images: object) -> object:
+        raise AssertionError
+
+    fast, compiled, slow = Contender("int", make), Contender("compile-fp32", make), Contender("plain", make, slow=True)  # type: ignore[arg-type]
+    assert expected_seconds([fast], [1], 3.0, 0.0) == 3.0
+    assert expected_seconds([fast, fast], [1, 8], 3.0, 0.0) == 12.0
+    assert expected_seconds([compiled], [1], 3.0, 0.0) == 33.0
+    # Four warm-up calls and seven rounds of half a second; the slow one has three rounds, each twenty times as long.
+    assert expected_seconds([fast], [1], 1.0, 0.5) == pytest.approx(5.5)
+    assert expected_seconds([slow], [1], 1.0, 0.5) == pytest.approx(70.0)
+    assert (spoken(3.2), spoken(119), spoken(600)) == ("3 s", "119 s", "10 min")
+
+
+def test_the_time_is_said_first(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(artifact, batches=[1], threads=1, seconds=0.01, backends=["int"], repeats=2, progress=Progress("plain"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("this takes about ") and "warming up int" in lines[1]

@@ -15,7 +15,6 @@ import torch
 from tests.calibrate.conftest import Images, images, model  # noqa: F401 - fixtures
 from visq.analysis import diagnose
 from visq.analysis.plots import plot_accuracy, plot_diagnostics
-from visq.analysis.recurrence import trace
 from visq.analysis.site_stats import SiteStats
 from visq.calibrate import calibrate
 from visq.cli.diagnose import badness
@@ -27,6 +26,7 @@ from visq.ops import quantized_scan
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe
+from visq.simulation.scan_trace import trace
 
 WITH_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 

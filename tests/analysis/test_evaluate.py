@@ -12,7 +12,7 @@ from visq.analysis.significance import binomial_two_sided
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models import VisionMamba, create_model
-from visq.pipeline.check_fp32 import check_finite
+from visq.pipeline.outputs import fp32_outputs
 
 
 def test_counts_are_those_of_a_plain_loop(model: VisionMamba, images: Dataset) -> None:
@@ -50,7 +50,7 @@ def test_bad_logits_name_the_stage(model: VisionMamba, images: Dataset) -> None:
     with pytest.raises(VisqError, match=r"NaN or Inf.*layers\.1"):
         evaluate(model, images)
     with pytest.raises(VisqError, match=r"FP32 model gives NaN or Inf, first in stage layers\.1"):
-        check_finite(model, images)
+        fp32_outputs(model, images)
 
 
 def test_labels_must_be_the_models(model: VisionMamba, image_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model is worth: accuracy, coverage, comparison."""
+"""Measures what a model is worth: accuracy, coverage, comparison."""
 
 from visq.analysis.compare import Subject, compare
 from visq.analysis.coverage import coverage, totals

@@ -1,4 +1,4 @@
-"""Latency of a quantized model's engine beside everything else that could run the network, in one interleaved run."""
+"""Times a quantized model's engine beside everything else that could run the network, taking turns."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from visq.runtime import Engine, load_engine
 from visq.runtime.bundle import read_bundle
 from visq.simulation import undeploy
 
-#: So many rounds at least, then as many as fit into the time given.
+#: Least rounds of a contender; more follow while its time lasts.
 ROUNDS = 7
 
-#: Calls before anything is timed; torch.compile may compile again after the first ones.
+#: Calls before timing starts. torch.compile may compile again after the first ones.
 WARM_UP = 4
 
 ONNX = "onnxruntime-fp32"
+
+#: Roughly what compiling takes [s], and how much slower than PyTorch the slow contender is; for the forecast only.
+COMPILING, SLOWER = 30.0, 20.0
 
 Run = Callable[[], object]
 
@@ -60,9 +63,10 @@ def bench(
     threads: int,
     seconds: float = 3.0,
     backends: list[str] | None = None,
+    repeats: int = 1,
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of latency by backend and batch, and the engine's profile.
+    """Returns rows of latency by backend and batch, and the engine's profile.
 
     Contenders take turns, so that a busy machine hurts all alike; each is warmed up first. The engine's rows also say
     how near it comes to the least time possible (`visq.analysis.roofline`).
@@ -71,6 +75,7 @@ def bench(
         target: an artifact's folder, or an FP32 model (without the engine then).
         seconds: about how long each batch size is measured for each contender.
         backends: which contenders; by default all there are here, onnxruntime among them where it can run the network.
+        repeats: how many calls like this one are still to come, this one included; the forecast counts them all.
     """
     progress = progress or Progress("silent")
     folder = Path(target) if isinstance(target, str | Path) else None
@@ -92,6 +97,11 @@ def bench(
     rows: list[dict[str, Any]] = []
     least = None if folder is None or engine is None else least_time(folder, engine)
     with using_threads(threads), torch.no_grad():
+        start = time.perf_counter()
+        without_quantizers(network)(torch.from_numpy(example(network.card.preprocess, 1)))
+        one_image = time.perf_counter() - start
+        forecast = repeats * expected_seconds(contenders, batches, seconds, one_image)
+        progress.say(f"this takes about {spoken(forecast)}; --seconds, --batch and --backends make it shorter")
         for batch in batches:
             images = example(network.card.preprocess, batch)
             torch._dynamo.reset()
@@ -126,14 +136,30 @@ def bench(
     return rows, profile
 
 
+def expected_seconds(contenders: list[Contender], batches: list[int], seconds: float, one_image: float) -> float:
+    """Returns how long a run takes, roughly; `one_image` is PyTorch's time for an image [s]."""
+    total = 0.0
+    for batch in batches:
+        for contender in contenders:
+            call = one_image * batch * (SLOWER if contender.slow else 1)
+            timed = 3 * call if contender.slow else max(seconds, ROUNDS * call)
+            total += WARM_UP * call + timed + COMPILING * contender.backend.startswith("compile")
+    return total
+
+
+def spoken(seconds: float) -> str:
+    """Returns `40 s` or `12 min`."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def example(preprocess: Preprocess, batch: int) -> np.ndarray:
-    """Images of noise in the range of real ones."""
+    """Returns noise in the range of real images, [batch, channels, size, size] float32."""
     shape = (batch, preprocess.channels, preprocess.image_size, preprocess.image_size)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
-    """Everything that can run the network here. All torch ones use our fp32 scan, the reference a Python loop."""
+    """Returns everything that can run the network here. Torch contenders use visq's fp32 scan, the reference a loop."""
     plain = without_quantizers(network)
 
     def eager(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
@@ -165,7 +191,11 @@ def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
 
 
 def onnx_contender(network: Any, threads: int) -> Contender:
-    """The FP32 network by onnxruntime. Raises VisqError where the extra is missing or the network has no ONNX form."""
+    """Returns the FP32 network in onnxruntime.
+
+    Raises:
+        VisqError: the extra is missing, or the network has no ONNX form.
+    """
     from visq.analysis.onnx_export import OnnxNetwork
 
     run = OnnxNetwork(without_quantizers(network), example(network.card.preprocess, 1), threads)
@@ -173,7 +203,7 @@ def onnx_contender(network: Any, threads: int) -> Contender:
 
 
 def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:
-    """What an image takes and what this machine reaches with the engine's threads; None without the C++ engine."""
+    """Returns an image's work and this machine's rates with the engine's threads; None without the C++ engine."""
     if engine.kernel == "oracle":
         return None
     work = count_work(engine.program, read_bundle(folder))
@@ -188,7 +218,7 @@ def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> to
 
 
 def without_quantizers(network: Any) -> Any:
-    """The same network with nothing quantized, computed by PyTorch: its speed is that of the FP32 model."""
+    """Returns the network without its quantizers and computed by PyTorch, so that it is as fast as the FP32 model."""
     for _, site in named_sites(network):
         site.quantizer = None
     return undeploy(network).eval()
@@ -196,7 +226,7 @@ def without_quantizers(network: Any) -> Any:
 
 @contextlib.contextmanager
 def naive_ops() -> Iterator[None]:
-    """Every op as its readable loop: what a user without kernels would run."""
+    """Runs every op as its readable loop inside a `with` block, as a user without kernels would."""
     before = os.environ.get("VISQ_OPS")
     os.environ["VISQ_OPS"] = "naive"
     try:
@@ -219,7 +249,7 @@ def using_threads(threads: int) -> Iterator[None]:
 
 
 def take_turns(runs: dict[str, Run], slow: set[str], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every call, round after round until each contender had its time."""
+    """Returns the seconds of every call by contender. Contenders take turns until each had its time."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     active = set(runs)
     while active:
@@ -251,7 +281,7 @@ print(peak_rss() - before)
 
 
 def engine_rss(folder: Path, batch: int, threads: int) -> int | None:
-    """Peak memory of a fresh process that loads the artifact and runs it, above what importing the engine takes."""
+    """Returns the peak memory [bytes] of a fresh process that runs the artifact, less what importing takes."""
     arguments = [sys.executable, "-c", _RSS, str(folder), str(batch), str(threads)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Models times recipes times seeds: calibrate, evaluate on the same images, one row each, resumable."""
+"""Calibrates and evaluates every model with every recipe and seed on the same images; a killed run goes on."""
 
 from __future__ import annotations
 
@@ -58,15 +58,14 @@ def compare(
     on_row: Callable[[Row], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """One row for each model in FP32 and for each model, recipe and seed, in that order.
+    """Returns a row for each model in FP32, then one for each of its recipes and seeds.
 
     Arguments:
         samples: calibration images, drawn by the seed.
         limit: at most so many images are evaluated.
         backend: what quantized rows are measured on, `sim` or the integer engine, `int`.
-        cache: a JSON-lines file of finished rows, which are not computed again while model, recipe, images, seed and
-            version stay the same.
-        on_row: called with each row as it is there.
+        cache: a JSON-lines file of finished rows, valid while model, recipe, images, seed and version stay the same.
+        on_row: called with each row when it is finished.
     Returns:
         evaluation rows (see `visq.analysis.results`) plus `fp32_top1, drop, calibration_seconds, peak_rss_bytes,
         sites_quantized, sites_targeted`, and against FP32 on the same images `lost, gained, p_value` (McNemar).
@@ -75,7 +74,7 @@ def compare(
     """
     if backend not in ("sim", "int"):
         raise VisqError(f"backend '{backend}' is unknown; quantized models run on sim and int")
-    for subject in subjects:  # all that can be wrong is found before hours are spent
+    for subject in subjects:  # wrong input is found before hours are spent
         check_labels(subject.model, subject.data)
         subject.calibration.subset(samples, seed=0)
         for recipe in recipes:
@@ -101,7 +100,13 @@ def compare(
                 progress.say(f"{card.name} {recipe.name} seed {seed}")
                 network = copy.deepcopy(subject.model)
                 result = quantize(
-                    network, recipe, calibration, seed=seed, batch_size=calibration_batch_size, progress=progress
+                    network,
+                    recipe,
+                    calibration,
+                    seed=seed,
+                    batch_size=calibration_batch_size,
+                    check=False,
+                    progress=progress,
                 )
                 cell = _measured(result, data, backend, batch_size, progress)
                 finished.put(key, cell)
@@ -165,7 +170,7 @@ def _against(cell: Cell, reference: Cell) -> Row:
 
 
 class Cache:
-    """Finished cells in a JSON-lines file; a line that was cut short by a kill is ignored."""
+    """Keeps finished cells in a JSON-lines file. A line that a kill cut short is ignored."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

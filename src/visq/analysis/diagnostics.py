@@ -1,4 +1,4 @@
-"""Where a quantized model loses: every site's error, every stage's, and that of h and y along each recurrence."""
+"""Finds where a quantized model loses: at which sites, in which stages, and along which recurrences."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visq.analysis.recurrence import RecurrenceError, Trace, trace
-from visq.analysis.site_stats import SiteStats, decibels
+from visq.analysis.recurrence import RecurrenceError
+from visq.analysis.site_stats import SiteStats
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, WEIGHT, named_sites, site_parameter
+from visq.quant.site_error import decibels
+from visq.simulation.scan_trace import Trace, trace
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def passes(model: Any, images: Tensor, stats: dict[str, SiteStats]) -> tuple[dic
 
 @contextmanager
 def attached(hooks: list[Any]) -> Iterator[None]:
-    """Forward pre-hooks on (module, hook) pairs for a while."""
+    """Attaches forward pre-hooks, given as (module, hook) pairs, inside a `with` block."""
     handles = [module.register_forward_pre_hook(hook) for module, hook in hooks]
     try:
         yield
@@ -154,7 +156,7 @@ def attached(hooks: list[Any]) -> Iterator[None]:
 
 
 def site_rows(model: Any, fp32: Any, stats: dict[str, SiteStats]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of all quantized sites in module order."""
+    """Yields (name, row) of all quantized sites in module order."""
     recipe = getattr(model, "recipe", None)
     rewritten = fp32 is None or recipe is None or bool(recipe.scope.transforms)
     for name, site in named_sites(model):

@@ -1,4 +1,4 @@
-"""The integer engine in the place of a model, so that everything that measures models measures it as well."""
+"""Puts the integer engine in the place of a model, so that whatever measures models measures it as well."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class EngineModel(nn.Module):
         return torch.from_numpy(self.engine(images.detach().numpy()))
 
     def stages(self) -> list[object]:
-        """None: the engine has no stages to look into."""
+        """Returns no stages: nobody can look into the engine."""
         return []

@@ -1,4 +1,4 @@
-"""Accuracy of a model on labelled images."""
+"""Measures the accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visq import parallel
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.family import num_classes
-from visq.pipeline.check_fp32 import first_bad_stage
+from visq.pipeline.outputs import first_bad_stage
 from visq.progress import Progress
 
 
@@ -57,8 +57,8 @@ def evaluate(
     progress: Progress | None = None,
     name: str = "evaluating",
 ) -> Evaluation:
-    """Top-1 and top-5 of a model, FP32 or simulated, in eval mode. Under torchrun each rank takes its part of the
-    images, and all end with the whole result.
+    """Returns top-1 and top-5 of a model, FP32 or simulated, in eval mode. Under torchrun ranks share the images, and
+    each returns the whole result.
 
     Arguments:
         model: with `stages()`; images [B, C, H, W] -> logits [B, classes].
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def own_part(dataset: Dataset, batch_size: int) -> Dataset | None:
-    """This rank's images: whole batches in a row; None where there are fewer batches than ranks."""
+    """Returns this rank's images, whole batches in a row; None where there are fewer batches than ranks."""
     world, batches = parallel.world(), -(-len(dataset) // batch_size)
     if world == 1:
         return dataset
@@ -106,14 +106,14 @@ def own_part(dataset: Dataset, batch_size: int) -> Dataset | None:
 
 
 def limited(dataset: Dataset, limit: int | None) -> Dataset:
-    """At most `limit` images of a data set, spread over it and always the same ones."""
+    """Returns at most `limit` images, spread over the data set and always the same ones."""
     if limit is None or limit >= len(dataset):
         return dataset
     return dataset.subset(limit, seed=0)
 
 
 def check_labels(model: Any, dataset: Dataset) -> None:
-    """VisqError unless the data set's labels can be compared with the model's outputs."""
+    """Raises VisqError unless the data set's labels can be compared with the model's outputs."""
     if not dataset.labelled:
         raise VisqError(f"{dataset.name} has no labels; evaluation needs a folder (or tar) of class folders")
     outputs, names = num_classes(model.config), model.card.classes

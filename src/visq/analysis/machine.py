@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, processor, threads, kernels."""
+"""Describes what a number was measured with: versions, processor, threads, kernels."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def machine() -> dict[str, str | int]:
 
 
 def kernels() -> dict[str, str]:
-    """The kernel of each op, such as `cpp-avx512`."""
+    """Returns the kernel of each op, such as `cpp-avx512`."""
     return {op: choice.kernel for op, choice in backends.describe().items()}
 
 
 def slow_kernels() -> dict[str, str]:
-    """Why an op runs as a slow loop, for each that does."""
+    """Returns, for each op that runs as a slow loop, why it does."""
     slow = {op: choice for op, choice in backends.describe().items() if choice.kernel == "naive" and choice.not_used}
     return {op: "; ".join(f"{name}: {why}" for name, why in choice.not_used) for op, choice in slow.items()}
 

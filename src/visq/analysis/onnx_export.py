@@ -1,4 +1,4 @@
-"""An FP32 network in onnxruntime, for `visq bench`: the extra `onnx`, so import this module only where it is needed.
+"""Runs an FP32 network in onnxruntime, for `visq bench`. It needs the extra `onnx`, so import it late.
 
 Our two operators become ONNX's own: the scan is a `Scan` over the tokens, the causal convolution a padded `Conv`.
 """
@@ -72,7 +72,7 @@ class OnnxNetwork:
         example = torch.from_numpy(np.resize(images, (2, *images.shape[1:])))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Its threads wait actively within a run only: after it they would take processors from the next contender.
+        # Threads may spin within a run only. After it they would take processors from the next contender.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             with torch.no_grad(), _quietly():
@@ -97,14 +97,14 @@ class OnnxNetwork:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [batch, channels, size, size] float32 -> the network's output, float32."""
+        """Returns the network's output, float32, of images [batch, channels, size, size] float32."""
         output: np.ndarray = self._session.run(None, {self._input: images})[0]
         return output
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's remarks on packages it misses and on its own deprecations."""
+    """Silences the exporter's remarks on missing packages and on its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

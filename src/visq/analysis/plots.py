@@ -1,4 +1,4 @@
-"""Diagnostics as pictures; matplotlib is the extra `plots`."""
+"""Draws diagnostics as pictures; matplotlib is the extra `plots`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from visq.errors import VisqError
 
 
 def pyplot() -> Any:
-    """matplotlib without a display. Raises VisqError where it is not installed."""
+    """Returns matplotlib's pyplot for machines without a display; raises VisqError where it is not installed."""
     try:
         import matplotlib
 
@@ -21,7 +21,7 @@ def pyplot() -> Any:
 
 
 def plot_diagnostics(report: dict[str, Any], folder: Path) -> list[Path]:
-    """The pictures of one `diagnose` report, as PNG files; returns their paths. Pictures without data are left out."""
+    """Writes the pictures of one `diagnose` report as PNG files, but those that lack data, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if report["sites"]:
@@ -38,7 +38,7 @@ def plot_diagnostics(report: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def plot_sqnr(sites: list[dict[str, Any]], path: Path) -> Path:
-    """SQNR of every site, worst first."""
+    """Draws the SQNR of every site, worst first."""
     rows = sorted((row for row in sites if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])[:60]
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 1 + 0.16 * len(rows)))
@@ -50,7 +50,7 @@ def plot_sqnr(sites: list[dict[str, Any]], path: Path) -> Path:
 
 
 def plot_distributions(sites: list[dict[str, Any]], path: Path) -> Path:
-    """Histograms of the tensors inside the recurrence."""
+    """Draws histograms of the tensors inside the recurrence."""
     plt = pyplot()
     figure, grid = plt.subplots(len(sites), 1, figsize=(7, 1.4 * len(sites)), squeeze=False)
     for axes, row in zip(grid[:, 0], sites, strict=True):
@@ -63,7 +63,7 @@ def plot_distributions(sites: list[dict[str, Any]], path: Path) -> Path:
 
 
 def plot_recurrence(scans: list[dict[str, Any]], path: Path) -> Path:
-    """Relative error of h and y against the time step, one line a scan (arXiv 2501.16738, Fig. 7)."""
+    """Draws the relative error of h and y against the time step, a line for each scan (arXiv 2501.16738, Fig. 7)."""
     plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharex=True)
     for axes, what in zip(panels, ("h", "y"), strict=True):
@@ -75,7 +75,7 @@ def plot_recurrence(scans: list[dict[str, Any]], path: Path) -> Path:
 
 
 def plot_reparameterization(scans: list[dict[str, Any]], path: Path) -> Path:
-    """Largest |h| by channel before and after the division by the channel factor r_C."""
+    """Draws the largest |h| by channel before and after it is divided by the channel factor r_C."""
     plt = pyplot()
     figure, grid = plt.subplots(len(scans), 2, figsize=(9, 1.6 * len(scans)), squeeze=False, sharex="col")
     for line, row in zip(grid, scans, strict=True):
@@ -90,7 +90,7 @@ def plot_reparameterization(scans: list[dict[str, Any]], path: Path) -> Path:
 
 
 def plot_accuracy(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Top-1 against bits, a line for each method, from the rows of `visq compare --json`; several seeds are
+    """Draws top-1 against bits, a line for each method, from the rows of `visq compare --json`; several seeds are
     averaged."""
     points: dict[str, dict[tuple[int, int], list[float]]] = {}
     fp32 = [row["top1"] for row in rows if row["recipe"] == "fp32"]
@@ -117,7 +117,7 @@ def plot_accuracy(rows: list[dict[str, Any]], path: Path) -> Path:
 
 
 def saved(figure: Any, path: Path) -> Path:
-    """Write a figure and forget it."""
+    """Writes a figure and forgets it."""
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot().close(figure)

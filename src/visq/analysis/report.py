@@ -1,4 +1,4 @@
-"""Rows of a comparison as JSON and as a Markdown table."""
+"""Writes rows of a comparison as JSON and as a Markdown table."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HEADER = ("model", "recipe", "scope", "W/A/H", "top-1", "drop", "p", "MB", "site
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """`{"rows": [...], "machine": {...}, "versions": {...}}`."""
+    """Returns `{"rows": [...], "machine": {...}, "versions": {...}}`."""
     return {"rows": list(rows), "machine": machine(), "versions": versions()}
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Cells of a table, a line for each model and recipe; several seeds become mean and standard deviation."""
+    """Returns a table's cells, a line for each model and recipe; several seeds become mean and standard deviation."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["recipe"]), []).append(row)
@@ -27,7 +27,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown, with a line on how to read it."""
+    """Returns the table in Markdown, with a line on how to read it."""
     lines = [HEADER, tuple("---" for _ in HEADER), *table(rows)]
     counts = sorted({row["n"] for row in rows})
     note = (

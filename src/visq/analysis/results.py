@@ -1,4 +1,4 @@
-"""Results as the command line's JSON has them."""
+"""Makes the rows of results that the command line writes as JSON."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from visq.recipes.catalog import FP32
 
 
 def recipe_of(model: Any) -> Recipe:
-    """The recipe a model was quantized with; `fp32` when it was not."""
+    """Returns the recipe a model was quantized with; `fp32` when it was not."""
     recipe: Recipe = getattr(model, "recipe", FP32)
     return recipe
 
 
 def fp32_bytes(model: nn.Module) -> int:
-    """Size of a model's parameters in float32."""
+    """Returns the size of a model's parameters in float32 [bytes]."""
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
 def effective_bits(model: nn.Module) -> dict[str, int]:
-    """The recipe's bits of what is quantized in this model at all; 32 for what is not."""
+    """Returns the recipe's bits for weights, activations and states; 32 where none of them is quantized."""
     bits = recipe_of(model).bits
     quantized = [(name, site) for name, site in named_sites(model) if site.quantizer is not None]
     states = [name for name, site in quantized if site.kind == INNER and name.endswith(".h")]
@@ -39,7 +39,7 @@ def effective_bits(model: nn.Module) -> dict[str, int]:
 
 
 def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: int) -> dict[str, Any]:
-    """The object `visq eval --json` writes.
+    """Returns the object that `visq eval --json` writes.
 
     Arguments:
         backend: `fp32`, `sim` or `int` (an `EngineModel`).

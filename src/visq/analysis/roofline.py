@@ -1,4 +1,4 @@
-"""The least time the engine's work could take on this machine, from counted work and measured rates.
+"""Bounds the time of the engine's work on this machine from below, by counted work and measured rates.
 
 docs/engine.md says what the number ignores.
 """
@@ -52,7 +52,7 @@ _FLOAT_UPDATE = 1 + EXP2_COST + 1 + 3 + 2
 
 @dataclass(frozen=True)
 class Work:
-    """What one image takes.
+    """Counts the work of one image.
 
     Attributes:
         products8: multiply-adds of 8-bit integers (linear layers, patches, convolutions).
@@ -71,7 +71,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine reaches with so many threads, a second: as `Work` counts it, and bytes."""
+    """Holds what this machine reaches a second with a number of threads, in the units of `Work` and in bytes."""
 
     products8: float
     products16: float
@@ -80,7 +80,7 @@ class Rates:
 
 
 def count_work(program: Program, bundle: Bundle) -> Work:
-    """The work of a program, in the arithmetic form each operation has.
+    """Returns the work of a program, in the arithmetic form each operation has.
 
     Raises:
         VisqError: parameters that do not fit the program.
@@ -128,7 +128,7 @@ def _scan_products(form: IntegerScan) -> int:
 
 
 def _form_bytes(form: Form) -> int:
-    """Parameters as the engine holds them: 8-bit weights, 16-bit A of a fixed-point scan, float32."""
+    """Returns the parameters' bytes as the engine holds them: 8-bit weights, 16-bit A in fixed-point scans, float32."""
     if isinstance(form, IntegerLinear | WideLinear | IntegerConv1d | IntegerConv2d):
         return form.weight.size + 4 * (form.scale.size + form.bias.size)
     if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
@@ -139,7 +139,7 @@ def _form_bytes(form: Form) -> int:
 
 
 def _width(program: Program, step: Instruction, widths: dict[int, int]) -> int:
-    """Of the register a step writes (a store: reads), which is noted in `widths`."""
+    """Returns the width of the register that a step writes (a store: reads), and notes it in `widths`."""
     if isinstance(step, Store):
         return widths[step.src]
     if isinstance(step, Load):
@@ -153,7 +153,7 @@ def _width(program: Program, step: Instruction, widths: dict[int, int]) -> int:
 
 
 def _float_operations(program: Program, bundle: Bundle, step: Instruction, width: int) -> int:
-    """Additions and multiplications for each element a step writes."""
+    """Returns the additions and multiplications for each element that a step writes."""
     if isinstance(step, Load | Store):  # decoding and encoding multiply by a scale
         return int(program.tensors[step.tensor].site is not None)
     if isinstance(step, Unary):
@@ -170,15 +170,15 @@ def _float_operations(program: Program, bundle: Bundle, step: Instruction, width
 
 # --- rates
 
-#: Seconds of each measurement.
+#: How long each measurement takes [s].
 _SECONDS = 0.05
-#: Sides of the patches whose products are timed: between them lies the best length of a sum.
+#: Sides of the patches whose products are timed. The best length of a sum lies between them.
 _PATCHES = (8, 16, 24)
 _OUTPUTS = 256
 
 
 def measure_rates(isa: str, threads: int, size: int) -> Rates:
-    """The rates of this machine, from the engine's own products on matrices that stay in its caches.
+    """Measures the rates of this machine with the engine's own products, on matrices that stay in its caches.
 
     Arguments:
         isa: the engine's instruction set. 16-bit products are not timed: an instruction of VNNI takes half as many of
@@ -201,7 +201,7 @@ def measure_rates(isa: str, threads: int, size: int) -> Rates:
 
 
 def _products(isa: str, kind: str, patch: int, threads: int) -> float:
-    """Multiply-adds a second of a linear layer over all patches of an image, an image for each thread.
+    """Returns the multiply-adds a second of a linear layer over all patches of an image, an image for each thread.
 
     `kind`: `linear` or `float linear`, by its name in the engine's profile, which tells its time from the rest's. The
     quickest run counts: others may have been interrupted.
@@ -244,7 +244,7 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
 
 
 def _copying(size: int, threads: int) -> float:
-    """Bytes read and written a second: each thread copies half of its share of `size` bytes to the other half, all at
+    """Returns bytes read and written a second: each thread copies half of its share of `size` to the other half, all at
     once, and its quickest copy counts."""
     half = max(size // (2 * threads), 1)
     parts = [(np.ones(half, np.uint8), np.empty(half, np.uint8)) for _ in range(threads)]
@@ -262,7 +262,7 @@ def _copying(size: int, threads: int) -> float:
 
 
 def roofline(work: Work, rates: Rates, batch: int, seconds: float) -> dict[str, float]:
-    """The least milliseconds of computing and of moving bytes for a call with `batch` images, and what fraction of
+    """Returns the least milliseconds of computing and of moving bytes for `batch` images, and what fraction of
     the measured `seconds` the larger of the two is."""
     compute = work.products8 / rates.products8 + work.products16 / rates.products16 + work.floats / rates.floats
     compute *= batch

@@ -1,4 +1,4 @@
-"""Whether two models differ: paired counts on the same images see far smaller differences than two accuracies do."""
+"""Tests whether two models differ. Counts of paired images see far smaller differences than two accuracies do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Paired:
-    """Images only the first model gets right (`lost`), only the second (`gained`), and the p-value of no difference."""
+    """Counts images that one of two models gets right alone: the first (`lost`), the second (`gained`)."""
 
     lost: int
     gained: int
@@ -18,14 +18,14 @@ class Paired:
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    """McNemar's exact test. first, second [n]: right or wrong, image by image."""
+    """Runs McNemar's exact test on first, second [n]: right or wrong, image by image."""
     lost = int((first & ~second).sum())
     gained = int((~first & second).sum())
     return Paired(lost, gained, binomial_two_sided(min(lost, gained), lost + gained))
 
 
 def binomial_two_sided(k: int, n: int) -> float:
-    """Twice the probability of at most k heads in n tosses of a fair coin, at most 1; exact integers inside."""
+    """Returns twice the probability of at most k heads in n tosses of a fair coin, at most 1, by exact integers."""
     term = total = 1
     for i in range(1, k + 1):
         term = term * (n - i + 1) // i

@@ -1,8 +1,7 @@
-"""What a quantizer does to the tensors that pass it, streamed."""
+"""Measures what a quantizer does to the tensors that pass it, batch by batch."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,18 +10,14 @@ from torch import Tensor
 from visq.quant.histogram import float_counts, weighted_values
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.rotated import RotatedQuantizer
+from visq.quant.site_error import decibels
 
 #: Bins of the histogram in the report.
 BINS = 64
 
 
-def decibels(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise); None where there is no signal or no noise, because JSON has no infinity."""
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
-
-
 class SiteStats:
-    """SQNR, clipping and use of the range of one quantizer.
+    """Sums up SQNR, clipping and use of the range of one quantizer.
 
     A value is clipped when it lies more than half a step outside what the codes reach. The range used is the span of
     the codes that occur over the span there is. A rotated quantizer is measured in its rotated coordinates.
@@ -40,7 +35,7 @@ class SiteStats:
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """x: what the site receives."""
+        """Adds a tensor as the site receives it."""
         quantizer = self.quantizer
         if isinstance(quantizer, RotatedQuantizer):
             x = quantizer.coordinates().into(x)
@@ -62,7 +57,7 @@ class SiteStats:
         self.counts = self.counts + float_counts(x[torch.isfinite(x)], fraction_bits=5)
 
     def row(self) -> dict[str, Any]:
-        """The site's part of the report."""
+        """Returns the site's part of the report."""
         spec = self.quantizer.spec
         edges, shares = histogram(self.counts)
         return {
@@ -78,7 +73,7 @@ class SiteStats:
 
 
 def histogram(counts: Tensor) -> tuple[list[float], list[float]]:
-    """`float_counts` as equal bins between the smallest and the largest value: edges [BINS + 1], shares [BINS]."""
+    """Returns `float_counts` as equal bins from the smallest to the largest value: edges [BINS + 1], shares [BINS]."""
     if not counts.any():  # nothing but NaN and infinity
         return [0.0] * (BINS + 1), [0.0] * BINS
     values, weights = weighted_values(counts, fraction_bits=5)

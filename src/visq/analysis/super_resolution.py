@@ -1,4 +1,4 @@
-"""Super-resolution: PSNR of the luma of pairs of images, as the field reports it."""
+"""Measures super-resolution by the PSNR of the luma of pairs of images, as the field reports it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visq.errors import VisqError
 
 Pixels = NDArray[np.uint8]
 
-#: Of BT.601 for R, G, B in 0..255: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
+#: Weights of BT.601 for R, G, B in 0..255: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
 LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 _SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
@@ -27,7 +27,7 @@ _SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Restoration:
-    """PSNR in dB of every image by name, in order of names."""
+    """Holds the PSNR [dB] of every image by name, in order of names."""
 
     psnr: Mapping[str, float]
 
@@ -37,7 +37,7 @@ class Restoration:
 
 
 def psnr_y(sr: Pixels, hr: Pixels, shave: int) -> float:
-    """PSNR in dB of the luma, which is not rounded; infinite for equal images.
+    """Returns the PSNR [dB] of the luma, which is not rounded; infinite for equal images.
 
     Arguments:
         sr, hr: [H, W, 3] uint8 RGB.
@@ -59,7 +59,7 @@ def psnr_y(sr: Pixels, hr: Pixels, shave: int) -> float:
 
 
 def pairs(hr: Path, lr: Path, scale: int) -> dict[str, tuple[Pixels, Pixels]]:
-    """(HR, LR) [H, W, 3] by name. An LR image is called as its HR image, or that with `x<scale>` behind it.
+    """Returns (HR, LR) [H, W, 3] by name. An LR image has its HR image's name, with or without `x<scale>` behind it.
 
     HR images are cut to a multiple of the scale at the right and the bottom, as LR images are usually made.
 
@@ -83,7 +83,7 @@ def pairs(hr: Path, lr: Path, scale: int) -> dict[str, tuple[Pixels, Pixels]]:
 
 @torch.no_grad()
 def restore(model: Any, image: Pixels) -> Pixels:
-    """One image [H, W, 3] through the network, rounded to 8 bits: [scale H, scale W, 3].
+    """Returns one image [H, W, 3] restored by the network and rounded to 8 bits, [scale H, scale W, 3].
 
     Arguments:
         model: [1, 3, H, W], normalized by `model.card.preprocess`, -> RGB in 0..1.
@@ -100,7 +100,7 @@ def restore(model: Any, image: Pixels) -> Pixels:
 
 
 def evaluate_restoration(model: Any, hr: Path, lr: Path, *, shave: int | None = None) -> Restoration:
-    """PSNR of the luma over pairs of folders.
+    """Returns the PSNR of the luma over pairs of folders.
 
     Arguments:
         model: FP32 or simulated, with `config.upscale` and `card`.
@@ -116,7 +116,7 @@ def evaluate_restoration(model: Any, hr: Path, lr: Path, *, shave: int | None = 
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by name, sorted."""
+    """Returns the image files of a folder by name, sorted."""
     if not folder.is_dir():
         raise VisqError(f"{folder} is no folder")
     found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES}

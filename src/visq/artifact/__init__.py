@@ -7,7 +7,16 @@ from visq._lazy import lazy
 if TYPE_CHECKING:
     from visq.artifact.coverage import coverage_rows
     from visq.artifact.reading import artifact_bytes, check_program, is_artifact, load, verify
-    from visq.artifact.schema import ArtifactConfig, CalibrationData, CoverageRow, Provenance, read_config
+    from visq.artifact.schema import (
+        Agreement,
+        ArtifactConfig,
+        CalibrationData,
+        Check,
+        CoverageRow,
+        LossySite,
+        Provenance,
+        read_config,
+    )
     from visq.artifact.writing import check_destination, lowered, save, serialize
 
 __all__ = [
@@ -26,6 +35,9 @@ __all__ = [
     "CalibrationData",
     "CoverageRow",
     "Provenance",
+    "Check",
+    "Agreement",
+    "LossySite",
 ]
 
 __getattr__ = lazy(
@@ -34,6 +46,18 @@ __getattr__ = lazy(
         **dict.fromkeys(("coverage_rows",), "coverage"),
         **dict.fromkeys(("artifact_bytes", "check_program", "is_artifact", "load", "verify"), "reading"),
         **dict.fromkeys(("check_destination", "lowered", "save", "serialize"), "writing"),
-        **dict.fromkeys(("ArtifactConfig", "CalibrationData", "CoverageRow", "Provenance", "read_config"), "schema"),
+        **dict.fromkeys(
+            (
+                "Agreement",
+                "ArtifactConfig",
+                "CalibrationData",
+                "Check",
+                "CoverageRow",
+                "LossySite",
+                "Provenance",
+                "read_config",
+            ),
+            "schema",
+        ),
     },
 )

@@ -27,9 +27,10 @@ _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 def load(path: Path | str) -> Any:
     """The simulation of a quantized model, in eval mode: quantizers attached, weights decoded from their codes.
 
-    `model.card`, `model.recipe` and `model.provenance` say what it is; `model.artifact` is its whole config. Where
-    the artifact has a program, the program is compared with the network, and the model is deployed: its logits are bit
-    for bit those of the integer engine, and of the model that was saved if that was. No parameter asks for a gradient.
+    `model.card`, `model.recipe`, `model.provenance` and `model.check` say what it is; `model.artifact` is its whole
+    config. Where the artifact has a program, the program is compared with the network, and the model is deployed: its
+    logits are bit for bit those of the integer engine, and of the model that was saved if that was. No parameter asks
+    for a gradient.
 
     Raises:
         VisqError: anything missing, damaged or edited, naming the file and the key.
@@ -56,6 +57,7 @@ def load(path: Path | str) -> Any:
     card = ModelCard(name=config.provenance.model, config=geometry, preprocess=preprocess, classes=config.classes)
     model.card = replace(card, checkpoint_sha256=config.provenance.checkpoint_sha256)
     model.recipe, model.provenance, model.artifact = config.recipe, config.provenance, config
+    model.check = config.check
     if config.program is None:
         return refuse_bad_images(model)
     check_program(model, folder)

@@ -100,6 +100,47 @@ class CoverageRow(Strict):
     granularity: tuple[str, ...]
 
 
+class Agreement(Strict):
+    """Outputs of the deployed network beside FP32's on one set of images.
+
+    Attributes:
+        images: how many were compared.
+        agree: images with FP32's decision; null where the network has no classes.
+        sqnr_db: of the outputs, over images whose outputs are finite; null where they are equal or none is finite.
+        psnr_db: for networks without classes, of outputs in 0..1; null as `sqnr_db`.
+        non_finite: images whose outputs hold NaN or Inf.
+    """
+
+    images: int
+    agree: int | None
+    sqnr_db: float | None
+    psnr_db: float | None = None
+    non_finite: int = 0
+
+
+class LossySite(Strict):
+    """A site that rounds badly: `kind` is its row of the coverage table; `sqnr_db` null means NaN or Inf."""
+
+    name: str
+    kind: str
+    bits: int
+    sqnr_db: float | None
+
+
+class Check(Strict):
+    """The self-check after calibration (docs/self-check.md).
+
+    Attributes:
+        problem: why the network could not be run as it should; null where it ran.
+    """
+
+    verdict: Literal["good", "doubtful", "broken"]
+    calibration: Agreement
+    held_out: Agreement | None
+    worst_sites: tuple[LossySite, ...]
+    problem: str | None = None
+
+
 class TensorFile(Strict):
     """model.safetensors as a whole."""
 
@@ -112,6 +153,7 @@ class ArtifactConfig(Strict):
 
     `tensors` is (dtype, shape) by tensor name; `shared` names, for a tensor that is not stored, the equal one that is.
     `program` is what the integer engine runs; where there is none, `no_program` says why.
+    `check` is the self-check, absent where none was made.
     It holds no date and no timing: the same calibration gives the same bytes.
     """
 
@@ -129,11 +171,13 @@ class ArtifactConfig(Strict):
     shared: dict[str, str]
     program: Program | None = None
     no_program: str | None = None
+    check: Check | None = None
     self_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with a fresh self-hash."""
-        values = self.model_dump(mode="json", exclude={"program", "sites"})
+        left_out = {"program", "sites"} | ({"check"} if self.check is None else set())
+        values = self.model_dump(mode="json", exclude=left_out)
         values["sites"] = {name: site.model_dump(mode="json", exclude_none=True) for name, site in self.sites.items()}
         values["program"] = None if self.program is None else self.program.to_json()
         values["self_hash"] = self_hash(values)

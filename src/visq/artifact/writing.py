@@ -38,7 +38,7 @@ def save(
     """Write a quantized model as a folder of `model.safetensors` and `config.json`.
 
     Arguments:
-        model: with quantizers attached; `model.card` gives preprocessing and classes.
+        model: with quantizers attached; `model.card` gives preprocessing and classes, `model.check` the self-check.
         recipe, provenance: by default what `load` left in `model.recipe` and `model.provenance`.
         overwrite: replace an artifact that is already there, in one step.
     Raises:
@@ -77,6 +77,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
         shared=shared,
         program=program,
         no_program=no_program,
+        check=getattr(model, "check", None),
     )
     check_artifact(config, {name: tensor.numpy() for name, tensor in all_tensors.items()})
     values = config.to_json()
@@ -104,10 +105,12 @@ def check_destination(path: Path, overwrite: bool) -> None:
         raise VisqError(f"{path} is no name for an artifact; give a new folder")
     if not os.path.lexists(path):
         return
+    folder = path.is_dir() and not path.is_symlink()
+    replaceable = folder and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))
+    if not replaceable:
+        raise VisqError(f"{path} exists and is not an artifact, so it is not overwritten; choose another folder")
     if not overwrite:
         raise VisqError(f"{path} exists; choose another folder or pass --overwrite to replace it")
-    if path.is_symlink() or not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_FILE).is_file()):
-        raise VisqError(f"{path} is not an artifact, so it is not overwritten; choose another folder")
 
 
 def _write(path: Path, files: dict[str, bytes], overwrite: bool) -> None:

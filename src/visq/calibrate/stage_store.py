@@ -22,6 +22,20 @@ from visq.quant.site import WEIGHT, named_sites
 from visq.recipes import Recipe
 from visq.stages.stage_run import belongs
 
+#: A file in the folder that belongs to whoever holds the run (`visq.pipeline.lock`).
+LOCK = "lock"
+
+
+def clear(folder: Path) -> None:
+    """Removes everything in a folder of a calibration's state but its lock."""
+    for entry in folder.iterdir():
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
 
 class WorkFolder:
     """The folder of one calibration.
@@ -67,8 +81,8 @@ class WorkFolder:
                 count += 1
             if count and self.stream(count).is_dir() and (not student or self.student(count).is_dir()):
                 return count
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        clear(self.path)
         temporary = run_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.fingerprint))
         os.replace(temporary, run_file)
@@ -96,21 +110,24 @@ class FinishedStage:
     def save(self, model: nn.Module, stage: Stage) -> None:
         tensors: dict[str, Tensor] = {}
         meta: dict[str, object] = {}
+        rounding: dict[str, float | None] = {}
         for name, parameter in model.named_parameters():
             if belongs(name, stage):
                 tensors[f"parameter/{name}"] = parameter.detach().contiguous()
         for name, site in named_sites(model):
             if site.quantizer is not None and belongs(name, stage):
                 meta[name], parts = quantizer_to_parts(site.quantizer)
+                rounding[name] = site.rounding_db
                 tensors |= {f"site/{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
         temporary = self.path.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata={"sites": json.dumps(meta)})
+        save_file(tensors, temporary, metadata={"sites": json.dumps(meta), "rounding": json.dumps(rounding)})
         os.replace(temporary, self.path)
 
     def restore(self, model: nn.Module) -> None:
         try:
             with safe_open(self.path, framework="pt") as file:
                 meta = json.loads(file.metadata()["sites"])
+                rounding = json.loads(file.metadata()["rounding"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         except Exception as error:
             raise VisqError(f"{self.path} is damaged; delete {self.path.parent} and start again") from error
@@ -124,6 +141,7 @@ class FinishedStage:
             parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             sites[name].quantizer = quantizer_from_parts(site_meta, parts)
             sites[name].baked = sites[name].kind == WEIGHT
+            sites[name].rounding_db = rounding[name]
 
 
 def weights_digest(model: nn.Module) -> str:

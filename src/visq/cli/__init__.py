@@ -1,4 +1,4 @@
-"""The `visq` command. Commands are thin: they parse, call the API and print."""
+"""Holds the `visq` command. Commands are thin: they parse, call the API and print."""
 
 from visq.cli.main import main
 

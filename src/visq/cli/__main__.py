@@ -1,4 +1,4 @@
-"""`python -m visq.cli`."""
+"""Runs `python -m visq.cli`."""
 
 from visq.cli import main
 

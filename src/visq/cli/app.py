@@ -1,4 +1,4 @@
-"""The command tree."""
+"""Puts the commands together."""
 
 from __future__ import annotations
 

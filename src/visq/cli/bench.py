@@ -44,13 +44,14 @@ def bench(
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
     rows, profiles = [], []
-    for count in counts:
+    for index, count in enumerate(counts):
         found, profile = measure(
             subject,
             batches=options.integers("--batch", batch),
             threads=count,
             seconds=seconds,
             backends=None if backends is None else backends.split(","),
+            repeats=len(counts) - index,
             progress=output.progress,
         )
         rows += found

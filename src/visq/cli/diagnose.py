@@ -88,7 +88,7 @@ def open_original(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `visq compare` report."""
+    """Returns the rows of a `visq compare` report."""
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,7 +130,7 @@ def badness(row: dict[str, Any]) -> tuple[int, float]:
 
 
 def last_and_worst(errors: list[float | None]) -> str:
-    """The error at the last step and the largest one; a step without a finite error is NaN and the worst."""
+    """Returns the error at the last step and the largest one; a step without a finite error is NaN and the worst."""
     worst = None if None in errors else max(error for error in errors if error is not None)
     return " ".join("NaN" if error is None else f"{error:.3f}" for error in (errors[-1], worst))
 

@@ -70,7 +70,7 @@ def evaluate(
 
 
 def open_target(target: str, backend: str | None, model_options: options.ModelOptions) -> tuple[Any, str, int]:
-    """(model, backend, bytes) of a TARGET. Raises VisqError where target, backend and options do not fit."""
+    """Returns (model, backend, bytes) of a TARGET; raises VisqError where target, backend and options do not fit."""
     from visq.analysis import EngineModel, fp32_bytes
     from visq.artifact import artifact_bytes, is_artifact, load
     from visq.models import list_models
@@ -104,7 +104,7 @@ def open_target(target: str, backend: str | None, model_options: options.ModelOp
 
 
 def engine_report(output: Output, engine: Engine) -> None:
-    """Which kernels run, and which operations are in floating point and why."""
+    """Prints which kernels run, and which operations are in floating point and why."""
     operations = len(engine.program.operations)
     output.say(f"engine: {engine.kernel}, {engine.threads} threads, {operations} operations")
     if engine.kernel == "oracle":
@@ -114,7 +114,7 @@ def engine_report(output: Output, engine: Engine) -> None:
 
 
 def grouped(reasons: dict[str, str]) -> dict[str, list[str]]:
-    """Names by their reason."""
+    """Returns names by their reason."""
     found: dict[str, list[str]] = {}
     for name, why in reasons.items():
         found.setdefault(why, []).append(name)

@@ -11,6 +11,7 @@ from visq.cli import options
 from visq.cli.evaluate import engine_report
 from visq.cli.output import Output
 from visq.cli.quantize import report
+from visq.cli.self_check import print_check
 from visq.cli.understood import say_understood
 
 
@@ -38,3 +39,7 @@ def inspect(
     else:
         engine_report(output, load_engine(folder))
     report(output, folder, model, {})
+    if config.check is not None:
+        print_check(output, config.check)
+    else:
+        output.say("self-check: none was made")

@@ -1,4 +1,4 @@
-"""`visq models`, `visq recipes`, `visq backends`: what there is."""
+"""Lists what there is: `visq models`, `visq recipes`, `visq backends`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def models(
 
 
 def list_sites(name: str, output: Output) -> None:
-    """A line for all sites that differ in a number only: blocks, directions."""
+    """Prints a line for all sites that differ in a number only: blocks, directions."""
     from visq.models import create_model
     from visq.quant.site import named_sites
 
@@ -92,7 +92,7 @@ def recipes(
 
 
 def describe(recipe: Any) -> list[str]:
-    """A recipe in lines of text."""
+    """Returns a recipe in lines of text."""
     lines = [f"{recipe.name}: {recipe.title}" + (f" ({recipe.source})" if recipe.source else "")]
     lines.append(f"scope {recipe.scope_name}, bits {recipe.bits}")
     for what in ("transforms", "learners"):

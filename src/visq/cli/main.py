@@ -1,19 +1,23 @@
-"""The entry point: every way a command can end becomes an exit code and at most one line on stderr."""
+"""Runs a command line. Every way it can end becomes an exit code and at most one line on stderr."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, TextIO
 
 from visq.errors import VisqError
 
-#: So many warnings are printed; more of them are counted.
+#: Warnings that are printed; more of them are only counted.
 MOST_WARNINGS = 5
+#: Characters of a line on stderr; a message may quote what a file holds.
+LONGEST = 1000
 
 _HINTS = {
     "quantize": "; the same command with --resume goes on from here",
@@ -23,17 +27,17 @@ _HINTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `visq` and exit: 0 on success, 1 on errors, 2 on wrong usage, 130 on Ctrl-C."""
+    """Runs `visq` and exits: 0 on success, 1 on errors, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM."""
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Runs one command line and returns its exit code."""
     debug = "--debug" in arguments
     arguments = [_at_home(argument) for argument in arguments]
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    with _Warnings():
+    with _Warnings(), _Termination() as termination:
         try:
             from typer.main import get_command
 
@@ -44,7 +48,7 @@ def run(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             code = 130
         except BrokenPipeError:
-            # The reader went away (`visq models | head`). Nothing may be written any more, not even when Python exits.
+            # The reader went away (`visq models | head`). Python's last flush on exit must not fail either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
@@ -52,12 +56,13 @@ def run(arguments: list[str]) -> int:
                 traceback.print_exc()
             return _explain(error, command)
     if code == 130:
-        _line(f"interrupted{_HINTS.get(command, '')}")
+        _line(f"{'terminated' if termination.came else 'interrupted'}{_HINTS.get(command, '')}")
+        return 143 if termination.came else 130
     return int(code or 0)
 
 
 def _at_home(argument: str) -> str:
-    """An argument with `~` as the user's folder, also in `--out=~/runs`, where no shell replaces it."""
+    """Returns an argument with `~` replaced by the user's folder, also in `--out=~/runs`, where no shell does."""
     option, equals, value = argument.partition("=")
     if argument.startswith("--") and equals and value.startswith("~"):
         return f"{option}={os.path.expanduser(value)}"
@@ -65,7 +70,7 @@ def _at_home(argument: str) -> str:
 
 
 def _explain(error: Exception, command: str) -> int:
-    """One line about an error; returns the exit code."""
+    """Prints one line about an error and returns the exit code."""
     if isinstance(error, VisqError):
         _line(f"error: {error}")
         return 1
@@ -81,11 +86,33 @@ def _explain(error: Exception, command: str) -> int:
 
 
 def _line(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
+    line = " ".join(text.split())
+    print(line if len(line) <= LONGEST else f"{line[:LONGEST]} ...", file=sys.stderr, flush=True)
+
+
+class _Termination:
+    """Makes SIGTERM end a command as Ctrl-C does, so that it keeps its state and says how to go on."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __enter__(self) -> _Termination:
+        self._theirs = threading.current_thread() is not threading.main_thread()
+        if not self._theirs:
+            self._before = signal.signal(signal.SIGTERM, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._theirs:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 class _Warnings:
-    """While it lasts, Python's warnings are single lines on stderr."""
+    """Prints Python's warnings as single lines on stderr, inside a `with` block."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -94,7 +121,7 @@ class _Warnings:
     def __enter__(self) -> None:
         self.before.__enter__()
         warnings.showwarning = self.show
-        # Slow loops are said by the commands themselves, for all ops at once.
+        # Commands name all slow loops in one line themselves.
         warnings.filterwarnings("ignore", message="visq: .* runs as a slow loop")
 
     def __exit__(

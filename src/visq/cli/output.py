@@ -1,8 +1,9 @@
-"""What commands print: text for people, or JSON alone."""
+"""Prints what commands have to say: text for people, or JSON alone."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from visq.progress import Progress
 
 
 class Output:
-    """Text on stdout unless the JSON goes there, warnings on stderr, results as JSON where asked for."""
+    """Prints text on stdout unless the JSON goes there, warnings on stderr, and results as JSON where asked for."""
 
     def __init__(self, json_to: str | None = None) -> None:
         self.json_to = json_to
@@ -28,7 +29,7 @@ class Output:
         self.progress.say(line)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns; those that hold numbers only are aligned to the right."""
+        """Prints aligned columns; those that hold numbers only are aligned to the right."""
         for line in align(header, rows):
             self.say(line)
 
@@ -37,9 +38,14 @@ class Output:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def emit(self, document: Any) -> None:
-        """Write the results, if JSON was asked for."""
+        """Writes the results, if JSON was asked for. NaN and Inf become null; `not_finite` says where they were."""
         if self.json_to is None or not self.first:
             return
+        strange: dict[str, str] = {}
+        document = finite(document, "", strange)
+        if strange:
+            document = {**document, "not_finite": strange} if isinstance(document, dict) else document
+            self.warn(f"{len(strange)} numbers are NaN or infinite and null in the JSON, such as {next(iter(strange))}")
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         if self.json_to == "-":
             sys.stdout.write(text)
@@ -47,7 +53,7 @@ class Output:
         write_text(Path(self.json_to), text)
 
     def kernels(self) -> None:
-        """Which kernel computes each op, and a warning for each that is a slow loop."""
+        """Prints which kernel computes each op, and warns of those that are slow loops."""
         from visq.analysis.machine import kernels, slow_kernels
 
         by_kernel: dict[str, list[str]] = {}
@@ -64,13 +70,13 @@ class Output:
             self.warn(f"{', '.join(ops)} run as slow loops ({why})")
 
     def skipped(self, names: Sequence[str]) -> None:
-        """Say how many images could not be read."""
+        """Says how many images could not be read."""
         if names:
             self.say(f"skipped {len(names)} image{'s' * (len(names) > 1)} that cannot be read: {', '.join(names[:3])}")
 
 
 def check_file(option: str, path: Path) -> None:
-    """VisqError, before any work is done, when a file cannot be written."""
+    """Raises VisqError, before any work is done, when a file cannot be written."""
     folder = path.absolute().parent
     if path.is_dir():
         raise VisqError(f"{option} {path} is a folder; give a file's name")
@@ -81,7 +87,7 @@ def check_file(option: str, path: Path) -> None:
 
 
 def check_folder(option: str, path: Path) -> None:
-    """VisqError, before any work is done, when a folder cannot be made or written to."""
+    """Raises VisqError, before any work is done, when a folder cannot be made or written to."""
     for there in (path.absolute(), *path.absolute().parents):
         if os.path.lexists(there):
             if not there.is_dir():
@@ -91,8 +97,21 @@ def check_folder(option: str, path: Path) -> None:
             return
 
 
+def finite(value: Any, where: str, strange: dict[str, str]) -> Any:
+    """Returns a value as JSON can have it: None for NaN and Inf, whose place goes to `strange`, such as `rows.3.top1`:
+    `nan`."""
+    if isinstance(value, dict):
+        return {key: finite(item, f"{where}{key}.", strange) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item, f"{where}{index}.", strange) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        strange[where.rstrip(".")] = str(value)
+        return None
+    return value
+
+
 def write_text(path: Path, text: str) -> None:
-    """A file that appears complete or not at all."""
+    """Writes a file that appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -103,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in plain text."""
+    """Returns the lines of a table in plain text."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     right = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(header))]
 
@@ -125,7 +144,7 @@ def megabytes(size: float) -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Lets torch and the kernels use so many threads. VisqError for a number that makes no sense."""
+    """Makes torch and the kernels use a number of threads; raises VisqError for one that makes no sense."""
     if threads is not None:
         import torch
 

@@ -21,7 +21,7 @@ from visq.errors import VisqError
 if TYPE_CHECKING:
     from visq.runtime import Prediction
 
-#: So many images that cannot be read are named on stderr; more of them are counted.
+#: Unreadable images that are named on stderr; more of them are only counted.
 _MOST_NAMED = 5
 
 

@@ -9,6 +9,7 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, check_folder, megabytes, set_threads
+from visq.cli.self_check import least_verdict, print_check, stop_below
 from visq.cli.understood import say_understood
 
 
@@ -27,6 +28,21 @@ def quantize(
         bool,
         typer.Option("--without-positions", help="One scale per tensor where the recipe has scales per token or step."),
     ] = False,
+    held_out: Annotated[
+        int,
+        typer.Option("--holdout", min=0, help="Images beside the calibration images that the self-check runs on."),
+    ] = 64,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the result with FP32 before it is saved.")
+    ] = True,
+    fail_below: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-below",
+            metavar="good|doubtful",
+            help="Exit with code 3 when the self-check's verdict is worse; the artifact is kept.",
+        ),
+    ] = None,
     strict: options.Strict = False,
     threads: options.Threads = None,
     batch: options.Batch = 16,
@@ -41,7 +57,7 @@ def quantize(
     interpolation: options.Interpolation = None,
     classes: options.Classes = None,
 ) -> None:
-    """Calibrate a model with a recipe and write the quantized model as an artifact.
+    """Calibrate a model with a recipe, check the result against FP32, and write it as an artifact.
 
     Started by torchrun (`torchrun --nproc-per-node 2 -m visq.cli quantize ...`) several processes share the work.
     """
@@ -52,6 +68,7 @@ def quantize(
     from visq.recipes import get_recipe
 
     set_threads(threads)
+    least = least_verdict(fail_below, check)
     chosen = get_recipe(recipe)
     if without_positions:
         chosen = chosen.without_positions()
@@ -60,12 +77,18 @@ def quantize(
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     network = model_options.load(model)
     say_understood(output, network.card)
-    dataset = open_dataset(calib, network.card.preprocess, split="calib", strict=strict).subset(samples, seed)
+    source = open_dataset(calib, network.card.preprocess, split="calib", strict=strict)
+    dataset, others = pipeline.draw(source, samples, held_out if check else 0, seed)
     output.say(
         f"{network.card.name} with {chosen.name} (scope {chosen.scope_name}) "
         f"on {samples} images of {calib}, seed {seed}"
     )
     output.kernels()
+    found = 0 if others is None else len(others)
+    if check and found < held_out:
+        output.say(
+            f"held-out images: {found} of {held_out}; {calib} has no more beside the {samples} calibration images"
+        )
     parallel.start()
     try:
         result = pipeline.quantize(
@@ -77,6 +100,8 @@ def quantize(
             resume=resume,
             overwrite=overwrite,
             batch_size=batch,
+            held_out=others,
+            check=check,
             progress=output.progress,
         )
     finally:
@@ -85,12 +110,18 @@ def quantize(
     for note in result.calibration.notes:
         output.say(f"note: {note}")
     extra = {"calibration_seconds": result.calibration.seconds, "peak_rss_bytes": result.peak_rss}
+    if result.self_check is not None:
+        extra["check_seconds"] = result.self_check.seconds
     report(output, out, result.model, extra)
     output.say(f"calibrated in {result.calibration.seconds:.1f} s, peak memory {result.peak_rss / 1e6:.0f} MB")
+    if result.self_check is not None:
+        made = f" ({result.self_check.kernel}, {result.self_check.seconds:.1f} s)"
+        print_check(output, result.self_check.check, made)
+    stop_below(output, result.check, least, out)
 
 
 def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> None:
-    """Print and emit what an artifact holds: its config, coverage and size. `model` is the one in the artifact."""
+    """Prints and emits what an artifact holds: its config, coverage and size. `model` is the one in the artifact."""
     from visq.analysis import coverage
     from visq.artifact import artifact_bytes, read_config
 
@@ -113,7 +144,7 @@ def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> N
 
 
 def print_coverage(output: Output, rows: list[dict[str, Any]]) -> None:
-    """The coverage table, and in one line the kinds of sites that the recipe leaves in floating point."""
+    """Prints the coverage table, and in one line the kinds of sites that the recipe leaves in floating point."""
     quantized = [row for row in rows if row["targeted"]]
     lines = [
         (
@@ -126,7 +157,7 @@ def print_coverage(output: Output, rows: list[dict[str, Any]]) -> None:
         for row in quantized
     ]
     if lines:
-        output.table(("sites", "quantized", "bits", "granularity", "computed by"), lines)
+        output.table(("sites", "quantized", "bits", "granularity", "simulated by"), lines)
     rest = [f"{row['kind']} ({row['sites']})" for row in rows if not row["targeted"]]
     if rest:
         output.say(f"in floating point: {', '.join(rest)}")

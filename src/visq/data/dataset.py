@@ -79,13 +79,13 @@ class Dataset:
             with ThreadPoolExecutor(self._threads) as pool:
                 for first in range(0, len(self), 1024):  # a future for each of a million images would fill memory
                     block = range(first, min(first + 1024, len(self)))
-                    for index, content in zip(block, pool.map(self._content, block), strict=True):
+                    for index, content in zip(block, pool.map(self.content, block), strict=True):
                         name = self._records[index].name.encode(errors="surrogateescape")
                         digest.update(name + f"\0{self.labels[index]}\0{content}\n".encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _content(self, index: int) -> str:
+    def content(self, index: int) -> str:
         """Returns the sha256 of an image's bytes, or that it cannot be read."""
         record = self._records[index]
         try:
@@ -97,7 +97,11 @@ class Dataset:
         return hashlib.sha256(data).hexdigest()
 
     def subset(self, n: int, seed: int) -> Dataset:
-        """Returns `n` images chosen at random by `seed`, in their original order.
+        """Returns `n` images chosen at random by `seed`, in their original order; raises VisqError as `drawn` does."""
+        return self.select(self.drawn(n, seed))
+
+    def drawn(self, n: int, seed: int) -> list[int]:
+        """Returns the indices of `n` images chosen at random by `seed`, ascending.
 
         Raises:
             VisqError: `n` is not in 1..len(self).
@@ -106,7 +110,8 @@ class Dataset:
             raise VisqError(f"{self.name}: {n} images were asked for, at least 1 is needed ({len(self)} are there)")
         if n > len(self):
             raise VisqError(f"{self.name}: {n} images were asked for but only {len(self)} are there")
-        return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)).tolist())
+        indices: list[int] = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)).tolist()
+        return indices
 
     def select(self, indices: Sequence[int]) -> Dataset:
         """Returns the images at `indices`, in that order."""

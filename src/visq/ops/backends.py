@@ -161,4 +161,5 @@ def recorded() -> Iterator[Counter[tuple[str, str]]]:
     try:
         yield counter
     finally:
-        _recorders.remove(counter)
+        # By identity: two recorders that have counted the same are equal.
+        _recorders[:] = [recorder for recorder in _recorders if recorder is not counter]

@@ -1,9 +1,11 @@
-"""From an FP32 model, a recipe and images to a quantized model, saved when asked for."""
+"""Quantizes an FP32 model with a recipe and images, checks the result, and saves it when asked for."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,37 +13,50 @@ from typing import Any
 from safetensors import SafetensorError
 
 from visq import parallel
-from visq.artifact import ArtifactConfig, CalibrationData, Provenance, check_destination, lowered, save
+from visq.artifact import ArtifactConfig, CalibrationData, Check, Provenance, check_destination, lowered, save
 from visq.calibrate import Calibration, calibrate
+from visq.calibrate.learners import make_learner
+from visq.calibrate.stage_store import LOCK, clear
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.memory import peak_rss, reset_peak_rss
 from visq.models.family import family_of, num_classes
-from visq.pipeline.check_fp32 import check_finite
+from visq.pipeline.check import Reference, SelfCheck, reference, self_check
+from visq.pipeline.lock import held
+from visq.pipeline.outputs import fp32_outputs
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
 from visq.simulation import deploy
+from visq.transforms import make_transform
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model and how it came about.
+    """Holds a quantized model and how it came about.
 
     Attributes:
-        model: the simulation, with `model.recipe` and `model.provenance`; deployed where the engine can run it.
+        model: the simulation, with `model.recipe`, `model.provenance` and `model.check`; deployed where the engine can
+            run it.
         config: of the artifact, when one was written.
-        peak_rss: the most memory the process held meanwhile, in bytes.
+        peak_rss: the most memory the process held meanwhile [bytes].
+        self_check: the check, its kernel and its time; None when it was not asked for.
     """
 
     model: Any
     calibration: Calibration
     config: ArtifactConfig | None
     peak_rss: int
+    self_check: SelfCheck | None = None
+
+    @property
+    def check(self) -> Check | None:
+        """Returns what the self-check found."""
+        return None if self.self_check is None else self.self_check.check
 
 
 def work_folder(out: Path) -> Path:
-    """Where a calibration for the artifact `out` keeps its state."""
+    """Returns the folder where a calibration for the artifact `out` keeps its state."""
     return out.with_name(out.name + ".calibration")
 
 
@@ -55,15 +70,19 @@ def quantize(
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int = 16,
+    held_out: Dataset | None = None,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Calibrate `model` in place and save it as an artifact. Under torchrun all ranks call it, and rank 0 writes.
+    """Calibrates `model` in place, checks the result, and saves it. Under torchrun all ranks call it; rank 0 writes.
 
     Arguments:
         model: FP32, with `model.card`.
         dataset: the calibration images, already chosen.
         out: the artifact's folder; None to keep the result in memory only.
         resume: continue a killed run for the same `out`; it ends in the same bytes.
+        held_out: images beside the calibration images that the self-check runs on (`visq.pipeline.draw` draws both).
+        check: compare the result with FP32 before it is saved (docs/self-check.md).
     Raises:
         VisqError: bad input of any kind. Neither an artifact nor calibration state is left then; only state that
             `resume` found stays.
@@ -72,10 +91,12 @@ def quantize(
     if any(site.quantizer is not None for _, site in named_sites(model)):
         raise VisqError("the model is quantized already; load it again before quantizing it with another recipe")
     check_applies(model, recipe)
-    work, found = parallel.on_rank_zero(lambda: _prepare(out, resume, overwrite, progress))
+    lock = ExitStack()
+    work, found = parallel.on_rank_zero(lambda: _prepare(out, resume, overwrite, lock, progress))
     keep = found and resume
     try:
-        result = _quantize(model, recipe, dataset, work, seed, out, resume, overwrite, batch_size, progress)
+        run = _Run(model, dataset, held_out if check else None, batch_size, progress)
+        result = run.quantize(recipe, work, seed, out, resume, overwrite, check)
         keep = False
         return result
     except (OSError, SafetensorError) as error:
@@ -87,11 +108,19 @@ def quantize(
     finally:
         if not keep and parallel.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
+        lock.close()
 
 
 def check_applies(model: Any, recipe: Recipe) -> None:
-    """VisqError unless the recipe can be carried out on this network: every pattern matches, no scale per position
-    where images have any size, no gradient of a classifier's loss where there are no classes."""
+    """Raises VisqError unless the recipe can be carried out on this network: every pattern matches a site; there is no
+    scale per position where images have any size, and no gradient of a classifier's loss without classes."""
+    try:
+        for named in recipe.scope.transforms:
+            make_transform(named)
+        for named in recipe.scope.learners:
+            make_learner(named)
+    except VisqError as error:
+        raise VisqError(f"recipe {recipe.name}: {error}") from error
     names = [name for name, _ in named_sites(model)]
     specs, family = recipe.resolve(names), family_of(model.config)
     positional = list(dict.fromkeys(family.kind_of(name) for name in recipe.positional(names)))
@@ -108,60 +137,89 @@ def check_applies(model: Any, recipe: Recipe) -> None:
         )
 
 
-def _prepare(out: Path | None, resume: bool, overwrite: bool, progress: Progress) -> tuple[Path, bool]:
-    """(folder of the calibration's state, whether a killed run left one). VisqError when `out` cannot be written."""
+def _prepare(out: Path | None, resume: bool, overwrite: bool, lock: ExitStack, progress: Progress) -> tuple[Path, bool]:
+    """Returns (folder of the calibration's state, whether a killed run left one), and holds the folder until `lock` is
+    closed.
+
+    Raises:
+        VisqError: `out` cannot be written, or another process writes it.
+    """
     if out is None:
         return Path(tempfile.mkdtemp(prefix="visq-")), False
     check_destination(out, overwrite)
     work = work_folder(out)
-    found = work.exists()
-    if found and any(work.iterdir()) and not (work / "run.json").exists():
+    there = {entry.name for entry in work.iterdir()} if work.is_dir() else set()
+    if os.path.lexists(work) and (not work.is_dir() or (there - {LOCK} and "run.json" not in there)):
         raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
+    try:
+        lock.enter_context(held(work))
+    except OSError as error:
+        raise VisqError(f"cannot keep the state of the calibration in {work}: {error.strerror or error}") from error
+    found = (work / "run.json").exists()
     if found and not resume:
         progress.say(f"discarding the unfinished calibration in {work}; --resume would have continued it")
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
     elif resume and not found:
         progress.say(f"nothing to resume in {work}; starting from the beginning")
     return work, found
 
 
-def _quantize(
-    model: Any,
-    recipe: Recipe,
-    dataset: Dataset,
-    work: Path,
-    seed: int,
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    batch_size: int,
-    progress: Progress,
-) -> Quantized:
-    reset_peak_rss()
-    check_finite(model, dataset, batch_size=batch_size, progress=progress)
-    with progress.task("calibrating", total=len(model.stages())) as task:
-        calibration = calibrate(
-            model,
-            recipe,
-            dataset,
-            work_dir=work,
-            seed=seed,
-            batch_size=batch_size,
-            resume=resume,
-            report=lambda done, _, name: task.reach(done, note=name),
+@dataclass(frozen=True)
+class _Run:
+    """A network and the images it is calibrated and checked with."""
+
+    model: Any
+    dataset: Dataset
+    held_out: Dataset | None
+    batch_size: int
+    progress: Progress
+
+    def quantize(
+        self, recipe: Recipe, work: Path, seed: int, out: Path | None, resume: bool, overwrite: bool, check: bool
+    ) -> Quantized:
+        """Runs the whole; arguments as in `quantize`, and `work`, the folder of the calibration's state."""
+        reset_peak_rss()
+        model, progress = self.model, self.progress
+        exact = self.references(check)
+        with progress.task("calibrating", total=len(model.stages())) as task:
+            calibration = calibrate(
+                model,
+                recipe,
+                self.dataset,
+                work_dir=work,
+                seed=seed,
+                batch_size=self.batch_size,
+                resume=resume,
+                report=lambda done, _, name: task.reach(done, note=name),
+            )
+        if lowered(model)[0] is not None:
+            deploy(model)
+        model.recipe, model.provenance, model.check = recipe, self.provenance(seed), None
+        checked = None
+        if exact is not None:
+            checked = self_check(model, *exact, batch_size=self.batch_size, progress=progress)
+            model.check = checked.check
+        config = None if out is None else parallel.on_rank_zero(lambda: save(model, out, overwrite=overwrite))
+        return Quantized(model, calibration, config, peak_rss(), checked)
+
+    def references(self, check: bool) -> tuple[Reference, Reference | None] | None:
+        """Returns FP32's outputs for calibration and held-out images, which are finite; None without a check."""
+        options: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress}
+        if not check:
+            fp32_outputs(self.model, self.dataset, keep=0, **options)
+            return None
+        held_out = None if self.held_out is None else reference(self.model, self.held_out, **options)
+        return reference(self.model, self.dataset, **options), held_out
+
+    def provenance(self, seed: int) -> Provenance:
+        card, dataset = self.model.card, self.dataset
+        return Provenance(
+            model=card.name,
+            checkpoint_sha256=card.checkpoint_sha256,
+            calibration=CalibrationData(
+                data=",".join(Path(part).name for part in dataset.name.split(",")),
+                fingerprint=dataset.fingerprint(),
+                images=len(dataset) - len(dataset.skipped),
+                seed=seed,
+            ),
         )
-    if lowered(model)[0] is not None:
-        deploy(model)
-    model.recipe = recipe
-    model.provenance = Provenance(
-        model=model.card.name,
-        checkpoint_sha256=model.card.checkpoint_sha256,
-        calibration=CalibrationData(
-            data=",".join(Path(part).name for part in dataset.name.split(",")),
-            fingerprint=dataset.fingerprint(),
-            images=len(dataset) - len(dataset.skipped),
-            seed=seed,
-        ),
-    )
-    config = None if out is None else parallel.on_rank_zero(lambda: save(model, out, overwrite=overwrite))
-    return Quantized(model, calibration, config, peak_rss())

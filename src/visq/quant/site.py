@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visq.quant.site_error import rounding_db
+
 _PREFIX = re.compile(r"(^|\.)site_")
 
 #: Activations of shape [B, L, C], [B, C], or an image [B, C, H, W].
@@ -50,6 +52,7 @@ class Site(nn.Module):
     Attributes:
         quantizer: None in FP32.
         baked: the parameter holds decoded codes already; the quantizer would change nothing and is left out.
+        rounding_db: SQNR of the weight's rounding [dB], for the self-check; None where it is unknown.
     """
 
     def __init__(self, kind: str = ACTIVATION, parameter: str = "weight") -> None:
@@ -57,6 +60,7 @@ class Site(nn.Module):
         self.kind, self.parameter = kind, parameter
         self.quantizer: SiteQuantizer | None = None
         self.baked = False
+        self.rounding_db: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.quantizer is None or self.baked:
@@ -96,5 +100,6 @@ def bake_weights(model: nn.Module) -> None:
     for name, site in named_sites(model):
         if site.kind == WEIGHT and site.quantizer is not None and not site.baked:
             parameter = site_parameter(model, name, site)
+            site.rounding_db = rounding_db(site.quantizer, parameter.data)
             parameter.data = site.quantizer(parameter.data)
             site.baked = True

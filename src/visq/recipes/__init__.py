@@ -1,4 +1,4 @@
-"""Recipes: methods as YAML files over the vocabulary. `get_recipe` turns a name or a file into a `Recipe`."""
+"""Reads recipes: methods as YAML files over visq's vocabulary. `get_recipe` makes one of a name or a file."""
 
 from visq.recipes.catalog import get_recipe, list_recipes, load_family
 from visq.recipes.schema import Bits, Family, Recipe, Rule, Scope

@@ -1,5 +1,5 @@
-"""Names of recipes: `<family>-w<bits>a<bits>[h<bits>][-<scope>]`, for example `kscaled-w8a8`, `minmax-w4a4-linear`,
-`kscaled-w4a4h8-full`."""
+"""Finds recipes by name, `<family>-w<bits>a<bits>[h<bits>][-<scope>]` such as `kscaled-w8a8` or `kscaled-w4a4h8-full`,
+and reads recipe files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from visq.recipes.schema import Bits, Family, Recipe, Scope
 
 NAME = re.compile(r"(?P<family>.+?)-w(?P<w>\d+)a(?P<a>\d+)(?:h(?P<h>\d+))?(?:-(?P<scope>[a-z]+))?")
 
-#: The bits under which packaged recipes are listed; any from 2 to 8 may be asked for.
+#: Bits under which packaged recipes are listed; any from 2 to 8 may be asked for.
 LISTED_BITS = ((8, 8), (6, 6), (4, 8), (4, 4))
+_LISTED = tuple(f"w{weight}a{activation}" for weight, activation in LISTED_BITS)
 
 FP32 = Recipe(
     name="fp32", family="fp32", title="no quantization", source="", scope_name="none", bits=Bits(), scope=Scope()
@@ -28,7 +29,7 @@ FP32 = Recipe(
 
 
 def get_recipe(name_or_file: str | Path) -> Recipe:
-    """A packaged recipe by name, or the one in a YAML file (at the file's own `bits`, in its `default_scope`).
+    """Returns a packaged recipe by name, or the one in a YAML file (at the file's own `bits`, in its `default_scope`).
 
     Raises:
         VisqError: unknown name (close ones are offered), bits outside 2..8, unknown scope, unreadable file, unknown or
@@ -43,6 +44,11 @@ def get_recipe(name_or_file: str | Path) -> Recipe:
     families = packaged_families()
     match = NAME.fullmatch(text)
     if match is None or match["family"] not in families:
+        if text in families:
+            names = [f"{text}-{bits}" for bits in _LISTED]
+            raise VisqError(
+                f"unknown recipe '{text}': a name ends in bits, such as {', '.join(names[:-1])} or {names[-1]}"
+            )
         close = difflib.get_close_matches(text, ["fp32", *(r.name for r in list_recipes())], n=3, cutoff=0.3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise VisqError(f"unknown recipe '{text}'{hint} (`visq recipes` lists them; a recipe file ends in .yaml)")
@@ -70,7 +76,7 @@ def make_recipe(family: Family, bits: Bits, scope: str) -> Recipe:
 
 
 def list_recipes() -> list[Recipe]:
-    """Every packaged family in every scope at the usual bits, FP32 first."""
+    """Returns every packaged family in every scope at the usual bits, FP32 first."""
     recipes = [FP32]
     for family in packaged_families().values():
         for scope in family.scopes:
@@ -91,16 +97,22 @@ def _packaged_families(roles: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[s
 
 @cache
 def packaged_texts() -> dict[str, str]:
-    """The packaged recipe files by family name, which is the file's."""
+    """Returns the texts of the packaged recipe files by family name, which is the file's."""
     found = (file for file in files("visq.recipes").iterdir() if file.name.endswith(".yaml"))
     return {file.name.removesuffix(".yaml"): file.read_text() for file in found}
 
 
 def load_family(path: Path) -> Family:
+    """Returns the recipe in a file; raises VisqError naming the file and the key that is wrong."""
     try:
-        return parse_family(path.read_text(), str(path))
+        with path.open("rb") as file:
+            data = file.read(strict_yaml.MOST_CHARACTERS + 1)  # a larger one is not read to its end
+        if len(data) > strict_yaml.MOST_CHARACTERS:
+            raise VisqError(f"recipe {path} has more than {strict_yaml.MOST_CHARACTERS:,} bytes; recipes are small")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise VisqError(f"cannot read recipe {path}: {error}") from error
+        raise VisqError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+    return parse_family(text, str(path))
 
 
 def parse_family(text: str, where: str) -> Family:
@@ -111,14 +123,14 @@ def parse_family(text: str, where: str) -> Family:
         raise VisqError(f"recipe {where}: {first_problem(error)}") from error
     if family.default_scope not in family.scopes:
         raise VisqError(
-            f"recipe {where}: default_scope '{family.default_scope}' is not one of its scopes "
+            f"recipe {where}: default_scope '{family.default_scope[:60]}' is not one of its scopes "
             f"({', '.join(family.scopes)})"
         )
     return family
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """A recipe file's mapping, without the keys `x-...` that hold its anchors."""
+    """Returns a recipe file's mapping, without the keys `x-...` that hold its anchors."""
     try:
         data = strict_yaml.read_yaml(text)
     except yaml.YAMLError as error:
@@ -129,8 +141,8 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The mapping laid over that of its `base`, a packaged family: in each scope transforms, rules and learners follow
-    the base's own (a later rule overrides an earlier one), and everything else replaces it."""
+    """Returns the mapping laid over that of its `base`, a packaged family. In each scope, transforms, rules, learners
+    follow the base's own (a later rule overrides an earlier one); every other key replaces the base's."""
     data = with_extensions(data, where)
     if "base" not in data:
         return data
@@ -146,14 +158,14 @@ def with_base(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def with_extensions(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The mapping with every scope that `extends` another one of the file laid over it."""
+    """Returns the mapping with every scope laid over the one of the file that it `extends`."""
     scopes = data.get("scopes", {})
     if not isinstance(scopes, dict) or not all(isinstance(scope, dict) for scope in scopes.values()):
         raise VisqError(f"recipe {where}: scopes must be a mapping of scopes")
     whole = {name: scope for name, scope in scopes.items() if "extends" not in scope}
     for name, scope in scopes.items():
         if name not in whole:
-            if scope["extends"] not in whole:
+            if not isinstance(scope["extends"], str) or scope["extends"] not in whole:
                 raise VisqError(f"recipe {where}: scopes.{name}.extends must be one of {', '.join(whole)}")
             rest = {key: value for key, value in scope.items() if key != "extends"}
             whole[name] = extended(whole[scope["extends"]], rest)
@@ -161,6 +173,7 @@ def with_extensions(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def extended(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """One scope's mapping over the base's: lists follow, values replace."""
-    lists = {key: base[key] + own[key] for key in base.keys() & own.keys() if isinstance(own[key], list)}
+    """Returns one scope's mapping laid over the base's: lists follow, values replace."""
+    shared = base.keys() & own.keys()
+    lists = {key: base[key] + own[key] for key in shared if isinstance(base[key], list) and isinstance(own[key], list)}
     return base | own | lists

@@ -1,5 +1,4 @@
-"""What a recipe may say. A recipe is a method over the vocabulary of `visq.quant`: which sites, how, after which
-transforms."""
+"""Defines what a recipe may say: which sites are quantized, how, and after which transforms."""
 
 from __future__ import annotations
 
@@ -18,13 +17,12 @@ from visq.recipes.roles import expand
 #: Granularities whose scales belong to positions in a sequence, and so to images of one size.
 PER_POSITION = ("token", "token_groups", "step", "step_groups")
 
-#: What makes a transform that works position by position do without.
+#: Parameters that make a transform work without positions.
 _WITHOUT_POSITIONS: dict[str, dict[str, Any]] = {"reparameterize": {"steps": False}}
 
 
 class Bits(BaseModel):
-    """Bits of weights, activations, and the hidden state (which follows the activations unless said otherwise); 2 to
-    8."""
+    """Holds the bits of weights, activations and the hidden state, each 2 to 8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +36,7 @@ class Bits(BaseModel):
 
 
 class Rule(BaseModel):
-    """Sites whose names match `match` are quantized as the other fields say; a later rule overrides an earlier one.
+    """Says how sites are quantized whose names match `match`; a later rule overrides an earlier one.
 
     Attributes:
         match: glob patterns over site names (`*` crosses dots), or `@role.site` for what plays a part in any network
@@ -72,7 +70,7 @@ class Rule(BaseModel):
             raise ValueError(str(error)) from error
 
     def without_positions(self) -> Rule:
-        """The same rule with one scale per tensor where it asks for scales per position."""
+        """Returns the rule with one scale per tensor where it asks for scales per position."""
         kind = self.granularity.get("kind") if isinstance(self.granularity, dict) else self.granularity
         return self.model_copy(update={"granularity": "tensor"}) if kind in PER_POSITION else self
 
@@ -86,7 +84,7 @@ class Rule(BaseModel):
 
 
 class Scope(BaseModel):
-    """One reach of a method: what it rewrites, quantizes and tunes.
+    """Says what a method rewrites, quantizes and tunes in one of its scopes.
 
     Attributes:
         transforms: applied before anything is observed; the network's function stays the same.
@@ -111,7 +109,7 @@ class Scope(BaseModel):
 
 
 class Family(BaseModel):
-    """A recipe file: one method, in one or more scopes, at any bits."""
+    """Holds a recipe file: one method, in one or more scopes, at any bits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,7 +123,7 @@ class Family(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A method at given bits in a given scope: what calibration runs."""
+    """Holds a method at given bits in a given scope, as calibration runs it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -138,7 +136,7 @@ class Recipe(BaseModel):
     scope: Scope
 
     def resolve(self, site_names: Iterable[str]) -> dict[str, Spec]:
-        """The spec of every targeted site, in the order of `site_names`.
+        """Returns the spec of every targeted site, in the order of `site_names`.
 
         Raises:
             VisqError: a pattern that matches no site, or a rule whose spec is invalid.
@@ -165,13 +163,16 @@ class Recipe(BaseModel):
         return specs
 
     def positional(self, site_names: Iterable[str]) -> list[str]:
-        """What belongs to positions, and so to images of one size: names of sites and of transforms."""
+        """Returns the names of sites and transforms that belong to positions, and so to images of one size."""
         sites = [name for name, spec in self.resolve(site_names).items() if spec.granularity.kind in PER_POSITION]
         return sites + [named.name for named in self.scope.transforms if _without_positions(named) != named]
 
     def without_positions(self) -> Recipe:
-        """This recipe for networks that take images of any size: one scale per tensor where it has scales per token or
-        step, and a reparameterization by channel and state only. A recipe without any of these is returned as it is."""
+        """Returns the recipe for networks that take images of any size.
+
+        Scales per token or step become one per tensor, and a reparameterization works by channel and state only. A
+        recipe that has none of these returns itself.
+        """
         scope = self.scope.model_copy(
             update={
                 "transforms": tuple(_without_positions(named) for named in self.scope.transforms),
@@ -184,7 +185,7 @@ class Recipe(BaseModel):
         return self.model_copy(update={**names, "scope": scope})
 
     def digest(self) -> str:
-        """sha256 of everything the recipe says."""
+        """Returns the sha256 of everything the recipe says."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

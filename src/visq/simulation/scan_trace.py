@@ -1,0 +1,59 @@
+"""Runs the selective scan step by step and keeps what its kernels keep in registers: Abar, Bbar and every state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visq.models.layers import SelectiveScan
+from visq.quant.quantizer import StateQuantizer
+from visq.quant.site import Site
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One scan seen from inside.
+
+    Attributes:
+        abar: [B, L, C, N] before rounding; bbar: [B, L, N, C], because its scale may go with channels.
+        h: [B, L, C, N] before rounding; stored: what is carried to the next step.
+        y: [B, L, C] before the site `y`.
+    """
+
+    abar: Tensor
+    bbar: Tensor
+    h: Tensor
+    stored: Tensor
+    y: Tensor
+
+
+@torch.no_grad()
+def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Trace:
+    """The recurrence of `visq.ops.quantized_scan`, token by token; arguments as in `scan.forward`, whose fixed-point
+    scan may round single values to the neighbouring code."""
+    delta, B, C = applied(scan.site_delta, delta), applied(scan.site_b, B), applied(scan.site_c, C)
+    abar, bbar = torch.exp(delta[..., None] * A), delta[:, :, None] * B[..., None]
+    abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
+    quantizer = scan.site_h.quantizer
+    scale = quantizer.scale().expand(u.shape[1], -1, -1) if isinstance(quantizer, StateQuantizer) else None
+    hidden = abar.new_zeros(abar[:, 0].shape)
+    before, after = [], []
+    for t in range(u.shape[1]):
+        hidden = abar_q[:, t] * hidden + (bbar_q[:, t] * u[:, t, None]).mT
+        before.append(hidden)
+        if scale is not None:
+            assert isinstance(quantizer, StateQuantizer)
+            codes = (hidden / scale[t]).round_().clamp_(quantizer.spec.qmin, quantizer.spec.qmax)
+            hidden = codes.mul_(scale[t])
+        after.append(hidden)
+    h, stored = torch.stack(before, 1), torch.stack(after, 1)
+    read = h if isinstance(quantizer, StateQuantizer) and not quantizer.read_quantized else stored
+    return Trace(abar, bbar, h, stored, (read * C[:, :, None]).sum(-1))
+
+
+def applied(site: Site, x: Tensor) -> Tensor:
+    """The site's quantizer on x, past the site's hooks."""
+    result: Tensor = x if site.quantizer is None else site.quantizer(x)
+    return result
