@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visq.calibrate.sample import ENOUGH_AT_8_BITS, ENOUGH_BELOW, ENOUGH_TO_LEARN, sample_warnings
+from visq.calibrate.sample import ENOUGH_FOR_FINE_SCALES, ENOUGH_TO_LEARN, sample_warnings
 from visq.recipes import get_recipe
 
 
@@ -17,11 +17,11 @@ def pictures(n: int) -> Tensor:
 @pytest.mark.parametrize(
     ("recipe", "enough"),
     [
-        ("visq-w8a8", ENOUGH_AT_8_BITS),
-        ("visq-w4a4", ENOUGH_BELOW),
-        ("visq-w8a8-fused", ENOUGH_AT_8_BITS),
+        ("visq-w8a8", ENOUGH_FOR_FINE_SCALES),
+        ("visq-w4a4", ENOUGH_FOR_FINE_SCALES),
+        ("visq-w8a8-fused", ENOUGH_FOR_FINE_SCALES),
         ("visq-learned-w8a8", ENOUGH_TO_LEARN),
-        ("minmax-w8a8", 4),
+        ("kscaled-w8a8", ENOUGH_FOR_FINE_SCALES),
     ],
 )
 def test_too_few(recipe: str, enough: int) -> None:
@@ -37,6 +37,11 @@ def test_copies_and_one_colour() -> None:
     assert [s.split(" calibration")[0] for s in sample_warnings([colour], recipe)] == ["4 of 4", "0 different"]
     (sentence,) = sample_warnings([pictures(60), colour], recipe)
     assert "one colour" in sentence and "4 of 64" in sentence
+
+
+def test_one_scale_a_tensor_wants_one_image() -> None:
+    assert sample_warnings([pictures(1)], get_recipe("minmax-w8a8")) == []
+    assert len(sample_warnings([torch.zeros(1, 1, 4, 4)], get_recipe("minmax-w8a8"))) == 2
 
 
 def test_fp32_wants_no_images() -> None:

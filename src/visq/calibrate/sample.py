@@ -12,13 +12,14 @@ from torch import Tensor
 
 from visq.recipes import Recipe
 
-#: Images that bring a recipe with scales for tokens or channels within 0.3 points of what 256 images give, by the
-#: fewest bits of an activation.
-ENOUGH_AT_8_BITS, ENOUGH_BELOW = 8, 32
-#: The same for recipes whose every activation has one scale.
-ENOUGH_FOR_ONE_SCALE = 4
-#: Learners fit parameters, of which there are more than scales.
+#: Images that bring a recipe with scales for channels, tokens or steps within 0.3 points of what 256 images give.
+ENOUGH_FOR_FINE_SCALES = 8
+#: The same for recipes whose activations have one scale, or a few, each: one image loses nothing.
+ENOUGH_FOR_ONE_SCALE = 1
+#: Learners fit more parameters than there are scales; this number is not measured.
 ENOUGH_TO_LEARN = 64
+#: Learners that only average, over tokens and images.
+_AVERAGES = ("bias_correction",)
 #: An image is constant when its values differ by less than this; a step of 8 bits is 0.0078 after [-1, 1].
 _CONSTANT = 1e-3
 
@@ -72,15 +73,13 @@ class Sample:
 
 def needed(recipe: Recipe) -> tuple[int, str]:
     """Returns how many different images a recipe wants, and what of it wants them."""
-    if recipe.scope.learners:
+    if any(learner.name not in _AVERAGES for learner in recipe.scope.learners):
         return ENOUGH_TO_LEARN, "learns from them"
-    bits = min(recipe.bits.activation, recipe.bits.state)
     rules = (rule for rule in recipe.scope.sites if rule.bits in ("activation", "state"))
     kinds = {rule.granularity for rule in rules if isinstance(rule.granularity, str)}
     if kinds & {"token", "step", "channel"}:
-        enough = ENOUGH_AT_8_BITS if bits == 8 else ENOUGH_BELOW
-        return enough, f"has scales for tokens or channels at {bits} bits"
-    return ENOUGH_FOR_ONE_SCALE, "has one scale a tensor"
+        return ENOUGH_FOR_FINE_SCALES, "has scales for channels, tokens or steps"
+    return ENOUGH_FOR_ONE_SCALE, "has one scale, or a few, for each tensor"
 
 
 def sample_warnings(images: Iterable[Tensor], recipe: Recipe) -> list[str]:
