@@ -20,7 +20,7 @@ HEAD = """# Command reference
 The commands themselves are the source of this page: `python tools/cli_reference.py` writes it, and a test compares
 the two. `visq COMMAND --help` shows the same.
 
-`visq` ends with 0 on success, 1 on an error, 2 on wrong usage, 130 on Ctrl-C, and 3 where
+`visq` ends with 0 on success, 1 on an error, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM, and 3 where
 the self-check of `quantize --fail-below` is worse than asked for. An error is one line on stderr.
 `python -m visq` is the same command.
 """
