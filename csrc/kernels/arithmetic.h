@@ -1,4 +1,4 @@
-// The functions of visq.runtime.arithmetic on vectors: the same operations in the same order, each rounded by itself.
+// The functions of visq.integer.arithmetic on vectors: the same operations in the same order, each rounded by itself.
 #pragma once
 #include "lanes/generic.h"
 

@@ -51,7 +51,7 @@ VISQ_INLINE void layer_norm(const Instruction& s, const float* x, float* out) {
   }
 }
 
-// visq.runtime.arithmetic.rotate: takes sums and differences, then multiplies every run of K channels by the matrix. `x` is
+// visq.integer.arithmetic.rotate: takes sums and differences, then multiplies every run of K channels by the matrix. `x` is
 // the first of two rows of `stride` floats, and room for the products follows them. Each store writes a whole vector; its
 // tail is overwritten by the next run, or lies beyond the row.
 template <class V>

@@ -1,4 +1,4 @@
-// Encodes values to bytes and decodes them: the codecs of visq.runtime.
+// Encodes values to bytes and decodes them: the codecs of visq.integer.
 #pragma once
 #include "kernels/arithmetic.h"
 #include "program/program.h"

@@ -1,4 +1,4 @@
-// The selective scan with codes of Abar and Bbar (fixed_scan of visq.runtime). docs/integer-semantics.md shows why every
+// The selective scan with codes of Abar and Bbar (fixed_scan of visq.integer). docs/integer-semantics.md shows why every
 // value fits its lanes; saturation happens only where the definition has it.
 #pragma once
 #include "kernels/scan_loop.h"

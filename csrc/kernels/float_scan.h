@@ -1,4 +1,4 @@
-// The selective scan in float32 (float_scan of visq.runtime), for recipes that leave it unquantized. Lanes are channels.
+// The selective scan in float32 (float_scan of visq.integer), for recipes that leave it unquantized. Lanes are channels.
 #pragma once
 #include "kernels/scan_loop.h"
 

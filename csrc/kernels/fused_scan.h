@@ -1,5 +1,5 @@
 // The selective scan whose Abar and Bbar have no codes and whose y reads the states before they are rounded (fused_scan of
-// visq.runtime). Limits of the addends keep sums in their lanes. Saturating additions would do without limits, but on Zen 4
+// visq.integer). Limits of the addends keep sums in their lanes. Saturating additions would do without limits, but on Zen 4
 // they wait for the same units as multiplications.
 #pragma once
 #include "kernels/scan_loop.h"

@@ -89,7 +89,7 @@ VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p,
 }
 
 // Computes 2^-e of 2 U states, e = d a. Its integer part is the product's high half; unless `kAligned` or `halves`, `point`
-// and `up` say where it is. 2^-f of the fraction comes from the coefficients of visq.runtime.arithmetic.exp2_fixed.
+// and `up` say where it is. 2^-f of the fraction comes from the coefficients of visq.integer.arithmetic.exp2_fixed.
 template <class V, int U, bool kAligned>
 VISQ_INLINE void power16(typename V::S d, const uint16_t* a, const typename V::S (&power)[4], bool halves,
                          typename V::Count point, typename V::Count up, typename V::S* t) {

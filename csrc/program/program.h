@@ -1,5 +1,5 @@
 // What the engine executes: plain structs whose pointers lead to memory that Engine owns. The Python modules of
-// visq.runtime define the operations and their arithmetic under the same names.
+// visq.integer define the operations and their arithmetic under the same names.
 //
 // Rows are padded: floats to a multiple of 16, bytes to a multiple of 64, vectors of parameters to 64 bytes. Kernels read
 // and write whole vectors, and what lies in the padding never reaches a result.
