@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 
@@ -22,14 +23,15 @@ def main() -> None:
         sys.exit(f"{_C.__file__} is not the build in {wanted}")
     runs = 0
     for isa in (engine_isas()[0], "scalar"):
-        x = images(engine(1, isa), 5)
-        expected = engine(1, isa)(x)
-        for threads in (2, 3, 4):
-            network = engine(threads, isa)  # two Python threads share it: their calls take turns
+        make = partial(engine, isa=isa, layers=2, rows=48, width=32)
+        x = images(make(1), 5)
+        expected = make(1)(x)
+        for threads in (2, 4):
+            network = make(threads)  # two Python threads share it: their calls take turns
             wrong: list[int] = []
 
             def repeat(network=network, expected=expected, wrong=wrong, x=x) -> None:  # type: ignore[no-untyped-def]
-                for turn in range(6):
+                for turn in range(10):
                     batch = turn % 5 + 1
                     if not np.array_equal(network(x[:batch]), expected[:batch]):
                         wrong.append(batch)
@@ -41,7 +43,7 @@ def main() -> None:
                 caller.join()
             if wrong:
                 sys.exit(f"{isa}, {threads} threads: other bits with batches of {sorted(set(wrong))}")
-            runs += 12
+            runs += 20
     print(f"{runs} batches on 2 to 4 threads, all with the bits of one thread")
 
 
