@@ -10,7 +10,8 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,15 +96,17 @@ class TorchFile:
 
     content: Any
     unusual: tuple[str, ...]
-    _storage: Callable[[Storage], np.ndarray]
+    _opened: Callable[[], AbstractContextManager[Callable[[Storage], np.ndarray]]]
 
     def tensors(self, stored: dict[str, StoredTensor]) -> dict[str, Tensor]:
         """Reads tensors; those that share a storage share memory. Raises Damaged."""
         storages: dict[Storage, np.ndarray] = {}
         result = {}
+        with self._opened() as read:
+            for tensor in stored.values():
+                if tensor.storage not in storages:
+                    storages[tensor.storage] = read(tensor.storage)
         for name, tensor in stored.items():
-            if tensor.storage not in storages:
-                storages[tensor.storage] = self._storage(tensor.storage)
             data = storages[tensor.storage]
             values = torch.from_numpy(data).view(tensor.dtype) if data.size else torch.empty(0, dtype=tensor.dtype)
             result[name] = values.as_strided(tensor.shape, tensor.stride, tensor.offset)
@@ -172,19 +175,26 @@ def _read_zip(path: Path) -> TorchFile:
         structure = Structure(io.BytesIO(archive.read(pickles[0])), _REBUILD, _Storages())
         content = structure.load()
 
-    def read(storage: Storage) -> np.ndarray:
-        name = f"{folder}data/{storage.key}"
-        try:
-            if entries[name].file_size != storage.bytes:
-                raise Damaged(f"storage {storage.key} has {entries[name].file_size} bytes, not {storage.bytes}")
-            with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-                return _filled(file, storage)
-        except Damaged:
-            raise
-        except Exception as error:  # zipfile raises almost anything for a damaged archive
-            raise Damaged(f"storage {storage.key:.20}: {error}") from error
+    @contextmanager
+    def opened() -> Iterator[Callable[[Storage], np.ndarray]]:
+        with zipfile.ZipFile(path) as archive:
+            yield lambda storage: _from_zip(archive, f"{folder}data/{storage.key}", storage)
 
-    return TorchFile(content, tuple(structure.unusual), read)
+    return TorchFile(content, tuple(structure.unusual), opened)
+
+
+def _from_zip(archive: zipfile.ZipFile, name: str, storage: Storage) -> np.ndarray:
+    """Returns the bytes of a storage out of an archive, whose checksums are compared. Raises Damaged."""
+    try:
+        size = archive.getinfo(name).file_size
+        if size != storage.bytes:
+            raise Damaged(f"storage {storage.key:.20} has {size} bytes, not {storage.bytes}")
+        with archive.open(name) as file:
+            return _filled(file, storage)
+    except Damaged:
+        raise
+    except Exception as error:  # zipfile raises almost anything for a damaged archive
+        raise Damaged(f"storage {storage.key:.20}: {error}") from error
 
 
 def _looks_like(entries: dict[str, Any]) -> str:
@@ -224,14 +234,20 @@ def _read_legacy(path: Path, file: BinaryIO) -> TorchFile:
     if position > size:
         raise Damaged(f"it should have {position} bytes and has {size}")
 
-    def read(storage: Storage) -> np.ndarray:
+    @contextmanager
+    def opened() -> Iterator[Callable[[Storage], np.ndarray]]:
         with path.open("rb") as file:
-            file.seek(positions[storage.key])
-            if struct.unpack("<q", file.read(8)) != (storage.count,):
-                raise Damaged(f"storage {storage.key}: its length")
-            return _filled(file, storage)
+            yield lambda storage: _from_legacy(file, positions[storage.key], storage)
 
-    return TorchFile(content, tuple(structure.unusual), read)
+    return TorchFile(content, tuple(structure.unusual), opened)
+
+
+def _from_legacy(file: BinaryIO, position: int, storage: Storage) -> np.ndarray:
+    """Returns the bytes of a storage that begins, with its length, at a position of a file. Raises Damaged."""
+    file.seek(position)
+    if struct.unpack("<q", file.read(8)) != (storage.count,):
+        raise Damaged(f"storage {storage.key:.20}: its length")
+    return _filled(file, storage)
 
 
 def _filled(file: Any, storage: Storage) -> np.ndarray:
