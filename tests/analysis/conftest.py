@@ -1,4 +1,4 @@
-"""A tiny random Vim, and a folder of images it can be calibrated and measured on."""
+"""Makes a tiny random Vim, and a folder of images to calibrate and measure it with."""
 
 from __future__ import annotations
 

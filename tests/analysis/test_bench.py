@@ -1,4 +1,4 @@
-"""What the engine is compared with: PyTorch on the network an artifact holds, with nothing quantized."""
+"""Tests the engine's contenders: each computes the artifact's network with nothing quantized."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("backend", ["eager-fp32", "plain-pytorch", "compile-fp32"])
 def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> None:
-    """The network of an artifact is deployed, with the engine's arithmetic; those beside the engine must not be."""
+    """A loaded network is deployed, with the engine's arithmetic. PyTorch's contenders must undo that."""
     network = load(artifact)
     weights = {name: value.clone() for name, value in network.named_parameters()}
     contender = next(c for c in make_contenders(network, None) if c.backend == backend)

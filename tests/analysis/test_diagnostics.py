@@ -1,4 +1,4 @@
-"""Diagnostics against sums written out in the test."""
+"""Compares diagnostics with sums written out in the test."""
 
 from __future__ import annotations
 

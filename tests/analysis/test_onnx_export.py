@@ -1,4 +1,4 @@
-"""Networks in onnxruntime give what they give in PyTorch; one that cannot be exported costs its row only."""
+"""Networks give the same in onnxruntime as in PyTorch; one that cannot be exported loses its row only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_outputs_are_those_of_pytorch(make: Any) -> None:
 
 
 class Branching(nn.Module):
-    """Its graph depends on what it sees."""
+    """Has a graph that depends on its input, which no exporter can trace."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Work counted by hand, and what becomes of it."""
+"""Compares the counted work with work counted by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visq.integer.operations import Constant
 
 
 def test_a_small_program_is_counted() -> None:
-    """Four patches of 2 x 2 pixels, an integer linear layer with SiLU, a float one, a sum with a constant."""
+    """Counts four patches of 2 x 2 pixels, an integer linear layer with SiLU, a float one, a sum with a constant."""
     maker = Maker(channels=1, size=4)
     maker.operation(ir.Patches(patch=2, stride=2), 4, 4)
     patches = maker.store(kind="tensor")
@@ -35,7 +35,7 @@ def test_a_small_program_is_counted() -> None:
 
 
 def test_operations_over_maps_are_counted() -> None:
-    """Windows of 1 x 1, a depthwise convolution of integers with LayerNorm and GELU, the map transposed, its mean."""
+    """Counts 1 x 1 windows, an integer depthwise convolution with LayerNorm and GELU, a transposed map and its mean."""
     maker = Maker(channels=3, size=4)
     maker.operation(ir.Patches(patch=1, stride=1), 16, 3)
     codes = maker.store(kind="tensor")

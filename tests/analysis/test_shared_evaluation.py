@@ -1,4 +1,4 @@
-"""Each rank's part of the images: whole batches, in order, nothing twice."""
+"""Ranks share the images: each takes whole batches in order, and no image is taken twice."""
 
 from __future__ import annotations
 

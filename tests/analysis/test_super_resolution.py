@@ -1,4 +1,4 @@
-"""PSNR of the luma, pairs of folders, and recipes on a network that takes images of any size."""
+"""Tests the PSNR of the luma, pairs of folders, and recipes on a network that takes images of any size."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_cannot_be_compared() -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Two pairs at scale 2: one LR image is called as its HR image, the other has x2 behind its name."""
+    """Makes two pairs at scale 2: one LR image has its HR image's name, the other has x2 behind it."""
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     hr.mkdir()
     lr.mkdir()

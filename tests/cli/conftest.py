@@ -1,4 +1,4 @@
-"""The real command in a process of its own, on a tiny random checkpoint and a folder of images."""
+"""Runs the real command in a process of its own, on a tiny random checkpoint and a folder of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GEOMETRY = dict(image_size=16, patch_size=4, stride=4, channels=1, embed_dim=16,
 
 @dataclass(frozen=True)
 class Workplace:
-    """A session's inputs, made once for each worker."""
+    """Holds the inputs of all tests, made once for each worker."""
 
     checkpoint: Path
     images: Path
@@ -43,7 +43,7 @@ def environment() -> dict[str, str]:
 
 def visq_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "visq.cli", *map(str, arguments)]
-    # Tests that were started in the background ignore Ctrl-C, and what they start would, too.
+    # Tests that run in the background ignore Ctrl-C, and their children would inherit that.
     options.setdefault("preexec_fn", functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options
@@ -57,7 +57,7 @@ def visq_command(*arguments: object, **options: object) -> subprocess.CompletedP
 
 
 def visq_here(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that succeeds in this process, which saves the start of another one; its stdout."""
+    """Runs a command in this process, which is quicker than starting one; it must succeed. Returns its stdout."""
     threads = torch.get_num_threads()
     try:
         code = run([str(argument) for argument in arguments])
@@ -71,7 +71,7 @@ def visq_here(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
 def kill_when(
     process: subprocess.Popen[str], condition: Callable[[], bool], number: int = signal.SIGKILL
 ) -> subprocess.CompletedProcess[str]:
-    """Send a signal as soon as `condition` holds; fails when the process ends before."""
+    """Sends a signal as soon as `condition` holds; fails when the process ends before."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if condition():

@@ -19,7 +19,7 @@ from visq.models import save_checkpoint
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
-    """Run a command line in this process (a process each would take minutes); it must fail with one line on stderr."""
+    """Runs a command line in this process, which must fail with one line on stderr; returns that line."""
     assert run([str(argument) for argument in arguments]) == code
     captured = capfd.readouterr()
     lines = captured.err.splitlines()
@@ -35,7 +35,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def quantize(place: Workplace, out: Path, name: str = "a", **replaced: object) -> list[object]:
-    """A command line that works, with options replaced."""
+    """Returns a command line that works, with options replaced."""
     options = {"--recipe": "minmax-w8a8", "--calib": place.images, "--samples": 8, "--out": out / name}
     options |= {f"--{key.replace('_', '-')}": value for key, value in replaced.items()}
     model = {"--model": "vim", "--checkpoint": place.checkpoint}
@@ -198,7 +198,7 @@ def test_unexpected_errors_are_one_line(
 
 
 def test_full_disk_leaves_nothing(workplace: Workplace, out: Path) -> None:
-    """The system refuses files of more than 16 kilobytes, as a full disk refuses any."""
+    """A limit of 16 kilobytes a file stands for a full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
@@ -210,7 +210,7 @@ def test_full_disk_leaves_nothing(workplace: Workplace, out: Path) -> None:
 
 
 def test_kill_and_resume(workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """kill -9 after a finished stage: another run's state is refused, the same command ends in the same bytes."""
+    """After kill -9, another run's state is refused, and the same command ends in the same bytes."""
     command = quantize(workplace, out, samples=24, recipe="kscaled-w4a4")
     work = out / "a.calibration"
     whole = visq_command(*quantize(workplace, tmp_path, samples=24, recipe="kscaled-w4a4"))
@@ -254,3 +254,44 @@ def test_eval_hints_at_labels_in_another_order(tmp_path: Path) -> None:
     wrong, right = visq_command(*command, "--classes", names), visq_command(*command)
     assert wrong.returncode == right.returncode == 0 and right.stderr == ""
     assert wrong.stderr.startswith("warning: top-1 is") and "another order, reversed" in wrong.stderr
+
+
+def test_lists_of_numbers_and_names(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    compare = ("compare", *workplace.model, "--data", workplace.images)
+    assert "--seeds takes numbers of at least 0, not -1" in refused(
+        capfd, *compare, "--recipes", "minmax-w8a8", "--seeds", "0,-1"
+    )
+    assert "--recipes names nothing" in refused(capfd, *compare, "--recipes", ",")
+    assert "--model names nothing" in refused(
+        capfd, "compare", "--model", "", "--recipes", "fp32", "--data", workplace.images
+    )
+    assert "--batch takes numbers of at least 1, not 0" in refused(capfd, "bench", workplace.artifact, "--batch", "1,0")
+    assert "--backends names nothing" in refused(capfd, "bench", workplace.artifact, "--backends", "")
+
+
+def test_what_was_given_is_said(
+    workplace: Workplace, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def family(sites: object, **scope: object) -> Path:
+        path = tmp_path / "own.yaml"
+        scopes = {"s": {"sites": sites, **scope}}
+        path.write_text(yaml.safe_dump({"name": "own", "title": "", "default_scope": "s", "scopes": scopes}))
+        return path
+
+    weights = {"match": "*.in_proj.weight", "bits": "weight"}
+    typo = family([{**weights, "granularity": "chanel"}])
+    assert ", not 'chanel'" in refused(capfd, *quantize(workplace, out, recipe=typo))
+    unknown = family([weights], transforms=["smoth"])
+    assert "error: recipe own-w8a8: unknown transform 'smoth'; known: " in refused(
+        capfd, *quantize(workplace, out, recipe=unknown)
+    )
+    strange = family([{**weights, "colour": "red"}])
+    assert "scopes.s.sites.0.colour is no key" in refused(capfd, *quantize(workplace, out, recipe=strange))
+    (tmp_path / "own.yaml").write_text("name: own\n")
+    assert "recipe" in (line := refused(capfd, *quantize(workplace, out, recipe=tmp_path / "own.yaml")))
+    assert "title is missing" in line
+    bare = refused(capfd, *quantize(workplace, out, recipe="kscaled"))
+    assert "unknown recipe 'kscaled': a name ends in bits, such as kscaled-w8a8, " in bare
+    taken = refused(capfd, *quantize(workplace, workplace.images.parent, name=workplace.images.name))
+    assert "exists and is not an artifact, so it is not overwritten" in taken
+    assert list(out.iterdir()) == []

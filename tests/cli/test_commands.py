@@ -1,4 +1,4 @@
-"""What works: each command's output, its JSON contract, and that the same command gives the same bytes."""
+"""Tests each command's output and its JSON contract; the same command gives the same bytes."""
 
 from __future__ import annotations
 

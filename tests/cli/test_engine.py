@@ -1,4 +1,4 @@
-"""`visq predict`, `visq bench` and `visq eval --backend int`, as users run them."""
+"""Runs `visq predict`, `visq bench` and `visq eval --backend int` as users do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small network and images that the tests of `analysis` use as well."""
+"""Shares the small network and images of the tests of `analysis`."""
 
 from tests.analysis.conftest import image_folder, images, model
 

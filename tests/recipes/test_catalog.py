@@ -102,7 +102,7 @@ def test_a_scope_extends_another_one(tmp_path: Path, sites: list[str]) -> None:
     assert {name for name in found if found[name] != expected.get(name)} == {f"{s}.{x}" for s in scans for x in "bh"}
     assert [found[f"{scan}.h"].estimator.params for scan in scans] == [{"read": "sum"}] * 4
     assert fused.scope.transforms == full.scope.transforms
-    # A base's scope is whole before anything is laid over it.
+    # The base's own `extends` is resolved first.
     rotated = get_recipe("visq-rotated-w4a4-fused").scope
     assert rotated.transforms == get_recipe("visq-rotated-w4a4").scope.transforms and rotated.sites == fused.scope.sites
 

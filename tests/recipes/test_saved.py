@@ -1,4 +1,4 @@
-"""Every packaged method, at 4 bits in every scope, from images to an artifact and back."""
+"""Takes every packaged method, at 4 bits in every scope, from images to an artifact and back."""
 
 from __future__ import annotations
 

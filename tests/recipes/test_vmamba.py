@@ -1,4 +1,4 @@
-"""Every packaged recipe on a VMamba: what it means to touch is touched, and an artifact gives the same logits."""
+"""Runs every packaged recipe on a VMamba: it quantizes what it names, and its artifact gives the same logits."""
 
 from __future__ import annotations
 

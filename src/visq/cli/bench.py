@@ -41,16 +41,17 @@ def bench(
 
     counts = [torch.get_num_threads()] if threads is None else options.integers("--threads", threads)
     counts = [checked_threads(count) for count in counts]
+    batches = options.integers("--batch", batch, least=1)
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
     rows, profiles = [], []
     for index, count in enumerate(counts):
         found, profile = measure(
             subject,
-            batches=options.integers("--batch", batch),
+            batches=batches,
             threads=count,
             seconds=seconds,
-            backends=None if backends is None else backends.split(","),
+            backends=None if backends is None else options.names("--backends", backends),
             repeats=len(counts) - index,
             progress=output.progress,
         )

@@ -55,10 +55,11 @@ def compare(
     from visq.recipes import get_recipe
 
     set_threads(threads)
-    names = [name for part in model for name in part.split(",") if name]
+    names = options.names("--model", ",".join(model))
+    numbers = options.integers("--seeds", seeds)
     if checkpoint is not None and len(names) > 1:
         raise VisqError("--checkpoint is for one model; compare several by their packaged weights")
-    chosen = [get_recipe(name) for name in recipes.split(",") if name]
+    chosen = [get_recipe(name) for name in options.names("--recipes", recipes)]
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     subjects = []
     for name in names:
@@ -76,7 +77,7 @@ def compare(
         subjects,
         chosen,
         samples=samples,
-        seeds=options.integers("--seeds", seeds),
+        seeds=numbers,
         limit=limit,
         batch_size=batch,
         backend=backend,

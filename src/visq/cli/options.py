@@ -118,9 +118,20 @@ def read_classes(path: Path) -> list[str]:
     return [str(name[-1] if isinstance(name, list) and name else name) for name in names]
 
 
-def integers(option: str, text: str) -> list[int]:
-    """`0,1,2` -> [0, 1, 2]."""
+def integers(option: str, text: str, least: int = 0) -> list[int]:
+    """Returns [0, 1, 2] for `0,1,2`; raises VisqError for anything but whole numbers of at least `least`."""
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise VisqError(f"{option} takes whole numbers with commas between them, not {text!r}") from None
+    if min(found) < least:
+        raise VisqError(f"{option} takes numbers of at least {least}, not {min(found)}")
+    return found
+
+
+def names(option: str, text: str) -> list[str]:
+    """Returns [`a`, `b`] for `a,b`; raises VisqError where no name is left."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise VisqError(f"{option} names nothing; give one or more with commas between them")
+    return found

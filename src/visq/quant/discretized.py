@@ -74,9 +74,10 @@ class DiscretizedMinMax:
 
     def __init__(self, spec: Spec, site: str) -> None:
         if not spec.symmetric or spec.signed != (site == "bbar"):
+            signed = "true" if site == "bbar" else "false"
             raise VisqError(
-                "Abar lies in (0, 1] and Bbar around zero: both are symmetric, Abar with signed: false, Bbar with "
-                "signed: true"
+                f"{site} needs symmetric: true and signed: {signed} in its rule, because Abar lies in (0, 1] and Bbar "
+                "around zero"
             )
         if self.uniform_only and spec.codebook.name != "uniform":
             raise VisqError(f"{site}: codebook {spec.codebook.name} needs estimator mse or scan_output")
