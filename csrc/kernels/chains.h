@@ -17,15 +17,22 @@ struct Element {
   VISQ_INLINED Element(const Instruction&, const Frame&, int64_t) {}
   template <int U, class T>
   VISQ_INLINED void apply(int64_t, const T* a, T* b, T* out) const {
-    static_assert(kOp == Instruction::kSilu || kOp == Instruction::kSoftplus || kOp == Instruction::kGelu || kOp == Instruction::kNeg ||
-                  kOp == Instruction::kAdd || kOp == Instruction::kMul);
     VISQ_EACH out[j] = a[j];
-    if constexpr (kOp == Instruction::kSilu) silu<V, U>(out);
-    if constexpr (kOp == Instruction::kSoftplus) softplus<V, U>(out);
-    if constexpr (kOp == Instruction::kGelu) gelu<V, U>(out);
-    if constexpr (kOp == Instruction::kNeg) VISQ_EACH out[j] = V::neg(a[j]);
-    if constexpr (kOp == Instruction::kAdd) VISQ_EACH out[j] = V::add(a[j], b[j]);
-    if constexpr (kOp == Instruction::kMul) VISQ_EACH out[j] = V::mul(a[j], b[j]);
+    if constexpr (kOp == Instruction::kSilu) {
+      silu<V, U>(out);
+    } else if constexpr (kOp == Instruction::kSoftplus) {
+      softplus<V, U>(out);
+    } else if constexpr (kOp == Instruction::kGelu) {
+      gelu<V, U>(out);
+    } else if constexpr (kOp == Instruction::kNeg) {
+      VISQ_EACH out[j] = V::neg(a[j]);
+    } else if constexpr (kOp == Instruction::kAdd) {
+      VISQ_EACH out[j] = V::add(a[j], b[j]);
+    } else if constexpr (kOp == Instruction::kMul) {
+      VISQ_EACH out[j] = V::mul(a[j], b[j]);
+    } else {
+      static_assert(sizeof(V) == 0, "an elementwise instruction without a function");
+    }
   }
 };
 
@@ -240,8 +247,9 @@ struct ChainList {
       chain<V, Link<S::kSoftplus>, Link<S::kStoreFloats, 0>>(),
       chain<V, Link<S::kRound>, Link<S::kAdd, kMemory, 0>>(),
 
-      chain<V, Link<S::kSilu>>(), chain<V, Link<S::kSoftplus>>(), chain<V, Link<S::kGelu>>(),
-      chain<V, Link<S::kNeg>>(), chain<V, Link<S::kAdd>>(), chain<V, Link<S::kMul>>(),
+#define VISQ_ALONE(op, name, operands) chain<V, Link<S::op>>(),
+      VISQ_ELEMENTWISE(VISQ_ALONE)
+#undef VISQ_ALONE
       chain<V, Link<S::kAddConstant>>(), chain<V, Link<S::kMulConstant>>(), chain<V, Link<S::kMulScalar>>(),
       chain<V, Link<S::kRound>>(), chain<V, Link<S::kLoad>>(), chain<V, Link<S::kStore>>(),
       chain<V, Link<S::kStoreFloats>>(),

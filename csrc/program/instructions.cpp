@@ -73,23 +73,32 @@ void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
   widths_[dst] = width;
 }
 
+namespace {
+
+// The elementwise instruction of a name that reads so many registers.
+Instruction::Op elementwise(const Check& need, const std::string& name, int operands) {
+#define VISQ_NAMED(op, its_name, its_operands) \
+  if (name == its_name && operands == its_operands) return Instruction::op;
+  VISQ_ELEMENTWISE(VISQ_NAMED)
+#undef VISQ_NAMED
+  need(false, "there is no such instruction");
+  return Instruction::kSilu;
+}
+
+}  // namespace
+
 void Engine::unary(const std::string& name, int dst, int src, int64_t slot) {
   const Check need = next_instruction(name.c_str());
-  static const std::map<std::string, Instruction::Op> ops = {{"silu", Instruction::kSilu},
-                                                             {"softplus", Instruction::kSoftplus},
-                                                             {"gelu", Instruction::kGelu},
-                                                             {"neg", Instruction::kNeg}};
-  need(ops.count(name) == 1, "there is no such instruction");
-  add(need, ops.at(name), dst, src, slot, padded(width_of(need, src)));
+  add(need, elementwise(need, name, 1), dst, src, slot, padded(width_of(need, src)));
   widths_[dst] = width_of(need, src);
 }
 
 void Engine::binary(const std::string& name, int dst, int a, int b, int64_t slot) {
   const Check need = next_instruction(name.c_str());
-  need(name == "add" || name == "mul", "there is no such instruction");
+  const Instruction::Op op = elementwise(need, name, 2);
   const int64_t width = width_of(need, a);
   need(width == width_of(need, b), "register ", a, " is ", width, " wide, register ", b, " ", width_of(need, b));
-  Instruction& s = add(need, name == "add" ? Instruction::kAdd : Instruction::kMul, dst, a, slot, padded(width));
+  Instruction& s = add(need, op, dst, a, slot, padded(width));
   s.b = slices_[b].reg, s.b_offset = slices_[b].offset;
   widths_[dst] = width;
 }

@@ -14,9 +14,12 @@ constexpr double kTaskNanoseconds = 3000;        // a task takes about as long: 
 
 // In the order of Instruction::Op.
 const char* const kOpNames[] = {
-    "view", "load",         "load_row",     "silu",       "softplus", "gelu",       "neg",
-    "add",  "mul",          "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm",
-    "round", "round_table", "rotate",       "store",      "store_floats", "store_table", "store_rounded"};
+    "view", "load", "load_row",
+#define VISQ_NAME(op, name, operands) name,
+    VISQ_ELEMENTWISE(VISQ_NAME)
+#undef VISQ_NAME
+    "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm", "round", "round_table", "rotate", "store",
+    "store_floats", "store_table", "store_rounded"};
 
 // About what a row costs.
 double row_nanoseconds(const Operation& op) {

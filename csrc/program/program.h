@@ -157,13 +157,21 @@ struct Part {
   const float* constant;
 };
 
+// Instructions that compute each element by itself: X(op, its name in programs, how many registers it reads). The
+// functions are in kernels/chains.h, their definitions in src/visq/integer/instructions.py.
+#define VISQ_ELEMENTWISE(X) \
+  X(kSilu, "silu", 1) X(kSoftplus, "softplus", 1) X(kGelu, "gelu", 1) X(kNeg, "neg", 1) X(kAdd, "add", 2) X(kMul, "mul", 2)
+
 // An instruction of a body. Its operands and its result are registers: rows of floats.
 struct Instruction {
   enum Op {
     kView,          // floats of a tensor, in place
     kLoad,          // codes without a table, of the row at hand
     kLoadRow,       // codes with a table, or of a fixed row
-    kSilu, kSoftplus, kGelu, kNeg, kAdd, kMul, kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kLayerNorm,
+#define VISQ_OP(op, name, operands) op,
+    VISQ_ELEMENTWISE(VISQ_OP)
+#undef VISQ_OP
+    kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kLayerNorm,
     kRound,         // to codes without a table, and back
     kRoundTable,    // to codes with a table, and back
     kRotate,
@@ -195,7 +203,12 @@ VISQ_SHARED constexpr bool writes(Instruction::Op op) {
 VISQ_SHARED constexpr bool reads(Instruction::Op op) {
   return op != Instruction::kView && op != Instruction::kLoad && op != Instruction::kLoadRow;
 }
-VISQ_SHARED constexpr bool is_binary(Instruction::Op op) { return op == Instruction::kAdd || op == Instruction::kMul; }
+VISQ_SHARED constexpr bool is_binary(Instruction::Op op) {
+#define VISQ_READS_TWO(its_op, name, operands) if (op == Instruction::its_op) return operands == 2;
+  VISQ_ELEMENTWISE(VISQ_READS_TWO)
+#undef VISQ_READS_TWO
+  return false;
+}
 
 struct BodyRows;
 
