@@ -15,7 +15,7 @@ import torch
 from tests.calibrate.conftest import Images, images, model  # noqa: F401 - fixtures
 from visq.analysis import diagnose
 from visq.analysis.plots import plot_accuracy, plot_diagnostics
-from visq.analysis.site_stats import SiteStats
+from visq.analysis.site_stats import SiteStats, weight_histogram
 from visq.calibrate import calibrate
 from visq.cli.diagnose import badness
 from visq.errors import VisqError
@@ -55,6 +55,29 @@ def test_sqnr_clipping_and_range_are_what_they_say() -> None:
     assert narrow.row()["range_used"] == pytest.approx(3 / 15)
     assert narrow.row()["sqnr_db"] is None
     assert sum(row["histogram"]["share"]) == pytest.approx(1)
+
+
+def test_histograms_before_and_after_share_their_bins() -> None:
+    stats = SiteStats(Quantizer(Spec(bits=2), torch.tensor([1.0])))  # codes -2 to 1
+    x = torch.linspace(-2.4, 3.0, 1000)[None]
+    stats.observe(x[:, :400])
+    stats.observe(x[:, 400:])
+    found = stats.row()["histogram"]
+    edges, after = torch.tensor(found["edges"]), torch.tensor(found["after"])
+    assert edges[0] == pytest.approx(-2.4, rel=0.03) and edges[-1] == pytest.approx(3.0, rel=0.03)
+    values = torch.tensor([-2.0, -1.0, 0.0, 1.0])
+    bins = torch.bucketize(values, edges) - 1
+    rounded = x.round().clamp(-2, 1)
+    shares = [float((rounded == value).float().mean()) for value in values]
+    assert after.nonzero().flatten().tolist() == sorted(bins.tolist())
+    assert after[bins].tolist() == pytest.approx(shares)
+    assert min(found["share"]) > 0
+
+
+def test_a_weight_has_the_histogram_of_the_original_beside_its_own() -> None:
+    found = weight_histogram(torch.linspace(-1, 1, 500), torch.tensor([-1.0, 1.0]))
+    assert sum(found["share"]) == pytest.approx(1) and min(found["share"]) > 0
+    assert found["after"][0] == found["after"][-1] == 0.5 and sum(found["after"]) == 1
 
 
 @pytest.mark.parametrize("recipe", ["qmamba-w4a4", "kscaled-w4a4"])

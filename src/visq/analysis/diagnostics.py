@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from visq.analysis.recurrence import RecurrenceError
-from visq.analysis.site_stats import SiteStats
+from visq.analysis.site_stats import SiteStats, weight_histogram
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
@@ -42,8 +42,8 @@ def diagnose(
         images: how many were seen.
         sites: for each quantizer, on the tensors of the quantized network itself: `sqnr_db`, `clipped` (share of the
             values), `range_used` (share of the span of codes), `nonfinite` (share of the values that are NaN or
-            infinite before or after rounding), `histogram` of the finite values. A weight's SQNR is against FP32; it
-            is None when a transform has rewritten the weights.
+            infinite before or after rounding), `histogram` of the finite values before and after rounding. A weight's
+            SQNR is against FP32; it is None when a transform has rewritten the weights.
         stages: `sqnr_db` of each stage's output against FP32.
         scans: errors of h and y at each step against FP32, see `RecurrenceError.row`.
         A number that is NaN or infinite is None, because JSON has neither.
@@ -171,4 +171,5 @@ def site_rows(model: Any, fp32: Any, stats: dict[str, SiteStats]) -> Iterator[tu
                 original = site_parameter(fp32, name, site).detach()
                 error = float((weight - original).square().sum(dtype=torch.double))
                 row["sqnr_db"] = decibels(float(original.square().sum(dtype=torch.double)), error)
+                row["histogram"] = weight_histogram(original, weight)
             yield name, row

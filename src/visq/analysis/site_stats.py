@@ -31,7 +31,7 @@ class SiteStats:
         table = quantizer.table if isinstance(quantizer, Quantizer) else None
         self.first, self.last = (spec.qmin, spec.qmax) if table is None else (0, table.numel() - 1)
         self.lowest, self.highest = self.last, self.first
-        self.counts = torch.zeros((), dtype=torch.long)
+        self.counts = self.counts_after = torch.zeros((), dtype=torch.long)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -42,7 +42,8 @@ class SiteStats:
             codes, decode = Quantizer.encode(quantizer, x), lambda codes: Quantizer.decode(quantizer, codes)
         else:
             codes, decode = quantizer.encode(x), quantizer.decode
-        error = decode(codes) - x
+        decoded = decode(codes)
+        error = decoded - x
         finite = torch.isfinite(x) & torch.isfinite(error)
         self.nonfinite += x.numel() - int(finite.sum())
         self.signal += float(x.square().sum(dtype=torch.double))
@@ -55,11 +56,11 @@ class SiteStats:
         self.count += x.numel()
         self.lowest, self.highest = min(self.lowest, int(codes.min())), max(self.highest, int(codes.max()))
         self.counts = self.counts + float_counts(x[torch.isfinite(x)], fraction_bits=5)
+        self.counts_after = self.counts_after + float_counts(decoded[torch.isfinite(decoded)], fraction_bits=5)
 
     def row(self) -> dict[str, Any]:
         """Returns the site's part of the report."""
         spec = self.quantizer.spec
-        edges, shares = histogram(self.counts)
         return {
             "bits": spec.bits,
             "granularity": spec.granularity.kind,
@@ -68,17 +69,32 @@ class SiteStats:
             "clipped": self.clipped / max(self.count, 1),
             "nonfinite": self.nonfinite / max(self.count, 1),
             "range_used": max(0, self.highest - self.lowest) / (self.last - self.first),
-            "histogram": {"edges": edges, "share": shares},
+            "histogram": histogram(self.counts, self.counts_after),
         }
 
 
-def histogram(counts: Tensor) -> tuple[list[float], list[float]]:
-    """Returns `float_counts` as equal bins from the smallest to the largest value: edges [BINS + 1], shares [BINS]."""
-    if not counts.any():  # nothing but NaN and infinity
-        return [0.0] * (BINS + 1), [0.0] * BINS
-    values, weights = weighted_values(counts, fraction_bits=5)
-    low, high = float(values[0]), float(values[-1])
+def histogram(before: Tensor, after: Tensor) -> dict[str, list[float]]:
+    """Returns two `float_counts` in equal bins between the smallest and the largest value of both.
+
+    Arguments:
+        before, after: counts of the values as they come, and of what quantization makes of them.
+    Returns:
+        edges: [BINS + 1]; share, after: [BINS], of `before` and of `after`.
+    """
+    if not before.any() or not after.any():  # nothing but NaN and infinity
+        return {"edges": [0.0] * (BINS + 1), "share": [0.0] * BINS, "after": [0.0] * BINS}
+    counted = [weighted_values(counts, fraction_bits=5) for counts in (before, after)]
+    low = min(float(values[0]) for values, _ in counted)
+    high = max(float(values[-1]) for values, _ in counted)
     width = max(high - low, 1e-30) / BINS
-    bins = ((values - low) / width).long().clamp_(0, BINS - 1)
-    share = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, weights) / weights.sum()
-    return [low + i * width for i in range(BINS + 1)], share.tolist()
+    shares = []
+    for values, weights in counted:
+        bins = ((values - low) / width).long().clamp_(0, BINS - 1)
+        share = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, weights) / weights.sum()
+        shares.append(share.tolist())
+    return {"edges": [low + i * width for i in range(BINS + 1)], "share": shares[0], "after": shares[1]}
+
+
+def weight_histogram(original: Tensor, quantized: Tensor) -> dict[str, list[float]]:
+    """Returns the `histogram` of a weight as it was and as it is."""
+    return histogram(float_counts(original, fraction_bits=5), float_counts(quantized, fraction_bits=5))

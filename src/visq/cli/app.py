@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from visq._version import __version__
-from visq.cli import bench, compare, demo, diagnose, evaluate, export, inspect, listing, predict, quantize, train
+from visq.cli import (
+    bench,
+    compare,
+    demo,
+    diagnose,
+    evaluate,
+    export,
+    inspect,
+    listing,
+    predict,
+    quantize,
+    report,
+    train,
+)
 
 app = typer.Typer(
     name="visq",
@@ -47,3 +60,4 @@ app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)
 app.command("export")(export.export)
+app.command("report")(report.report)
