@@ -90,16 +90,18 @@ def killed_at_random(place: Workplace, folder: Path, moments: int, seed: int) ->
         if (out / "a").exists():
             for name in ("config.json", "model.safetensors"):
                 assert (out / "a" / name).read_bytes() == (folder / "whole/a" / name).read_bytes(), moment
-            assert [path.name for path in out.iterdir()] == ["a"], moment
+            # A kill after the artifact was written may leave the calibration's folder beside it.
+            assert {path.name for path in out.iterdir()} <= {"a", "a.calibration"}, moment
             shutil.rmtree(out / "a")
             compared += 1
         if moment == moments:
             break
         process = runs.start("--resume")
         if moment % 5:
-            while process.is_alive() and not (work / "stage-000.safetensors").exists():
+            stage = work / f"stage-{draw.randrange(2):03d}.safetensors"
+            while process.is_alive() and not stage.exists():
                 time.sleep(0.002)
-            process.join(draw.uniform(0, 0.6 * seconds))
+            process.join(draw.uniform(0, 0.1 * seconds))
         else:
             process.join(draw.uniform(0, 0.5 * seconds))
         alive = process.is_alive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import visq
+from visq.calibrate.stage_store import clear
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.models import VisionMamba
@@ -60,3 +62,31 @@ def test_a_killed_process_lets_go(
         process.kill()
     quantize(model, get_recipe("minmax-w8a8"), images, out=tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_kill_while_the_state_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left at any moment, no finished stage lacks its inputs and the folder is known as a calibration's."""
+    names = ["stage-000.safetensors", "stage-001.safetensors", "stream-002", "student-002", "run.json", "lock"]
+    removed: list[str] = []
+    for name in names:
+        (tmp_path / name).mkdir() if "." not in name and name != "lock" else (tmp_path / name).touch()
+    unlink, rmtree = Path.unlink, shutil.rmtree
+
+    def seen(path: Path) -> None:
+        left = {entry.name for entry in tmp_path.iterdir()}
+        assert "run.json" in left or left == {"lock"}
+        assert "stream-002" in left or not any(name.startswith("stage") for name in left)
+        removed.append(path.name)
+
+    def watched_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        seen(path)
+
+    def watched_rmtree(path: Path, ignore_errors: bool = False) -> None:
+        rmtree(path, ignore_errors)
+        seen(path)
+
+    monkeypatch.setattr(Path, "unlink", watched_unlink)
+    monkeypatch.setattr(shutil, "rmtree", watched_rmtree)
+    clear(tmp_path)
+    assert sorted(removed) == sorted(names[:-1]) and [path.name for path in tmp_path.iterdir()] == ["lock"]

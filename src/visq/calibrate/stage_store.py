@@ -24,11 +24,17 @@ from visq.stages.stage_run import belongs
 
 #: A file in the folder that belongs to whoever holds the run (`visq.pipeline.lock`).
 LOCK = "lock"
+#: The file that says which run the folder belongs to.
+RUN = "run.json"
 
 
 def clear(folder: Path) -> None:
-    """Removes everything in a folder of a calibration's state but its lock."""
-    for entry in folder.iterdir():
+    """Removes everything in a folder of a calibration's state but its lock.
+
+    A kill in the middle leaves a folder that can still be used: finished stages go first, so that none is left without
+    its inputs, and `run.json`, which says whose folder it is, goes last.
+    """
+    for entry in sorted(folder.iterdir(), key=lambda entry: (entry.name == RUN, entry.suffix != ".safetensors")):
         if entry.name == LOCK:
             continue
         if entry.is_dir() and not entry.is_symlink():
@@ -64,7 +70,7 @@ class WorkFolder:
         Raises:
             VisqError: `resume` with the state of a different run.
         """
-        run_file = self.path / "run.json"
+        run_file = self.path / RUN
         if resume and run_file.exists():
             try:
                 found = json.loads(run_file.read_text())

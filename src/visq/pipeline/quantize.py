@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from visq import parallel
 from visq.artifact import ArtifactConfig, CalibrationData, Check, Provenance, check_destination, lowered, save
 from visq.calibrate import Calibration, calibrate
 from visq.calibrate.learners import make_learner
-from visq.calibrate.stage_store import LOCK, clear
+from visq.calibrate.stage_store import LOCK, RUN, clear
 from visq.data import Dataset
 from visq.errors import VisqError
 from visq.memory import peak_rss, reset_peak_rss
@@ -106,7 +106,9 @@ def quantize(
         keep = out is not None
         raise
     finally:
-        if not keep and parallel.rank() == 0:
+        if not keep and parallel.rank() == 0 and work.is_dir():
+            with suppress(OSError):
+                clear(work)
             shutil.rmtree(work, ignore_errors=True)
         lock.close()
 
@@ -149,13 +151,13 @@ def _prepare(out: Path | None, resume: bool, overwrite: bool, lock: ExitStack, p
     check_destination(out, overwrite)
     work = work_folder(out)
     there = {entry.name for entry in work.iterdir()} if work.is_dir() else set()
-    if os.path.lexists(work) and (not work.is_dir() or (there - {LOCK} and "run.json" not in there)):
+    if os.path.lexists(work) and (not work.is_dir() or (there - {LOCK} and RUN not in there)):
         raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
     try:
         lock.enter_context(held(work))
     except OSError as error:
         raise VisqError(f"cannot keep the state of the calibration in {work}: {error.strerror or error}") from error
-    found = (work / "run.json").exists()
+    found = (work / RUN).exists()
     if found and not resume:
         progress.say(f"discarding the unfinished calibration in {work}; --resume would have continued it")
         clear(work)
