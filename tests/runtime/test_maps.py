@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.cpu.test_engine import ISAS, check
-from tests.runtime.programs import Maker, quantizer, weight
+from tests.runtime.agreement import check
+from tests.runtime.programs import ISAS, Maker, quantizer, weight
 from visq.errors import VisqError
 from visq.integer import operations as ir
 from visq.integer.forms import FloatConv2d, IntegerConv2d, IntegerLinear

@@ -9,7 +9,8 @@ A map is stored as a tensor with one row for each position, row by row of the ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -262,13 +263,15 @@ class Operation(Strict):
 
 
 def inputs(source: Source) -> tuple[str, ...]:
-    """Names of the tensors a source reads."""
-    if isinstance(source, Linear | Conv1d | Conv2d | Transpose | Mean):
-        return (source.input,)
-    if isinstance(source, Patches):
-        return () if source.input is None else (source.input,)
-    if isinstance(source, Scan):
-        return source.u, source.delta, source.B, source.C
-    if isinstance(source, Concat):
-        return tuple(part[0] for part in source.parts if isinstance(part, tuple))
-    return ()
+    """Returns the names of the tensors a source reads."""
+    return _INPUTS[type(source)](source)
+
+
+#: How the names are found, by the type of the source.
+_INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
+    **dict.fromkeys((Linear, Conv1d, Conv2d, Transpose, Mean), lambda source: (source.input,)),
+    Patches: lambda source: () if source.input is None else (source.input,),
+    Scan: lambda source: (source.u, source.delta, source.B, source.C),
+    Concat: lambda source: tuple(part[0] for part in source.parts if isinstance(part, tuple)),
+    Rows: lambda source: (),
+}

@@ -6,6 +6,7 @@ through a tensor, as codes where it was rounded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from visq.integer import operations as ir
@@ -22,7 +23,7 @@ class Builder:
         self._tensor: dict[Value, str] = {}
 
     def operation(self, name: str, source: Source, rows: int, width: int, reverse: bool = False) -> Value:
-        """Start an operation; the value is its register 0."""
+        """Starts an operation and returns its register 0."""
         index = len(self.operations)
         self.operations.append({"name": name, "source": source, "rows": rows, "width": width, "body": [], "used": 1})
         value = Value("source", rows, width, parameters={"operation": index}, reverse=reverse)
@@ -30,9 +31,11 @@ class Builder:
         return value
 
     def tensor(self, value: Value) -> str:
-        """The tensor that holds a value, written now if it is not yet: codes where the value was rounded, in rotated
-        coordinates where its quantizer is. Tensors are in the order of rows, so a flipped sequence is in the tensor of
-        what it flips."""
+        """Returns the name of the tensor that holds a value, and writes it if no one has yet.
+
+        It holds codes where the value was rounded, in rotated coordinates where its quantizer is rotated. Tensors are
+        in the order of rows, so a flipped sequence has the tensor of the sequence it flips.
+        """
         if _flips(value):
             return self.tensor(value.operands[0])
         if value not in self._tensor:
@@ -124,25 +127,29 @@ class Builder:
 
 
 def _flips(value: Value) -> bool:
-    """A whole sequence the other way, of which nothing was cut off."""
+    """Whether a value is a whole sequence the other way, with nothing cut off."""
     return value.kind == "slice" and value.operands[0].kind != "slice" and value.reverse != value.operands[0].reverse
 
 
 def _instruction(value: Value, dst: int, sources: list[int]) -> Instruction:
-    p = value.parameters
-    if value.kind == "slice":
-        return ir.Slice(dst=dst, src=sources[0], offset=p["offset"], width=value.width)
-    if value.kind == "unary":
-        return ir.Unary(op=p["function"], dst=dst, src=sources[0])
-    if value.kind == "binary":
-        return ir.Binary(op=p["function"], dst=dst, a=sources[0], b=sources[1])
-    if value.kind == "constant":
-        return ir.WithConstant(op=p["function"], dst=dst, src=sources[0], constant=p["constant"])
-    if value.kind == "scalar":
-        return ir.WithScalar(dst=dst, src=sources[0], value=p["value"])
-    if value.kind == "rms_norm":
-        return ir.RmsNorm(dst=dst, src=sources[0], weight=p["weight"], eps=p["eps"])
-    if value.kind == "layer_norm":
-        return ir.LayerNorm(dst=dst, src=sources[0], weight=p["weight"], bias=p["bias"], eps=p["eps"])
-    assert value.kind == "round"
-    return ir.Round(dst=dst, src=sources[0], site=p["site"], reverse=value.reverse)
+    """The row instruction that computes a value from the registers of its operands."""
+    return _INSTRUCTIONS[value.kind](value, dst, *sources)
+
+
+def _chosen(value: Value, *names: str) -> dict[str, Any]:
+    return {name: value.parameters[name] for name in names}
+
+
+#: How each kind of value is written: (value, register of the result, registers of the operands).
+_INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
+    "slice": lambda v, dst, src: ir.Slice(dst=dst, src=src, offset=v.parameters["offset"], width=v.width),
+    "unary": lambda v, dst, src: ir.Unary(op=v.parameters["function"], dst=dst, src=src),
+    "binary": lambda v, dst, a, b: ir.Binary(op=v.parameters["function"], dst=dst, a=a, b=b),
+    "constant": lambda v, dst, src: ir.WithConstant(
+        op=v.parameters["function"], dst=dst, src=src, constant=v.parameters["constant"]
+    ),
+    "scalar": lambda v, dst, src: ir.WithScalar(dst=dst, src=src, value=v.parameters["value"]),
+    "rms_norm": lambda v, dst, src: ir.RmsNorm(dst=dst, src=src, **_chosen(v, "weight", "eps")),
+    "layer_norm": lambda v, dst, src: ir.LayerNorm(dst=dst, src=src, **_chosen(v, "weight", "bias", "eps")),
+    "round": lambda v, dst, src: ir.Round(dst=dst, src=src, site=v.parameters["site"], reverse=v.reverse),
+}

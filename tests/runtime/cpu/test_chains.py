@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.cpu.test_engine import check
+from tests.runtime.agreement import check
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker
 from visq.integer import operations as ir
 from visq.integer.operations import Constant

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.cpu.test_engine import FUSED, check, start_scan
+from tests.runtime.agreement import check
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker
+from tests.runtime.scan_programs import FUSED, start_scan
 from visq.errors import VisqError
 from visq.integer import operations as ir
 from visq.integer.float_scan import FloatScan
