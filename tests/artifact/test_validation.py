@@ -133,6 +133,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("outputs", lambda c, t: c["architecture"]["geometry"].update(num_classes=11), "num_classes is 11 for 10 outputs"),
     ("geometry", lambda c, t: c["architecture"]["geometry"].update(depth=2), "geometry.depth is 2, the program's is 1"),
     ("stride", lambda c, t: c["architecture"]["geometry"].update(stride=13), "geometry.stride is 13"),
+    ("rate", lambda c, t: c["architecture"]["geometry"].update(drop_path=""), "geometry.drop_path is '', no rate in"),
     ("size", lambda c, t: c["preprocess"].update(image_size=20000, resize=20000), "resize|image_size"),
     ("all sizes", lambda c, t: c["architecture"]["geometry"].update(image_size=20000), "image_size"),
     ("recipe", lambda c, t: c["recipe"]["scope"].update(transforms=None), "recipe.scope.transforms"),

@@ -26,6 +26,8 @@ def check_geometry(config: ArtifactConfig) -> None:
         need(plain, f"architecture.geometry.{key} is {value}, which no weights in the file can belong to")
         if isinstance(value, float) and not value.is_integer():
             need(value < 1, f"architecture.geometry.{key} is {value}, neither a size nor a rate")
+    rate = geometry.get("drop_path", 0.0)
+    need(isinstance(rate, int | float) and rate < 1, f"architecture.geometry.drop_path is {rate!r}, no rate in [0, 1)")
     shown = FAMILIES.get(config.architecture.family)
     if config.program is None or shown is None:
         return
