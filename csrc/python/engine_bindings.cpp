@@ -59,13 +59,6 @@ void bind(nb::module_& m) {
              return e.add_codec(width, rows, array(inverse), array(step), array(inverse_token), array(step_token),
                                     array(zero), array(zero_token), low, high, array(table), array(thresholds));
            })
-      .def("add_quantizer",
-           [](Engine& e, int64_t width, int64_t rows, In<float> inverse, In<float> step, In<float> inverse_token,
-              In<float> step_token, In<float> zero, In<float> zero_token, float low, float high, In<float> table,
-              In<float> thresholds) {
-             return e.add_codec(width, rows, array(inverse), array(step), array(inverse_token), array(step_token),
-                                    array(zero), array(zero_token), low, high, array(table), array(thresholds));
-           })
       .def("add_tensor", &Engine::add_tensor)
       .def("patches", &Engine::patches)
       .def("concat", &Engine::concat)
@@ -149,15 +142,6 @@ void bind(nb::module_& m) {
                throw std::invalid_argument("images or results have another size");
              nb::gil_scoped_release release;
              e.run(images.data(), batch, out.data(), threads);
-           })
-      .def("run_alone",
-           [](Engine& e, const std::vector<std::pair<int, uintptr_t>>& arrays, int64_t batch, uintptr_t out,
-              int threads) {
-             std::vector<Engine::Input> inputs;
-             for (const auto& [tensor, data] : arrays)
-               inputs.push_back({tensor, reinterpret_cast<const void*>(data)});
-             nb::gil_scoped_release release;
-             e.run_single(inputs, batch, reinterpret_cast<float*>(out), threads);
            })
       .def("run_single",
            [](Engine& e, const std::vector<std::pair<int, uintptr_t>>& arrays, int64_t batch, uintptr_t out,

@@ -49,7 +49,7 @@ def test_messages_name_the_operation_and_the_numbers() -> None:
     refused("tensor 1: its width is 1048577, not between 1 and 1048576", lambda: engine.add_tensor(1, 2**20 + 1, 0, -1))
     refused(
         "codec 0: codes from 0 to 256 are not bytes",
-        lambda: engine.add_quantizer(
+        lambda: engine.add_codec(
             20, 6, ONES[:20], ONES[:20], ONES[:6], ONES[:6], NONE, ONES[:6], 0.0, 256.0, NONE, NONE
         ),
     )

@@ -172,11 +172,13 @@ def test_packed_kernels_go_with_their_parameters(asymmetric: bool, fused: bool) 
     assert len(cpp._KERNELS) == before
 
 
-def test_scales_that_float32_cannot_invert_have_no_plan() -> None:
+def test_scales_that_float32_cannot_invert_are_refused() -> None:
+    """A quantizer is never made with such a scale; one that is changed afterwards is caught where it would be used."""
     case = Case(divisors=True)
     assert case.bbar.smooth is not None
     case.bbar.smooth.fill_(1e-38)
-    assert ScanPlan().get(case.length, case.A, case.parts()) is None
+    with pytest.raises(VisqError, match="its scale leaves the range of float32"):
+        ScanPlan().get(case.length, case.A, case.parts())
 
 
 def test_shapes_are_checked() -> None:

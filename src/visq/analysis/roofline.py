@@ -216,7 +216,7 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
     zeros, bias = np.zeros(rows, np.float32), np.zeros(_OUTPUTS, np.float32)
     codes = -1
     if kind == "linear":
-        codes = engine.add_quantizer(
+        codes = engine.add_codec(
             width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none
         )
     x = engine.add_tensor(rows, width, 0, codes)

@@ -57,14 +57,14 @@ class SingleOp:
         channels, tokens = ones[:width], ones[:rows]
         limits = (0.0, 255.0)
         return int(
-            self._engine.add_quantizer(
+            self._engine.add_codec(
                 width, rows, channels, channels, tokens, tokens, none, flat(zero), *limits, none, none
             )
         )
 
     def run(self, addresses: list[int], batch: int, out: int, threads: int) -> None:
         """Runs on `batch` images: addresses of each input and of the result, contiguous [batch, rows, width]."""
-        self._engine.run_alone(list(zip(self._inputs, addresses, strict=True)), batch, out, threads)
+        self._engine.run_single(list(zip(self._inputs, addresses, strict=True)), batch, out, threads)
 
 
 def fixed_scan(isa: str, scan: IntegerScan) -> SingleOp:

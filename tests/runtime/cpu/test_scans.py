@@ -127,7 +127,7 @@ def test_random_scans(seed: int, rows: int, width: int, states: int, bits: int) 
 
 
 def test_a_scan_alone_takes_delta_in_float32() -> None:
-    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_alone): delta and u are float32 tensors there."""
+    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_single): delta and u are float32 tensors there."""
     from tests.ops.test_fixed_scan import Case
 
     case = Case()

@@ -168,7 +168,7 @@ def raw(rows: int, width: int, entries: int = 0) -> Any:
     if entries:
         table, tokens = np.arange(entries, dtype=np.float32), ones[:rows]
         scales = (ones[:width], ones[:width], tokens, tokens, none, tokens, 0.0, 255.0)
-        codes = engine.add_quantizer(width, rows, *scales, table, table[1:] - np.float32(0.5))
+        codes = engine.add_codec(width, rows, *scales, table, table[1:] - np.float32(0.5))
     y = engine.add_tensor(rows, width, 4096 * 4, codes)
     add_float_scan(engine, tensors, y, False, 6, FORM)
     return engine

@@ -31,7 +31,7 @@ class CodecTable:
             arrays = codec_arrays(site, self.bundle.codec(site), rows, width, reverse)
             content = (width, rows, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in arrays))
             if content not in self._by_content:
-                self._by_content[content] = int(self.engine.add_quantizer(width, rows, *arrays))
+                self._by_content[content] = int(self.engine.add_codec(width, rows, *arrays))
             self._by_use[use] = self._by_content[content]
         return self._by_use[use]
 
