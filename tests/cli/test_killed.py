@@ -109,7 +109,7 @@ def killed_at_random(place: Workplace, folder: Path, moments: int, seed: int) ->
         process.kill()
         process.join()
         assert not alive or process.exitcode in (-signal.SIGKILL, 0)
-        if moment == moments - 1 and not (out / "a").exists():
+        if (moment % 5 == 4 or moment == moments - 1) and not (out / "a").exists():
             runs.whole("--resume")
     return late, compared
 
@@ -122,4 +122,4 @@ def test_kill_at_three_moments(workplace: Workplace, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_at_fifty_moments(workplace: Workplace, tmp_path: Path) -> None:
     late, compared = killed_at_random(workplace, tmp_path, moments=50, seed=0)
-    assert late >= 25 and compared >= 3
+    assert late >= 25 and compared >= 10
