@@ -216,9 +216,7 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
     zeros, bias = np.zeros(rows, np.float32), np.zeros(_OUTPUTS, np.float32)
     codes = -1
     if kind == "linear":
-        codes = engine.add_codec(
-            width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none
-        )
+        codes = engine.add_codec(width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none)
     x = engine.add_tensor(rows, width, 0, codes)
     at = -(-rows * width * 4 // 64) * 64
     y = engine.add_tensor(rows, _OUTPUTS, at, -1)
