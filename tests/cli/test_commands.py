@@ -189,6 +189,7 @@ def test_demo_compares_logits_and_leaves_nothing_behind(tmp_path: Path) -> None:
     engine = "sim" if rows[1]["loaded_kernel"] == "its simulation" else "int"
     assert [row["backend"] for row in rows] == ["fp32", *8 * [engine]]
     assert all(row["n"] == row["simulated"] == 20 and row["loaded_top1"] == row["top1"] for row in rows[1:])
+    assert {row["verdict"] for row in rows[1:]} <= {"good", "doubtful", "broken"}
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 

@@ -31,12 +31,14 @@ RECIPES = tuple(
 )
 #: Test images that are simulated without --full. The engine has the simulation's bits and measures all images.
 SIMULATED = 1000
+#: Images of the self-check beside the calibration images.
+HELD_OUT = 64
 #: FP32 and the simulation are quickest on batches that stay in the second cache.
 BATCH, ENGINE_BATCH = 25, 100
 
-HEADER = ("recipe", "scope", "top-1", "drop", "bytes", "sites", "calibration", "an image", "simulation")
+HEADER = ("recipe", "scope", "top-1", "drop", "bytes", "self-check", "calibration", "an image", "simulation")
 #: Characters of a column; negative: aligned to the right.
-WIDTHS = (20, 6, -5, -5, -9, 7, -11, -8, 18)
+WIDTHS = (20, 6, -5, -5, -9, 10, -11, -8, 18)
 
 
 def demo(
@@ -55,7 +57,7 @@ def demo(
 ) -> None:
     """Quantize the embedded model in eight ways and measure each on the integer engine and in simulation."""
     output = Output(json_to)
-    from visq import analysis
+    from visq import analysis, pipeline
     from visq.analysis import report
     from visq.data import open_dataset
     from visq.models import load_model
@@ -65,7 +67,7 @@ def demo(
     model = load_model(MODEL)
     card = model.card
     test = open_dataset(DATA, card.preprocess, split="test", classes=card.classes)
-    calibration = open_dataset(DATA, card.preprocess, split="calib").subset(samples, seed)
+    images = pipeline.draw(open_dataset(DATA, card.preprocess, split="calib"), samples, HELD_OUT, seed)
     output.kernels()
     # One bar for the whole demo; without a terminal the table's rows are the progress.
     progress = output.progress if output.progress.mode == "bar" else Progress("silent")
@@ -82,7 +84,7 @@ def demo(
         say_row(output, cells(rows[0] | {"drop": 0.0}))
         for name in RECIPES:
             task.advance(1, note=name)
-            row = run_recipe(model, name, calibration, test, Path(folder) / name, seed, limit, full)
+            row = run_recipe(model, name, images, test, Path(folder) / name, seed, limit, full)
             rows.append(row | {"drop": fp32.top1 - row["top1"]})
             say_row(output, cells(rows[-1]))
         task.advance(1)
@@ -97,13 +99,22 @@ def demo(
 
 
 def run_recipe(
-    model: Any, name: str, calibration: Dataset, test: Dataset, folder: Path, seed: int, limit: int | None, full: bool
+    model: Any,
+    name: str,
+    images: tuple[Dataset, Dataset | None],
+    test: Dataset,
+    folder: Path,
+    seed: int,
+    limit: int | None,
+    full: bool,
 ) -> dict[str, Any]:
     """Quantizes a copy of the model, saves it in `folder` and measures what was saved.
 
     The integer engine measures all test images. The network that was quantized is then simulated, on `SIMULATED` of
     them or, with `full`, on all. Without the C++ extension the saved network's own simulation takes the engine's place.
 
+    Arguments:
+        images: those to calibrate on, and those that the self-check holds out.
     Raises:
         VisqError: the engine's results are not those of the simulation: all logits, or with `full` all predictions.
     """
@@ -112,8 +123,16 @@ def run_recipe(
     from visq.artifact import artifact_bytes
     from visq.recipes import get_recipe
 
+    calibration, held_out = images
     result = pipeline.quantize(
-        copy.deepcopy(model), get_recipe(name), calibration, seed=seed, out=folder, overwrite=True, batch_size=32
+        copy.deepcopy(model),
+        get_recipe(name),
+        calibration,
+        seed=seed,
+        out=folder,
+        overwrite=True,
+        batch_size=32,
+        held_out=held_out,
     )
     loaded = analysis.EngineModel(folder)
     on_engine = loaded.engine.kernel != "oracle"
@@ -125,8 +144,8 @@ def run_recipe(
         same, simulated, seconds = again.predictions.tolist() == found.predictions.tolist(), found.n, found.seconds
     else:
         found = again
-        images = limited(limited(test, limit), SIMULATED)
-        same, simulated, seconds = same_logits(result.model, subject, images)
+        shown = limited(limited(test, limit), SIMULATED)
+        same, simulated, seconds = same_logits(result.model, subject, shown)
     if not same:
         raise VisqError(f"{folder}: the artifact loaded again does not compute what was simulated before it was saved")
     quantized, targeted = analysis.totals(loaded.simulation.artifact.coverage)
@@ -136,6 +155,7 @@ def run_recipe(
         "sites_quantized": quantized,
         "sites_targeted": targeted,
         "calibration_seconds": result.calibration.seconds,
+        "verdict": "not made" if result.check is None else result.check.verdict,
         "loaded_top1": again.top1,
         "loaded_kernel": f"the engine, {loaded.engine.kernel}" if on_engine else "its simulation",
         "simulated": simulated,
@@ -164,9 +184,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     measured = (row["recipe"], row["scope"], f"{row['top1']:.2f}", f"{row['drop']:.2f}", f"{row['bytes']:,}")
     if "loaded_ms" not in row:
         return (*measured, "", "", f"{1e3 / row['images_per_second']:.2f} ms", "")
-    sites = f"{row['sites_quantized']}/{row['sites_targeted']}"
     agreement = f"same {row['compared']} on {row['simulated']:,}"
-    return (*measured, sites, f"{row['calibration_seconds']:.1f} s", f"{row['loaded_ms']:.2f} ms", agreement)
+    return (*measured, row["verdict"], f"{row['calibration_seconds']:.1f} s", f"{row['loaded_ms']:.2f} ms", agreement)
 
 
 def say_row(output: Output, row: Sequence[str]) -> None:
