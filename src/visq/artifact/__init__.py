@@ -1,4 +1,4 @@
-"""Artifacts: quantized models on disk as packed integers and JSON. docs/artifact.md describes the format."""
+"""Stores quantized models on disk as packed integers and JSON. docs/artifact.md describes the format."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From a family and a geometry to a network without weights."""
+"""Describes a network by family and geometry, and builds it again without weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from visq.artifact.schema import Architecture
 from visq.errors import VisqError
 from visq.models.family import families, family_of, override
 
-#: No dimension of a known network comes near this; a larger one is damage.
+#: No dimension of a known network comes near this size; a larger one means that the file is damaged.
 LARGEST = 1 << 20
 
 
 def describe_architecture(model: nn.Module) -> Architecture:
-    """The family and geometry of a model. Raises VisqError for a network of no registered family."""
+    """Returns the family and geometry of a model. Raises VisqError for a network of no registered family."""
     return Architecture(family=family_of(model.config).name, geometry=asdict(model.config))  # type: ignore[call-overload]
 
 
 def skeleton(architecture: Architecture, max_depth: int) -> Any:
-    """The network on the meta device: names, shapes and sites without memory for weights, in eval mode.
+    """Returns the network on the meta device, in eval mode: names, shapes and sites, but no memory for weights.
 
     Arguments:
-        max_depth: more layers than this cannot have weights in the file.
+        max_depth: the largest number of layers that the file can hold weights for.
     Raises:
         VisqError: unknown family, missing or impossible geometry.
     """

@@ -1,4 +1,4 @@
-"""Which sites of a model are quantized, by kind."""
+"""Counts by kind which sites of a model are quantized."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from visq.recipes import Recipe
 
 
 def spec_of(site: Site) -> Spec:
-    """The spec of a site's quantizer."""
+    """Returns the spec of a site's quantizer."""
     assert isinstance(site.quantizer, Quantizer | StateQuantizer)
     return site.quantizer.spec
 
 
 def coverage_rows(model: Any, recipe: Recipe) -> list[CoverageRow]:
-    """One row for each kind of site, in the order of the network, untargeted kinds included.
+    """Returns one row for each kind of site, in the order of the network, untargeted kinds included.
 
     Raises:
-        VisqError: a pattern of the recipe that matches nothing, a site it names that has no quantizer or one of other
-            bits, a quantizer that it does not name.
+        VisqError: a pattern of the recipe matches nothing, a targeted site has no quantizer or one with other bits, or
+            a site has a quantizer that the recipe does not name.
     """
     kind_of = family_of(model.config).kind_of
     sites = dict(named_sites(model))

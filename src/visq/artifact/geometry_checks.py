@@ -1,4 +1,7 @@
-"""Checks a geometry against the program where the program shows it: by family, what each field is there. No torch."""
+"""Checks a geometry against the program, without torch.
+
+A program shows some fields of the geometry, and each family has its own way to read them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from visq.integer.program import Program
 
 
 def check_geometry(config: ArtifactConfig) -> None:
-    """Needs a geometry of plain sizes, and of a known family the one its program was made of.
+    """Checks that a geometry holds plain sizes and, for a known family, that it fits the program.
 
     Raises:
-        VisqError: naming the field.
+        VisqError: a field is wrong; the message names it.
     """
     geometry = config.architecture.geometry
     for key, value in geometry.items():
@@ -45,7 +48,7 @@ class _Shown:
         self.operations = {operation.name: operation for operation in program.operations}
 
     def operation(self, end: str) -> Operation | None:
-        """The first operation whose name ends so."""
+        """Returns the first operation whose name ends with `end`, or None."""
         return next((found for name, found in self.operations.items() if name.endswith(end)), None)
 
     def width(self, end: str) -> int:
@@ -53,17 +56,17 @@ class _Shown:
         return 0 if found is None else found.width
 
     def input_width(self, end: str) -> int:
-        """Channels that the first linear whose name ends so reads."""
+        """Returns the number of channels that the first operation ending with `end` reads; 0 unless it is a linear."""
         found = self.operation(end)
         return self.program.tensors[found.source.input].width if found and isinstance(found.source, Linear) else 0
 
     def states(self) -> int:
-        """States of the first scan."""
+        """Returns the number of states of the first scan; 0 without a scan."""
         scans = [op.source for op in self.program.operations if isinstance(op.source, Scan)]
         return self.program.tensors[scans[0].B].width if scans else 0
 
     def count(self, pattern: str) -> Mapping[str, int]:
-        """How many different second groups a pattern over names has, by its first group."""
+        """Counts, for each first group of a pattern over names, its different second groups."""
         matches = [match for name in self.operations if (match := re.match(pattern, name))]
         found: dict[str, set[str]] = {}
         for match in matches:
@@ -71,7 +74,7 @@ class _Shown:
         return {key: len(values) for key, values in found.items()}
 
     def kernel(self, weight: str) -> int:
-        """The last axis of a weight."""
+        """Returns the size of a weight's last axis."""
         site, tensor = self.config.sites.get(weight), self.config.tensors.get(weight)
         shape = site.codes.shape if site is not None and site.codes is not None else tensor[1] if tensor else (0,)
         return shape[-1]
@@ -105,5 +108,5 @@ def _vmamba(shown: _Shown) -> dict[str, Any]:
     }
 
 
-#: What the fields of a geometry are in a program, by family.
+#: Reads the fields of a geometry from a program, by family.
 FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {"vim": _vim, "vmamba": _vmamba}

@@ -1,7 +1,7 @@
-"""Integer codes of 2 to 8 bits packed into bytes, lowest bit first.
+"""Packs integer codes of 2 to 8 bits into bytes, lowest bit first.
 
-Code i occupies bits i*b to (i+1)*b - 1 of the stream, bit j of the stream is bit j % 8 of byte j // 8: two 4-bit codes
-to a byte (the first in the low half), four 6-bit codes to three bytes. The last byte is filled up with zeros. See
+Code i occupies bits i*b to (i+1)*b - 1 of the stream. Bit j of the stream is bit j % 8 of byte j // 8. So a byte holds
+two 4-bit codes (the first in the low half), and three bytes hold four 6-bit codes. Zeros fill up the last byte. See
 docs/artifact.md.
 """
 
@@ -16,15 +16,15 @@ from visq.errors import VisqError
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """How many bytes `count` codes take."""
+    """Returns the number of bytes that `count` codes of `bits` bits take."""
     return (count * bits + 7) // 8
 
 
 def pack(codes: NDArray[np.integer], bits: int, offset: int = 0) -> NDArray[np.uint8]:
-    """Codes of any shape, in C order, as `codes + offset` in `bits` bits each -> [packed_bytes] uint8.
+    """Packs codes of any shape in C order, each as `codes + offset` in `bits` bits. Returns [packed_bytes] uint8.
 
     Raises:
-        VisqError: a code that does not fit.
+        VisqError: a code does not fit.
     """
     flat = codes.astype(np.int64).ravel() + offset
     if flat.size and (flat.min() < 0 or flat.max() >= 1 << bits):
@@ -37,10 +37,10 @@ def pack(codes: NDArray[np.integer], bits: int, offset: int = 0) -> NDArray[np.u
 
 
 def unpack(data: NDArray[np.uint8], bits: int, shape: tuple[int, ...], offset: int = 0) -> NDArray[np.int16]:
-    """Inverse of `pack`: int16 codes of `shape`.
+    """Inverts `pack`. Returns int16 codes of `shape`.
 
     Raises:
-        VisqError: the wrong number of bytes, or padding that is not zero.
+        VisqError: the number of bytes is wrong, or the padding is not zero.
     """
     count = math.prod(shape)
     if data.size != packed_bytes(count, bits):

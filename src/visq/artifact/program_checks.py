@@ -1,4 +1,4 @@
-"""Checks an artifact's program against its sites and tensors. No torch."""
+"""Checks an artifact's program against its sites and tensors, without torch."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from visq.integer.program import Program
 from visq.integer.weights import Weight, coded_weight, made
 from visq.native.memory import row_bytes
 
-#: Bytes that the tensors of one image, and the image, may take at once: more than any network here needs by far.
+#: The most bytes that one image and its tensors may take at once. No network here comes near it.
 MAX_IMAGE_BYTES = 1 << 30
 
-#: The layers that see their sequence from the last row to the first, in the families that have such layers.
+#: Matches the layers that read their sequence from the last row to the first, by family.
 BACKWARD = {"vim": re.compile(r"_b(_log)?(\.|$)"), "vmamba": re.compile(r"\.directions\.[23](\.|$)")}
 
 Parts = Mapping[str, Mapping[str, np.ndarray]]
 
 
 class ProgramCheck:
-    """Checks one program.
+    """Checks of one program.
 
     Arguments:
         quantizers, parts: the record and the tensors of every quantized site, by name.
@@ -65,7 +65,7 @@ class ProgramCheck:
         self.used: set[str] = set()
 
     def run(self) -> None:
-        """Raises VisqError, naming the operation or site, unless the program belongs to the sites and tensors."""
+        """Checks that the program fits the sites and tensors. Raises VisqError that names the operation or site."""
         program = self.program
         written = {s.tensor for operation in program.operations for s in operation.body if isinstance(s, Store)}
         for name, decl in program.tensors.items():
@@ -84,7 +84,7 @@ class ProgramCheck:
         found = image_bytes(program)
         need(found <= MAX_IMAGE_BYTES, f"program: an image takes {found:,} bytes at once, at most {MAX_IMAGE_BYTES:,}")
 
-    # --- what operations name
+    # --- sites and tensors that operations name
 
     def _source(self, operation: Operation, where: str) -> None:
         source = operation.source
@@ -114,7 +114,11 @@ class ProgramCheck:
                     self._constant(part, ((1, 1, operation.width),), where)
 
     def _rank(self, source: Linear | Conv1d | Conv2d, where: str) -> None:
-        """Needs a weight to have as many axes as its layer's: [N, K], or [N, channels, kernel, kernel] of windows."""
+        """Checks the axes of a layer's weight.
+
+        A linear takes [N, K], or [N, channels, kernel, kernel] over windows; a 1-D convolution takes three axes, a 2-D
+        one [N, channels, kernel, kernel].
+        """
         record = self.config.sites.get(source.weight)
         codes = None if record is None else record.codes
         shape = self.parameters[source.weight].shape if codes is None else codes.shape
@@ -136,7 +140,7 @@ class ProgramCheck:
 
     def _body(self, operation: Operation, where: str) -> None:
         widths = register_widths(operation, self.program.tensors)
-        rotated: dict[int, str] = {}  # the site whose coordinates a register is in
+        rotated: dict[int, str] = {}  # register -> the site in whose rotated coordinates it is
         for step in operation.body:
             for constant in _constants(step):
                 self._constant(constant, _shapes(step, operation.rows, widths), where)
@@ -187,7 +191,7 @@ class ProgramCheck:
         self.used.add(name)
 
     def _constant(self, constant: Constant, shapes: tuple[tuple[int, ...], ...], where: str) -> None:
-        """Needs a constant to have one of `shapes`, and functions of it to be finite."""
+        """Checks that a constant has one of `shapes` and that functions of it are finite."""
         self._weight(constant.name, where)
         value = self._value(constant.name)
         shape = list(value.shape)
@@ -199,7 +203,7 @@ class ProgramCheck:
             need(finite, f"tensor {constant.name}: its exponential leaves float32")
 
     def _value(self, name: str) -> np.ndarray:
-        """A parameter, or the values that a small weight's codes stand for, float32."""
+        """Returns a parameter as it is stored, or the float32 values of a small weight's codes."""
         if name in self.parameters:
             return self.parameters[name]
         record, parts = self.config.sites[name], self.parts[name]
@@ -209,14 +213,14 @@ class ProgramCheck:
         return found.decoded() if isinstance(found, Weight) else found
 
     def _direction(self, where: str, name: str, reverse: bool) -> None:
-        """Needs a layer of a known family to run in its own direction; `name` is of its site or parameter."""
+        """Checks that a layer of a known family runs in its own direction; `name` is its site or parameter."""
         if self.backward is not None:
             right = (self.backward.search(name) is not None) == reverse
             need(right, f"{where} runs {'backward' if reverse else 'forward'}, which is not the direction of {name}")
 
 
 def _constants(step: object) -> Iterator[Constant]:
-    """The constants of a row instruction."""
+    """Yields the constants of a row instruction."""
     if isinstance(step, WithConstant):
         yield step.constant
     elif isinstance(step, RmsNorm):
@@ -227,13 +231,13 @@ def _constants(step: object) -> Iterator[Constant]:
 
 
 def _shapes(step: object, rows: int, widths: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-    """The shapes that a row instruction's constants may have."""
+    """Returns the shapes that a row instruction's constants may have."""
     width = widths[step.src] if isinstance(step, WithConstant | RmsNorm | LayerNorm) else 0
     return ((width,), (rows, width), (1, rows, width)) if isinstance(step, WithConstant) else ((width,),)
 
 
 def image_bytes(program: Program) -> int:
-    """Returns the bytes that one image and its tensors take at the worst moment, in the order of the program."""
+    """Returns the most bytes that one image and its tensors take at once while the program runs in order."""
     last: dict[str, int] = {program.output: len(program.operations)}
     for index, operation in enumerate(program.operations):
         for name in (*inputs(operation.source), *(s.tensor for s in operation.body if isinstance(s, Load | Store))):

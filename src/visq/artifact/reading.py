@@ -1,4 +1,4 @@
-"""Reading an artifact: every file, key and value is checked before the model is handed out. Nothing is unpickled."""
+"""Reads an artifact. It checks every file, key and value before it returns the model, and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _DAMAGED = "the artifact is damaged, quantize again or copy it again"
 
 
 def load(path: Path | str) -> Any:
-    """The simulation of a quantized model, in eval mode: quantizers attached, weights decoded from their codes.
+    """Returns the simulation of a quantized model in eval mode, with quantizers and with weights decoded from codes.
 
-    `model.card`, `model.recipe`, `model.provenance` and `model.check` say what it is; `model.artifact` is its whole
-    config. Where the artifact has a program, the program is compared with the network, and the model is deployed: its
-    logits are bit for bit those of the integer engine, and of the model that was saved if that was. No parameter asks
-    for a gradient.
+    `model.card`, `model.recipe`, `model.provenance` and `model.check` describe it; `model.artifact` is its whole
+    config. Where the artifact has a program, `load` compares it with the network and deploys the model. A deployed
+    model returns the integer engine's logits, bit for bit. If the saved model was deployed too, they are also its
+    logits. No parameter requires a gradient.
 
     Raises:
-        VisqError: anything missing, damaged or edited, naming the file and the key.
+        VisqError: something is missing, damaged or edited; the message names the file and the key.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -65,9 +65,9 @@ def load(path: Path | str) -> Any:
 
 
 def verify(path: Path | str) -> ArtifactConfig:
-    """Checks an artifact completely and returns its config; raises VisqError as `load` does.
+    """Checks an artifact completely and returns its config. Raises VisqError as `load` does.
 
-    An artifact that has no program but could have one is refused too: its engine would be missing.
+    It also refuses an artifact without a program if its network can be lowered: the engine could not run it.
     """
     model = load(path)
     config: ArtifactConfig = model.artifact
@@ -77,24 +77,24 @@ def verify(path: Path | str) -> ArtifactConfig:
 
 
 def check_program(model: Any, folder: Path) -> None:
-    """VisqError unless the program in a loaded model's artifact is that of its network and sites."""
+    """Raises VisqError unless a loaded model's program equals the one lowered from its network and sites."""
     if (model.artifact.program, model.artifact.no_program) != lowered(model):
         raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites; quantize again")
 
 
 def is_artifact(path: Path | str) -> bool:
-    """Whether a path is meant as an artifact: a folder with the files of one, whole or not."""
+    """Returns whether a folder holds a file of an artifact, even if the artifact is incomplete."""
     folder = Path(path)
     return (folder / CONFIG_FILE).exists() or (folder / TENSOR_FILE).exists()
 
 
 def artifact_bytes(path: Path | str) -> int:
-    """Size of an artifact on disk: both files."""
+    """Returns the bytes of an artifact's two files."""
     return sum((Path(path) / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE))
 
 
 def _read_tensors(path: Path, config: ArtifactConfig) -> dict[str, Tensor]:
-    """The tensors, after the file's size and hash and every tensor's dtype and shape were compared with the config."""
+    """Reads the tensors, after it compared the file's size, hash, dtypes and shapes with the config."""
     try:
         size = path.stat().st_size
         if size != config.tensor_file.bytes:

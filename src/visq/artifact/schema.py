@@ -1,4 +1,4 @@
-"""What `config.json` of an artifact says, and the two hashes that make every change of it or of the tensors visible."""
+"""Defines the keys of an artifact's `config.json`. Two hashes reveal every change of it or of the tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Architecture(Strict):
 
 
 class CalibrationData(Strict):
-    """The images a calibration saw; `fingerprint` is that of the chosen subset."""
+    """The images that a calibration used; `fingerprint` identifies the chosen subset."""
 
     data: str
     fingerprint: str
@@ -42,7 +42,7 @@ class CalibrationData(Strict):
 
 
 class Provenance(Strict):
-    """Where a quantized model comes from."""
+    """The source of a quantized model: its name, its checkpoint and its calibration."""
 
     model: str
     checkpoint_sha256: str | None = None
@@ -59,9 +59,9 @@ class Codes(Strict):
 
 
 class QuantizerRecord(Strict):
-    """The metadata of a stored quantizer: the schema of `SiteRecord.quantizer`, which stays plain JSON there.
+    """The metadata of a stored quantizer: the schema of `SiteRecord.quantizer`, which itself stays plain JSON.
 
-    `axis` is the axis its scales go along, None for one scale; a hidden state has `read_quantized` in its place.
+    `axis` is the axis that the scales go along, or None for one scale. A hidden state has `read_quantized` instead.
     """
 
     kind: Literal["quantizer", "rotated", "state"]
@@ -81,8 +81,10 @@ class QuantizerRecord(Strict):
 
 
 class SiteRecord(Strict):
-    """A quantized site. `quantizer` is the metadata of `visq.quant.serialize`, see `QuantizerRecord`; weights have
-    codes."""
+    """A quantized site.
+
+    `quantizer` holds the metadata of `visq.quant.serialize` (see `QuantizerRecord`). Only a weight has codes.
+    """
 
     kind: str
     quantizer: dict[str, Any]
@@ -90,7 +92,7 @@ class SiteRecord(Strict):
 
 
 class CoverageRow(Strict):
-    """Sites of one kind: how many there are, are targeted by the recipe, and have a quantizer."""
+    """Counts for one kind of site: all sites, sites that the recipe targets, and sites with a quantizer."""
 
     kind: str
     sites: int
@@ -104,11 +106,11 @@ class Agreement(Strict):
     """Outputs of the deployed network beside FP32's on one set of images.
 
     Attributes:
-        images: how many were compared.
-        agree: images with FP32's decision; null where the network has no classes.
-        sqnr_db: of the outputs, over images whose outputs are finite; null where they are equal or none is finite.
-        psnr_db: for networks without classes, of outputs in 0..1; null as `sqnr_db`.
-        non_finite: images whose outputs hold NaN or Inf.
+        images: number of images compared.
+        agree: number of images with FP32's decision; null where the network has no classes.
+        sqnr_db: SQNR in dB over images with finite outputs; null where the outputs are equal or none is finite.
+        psnr_db: PSNR in dB of outputs in 0..1, for networks without classes; null where `sqnr_db` would be.
+        non_finite: number of images whose outputs hold NaN or Inf.
     """
 
     images: int
@@ -131,7 +133,7 @@ class Check(Strict):
     """The self-check after calibration (docs/self-check.md).
 
     Attributes:
-        problem: why the network could not be run as it should; null where it ran.
+        problem: the reason why the network did not run; null where it ran.
     """
 
     verdict: Literal["good", "doubtful", "broken"]
@@ -142,7 +144,7 @@ class Check(Strict):
 
 
 class TensorFile(Strict):
-    """model.safetensors as a whole."""
+    """The size in bytes and the hash of model.safetensors."""
 
     sha256: str
     bytes: int
@@ -151,10 +153,10 @@ class TensorFile(Strict):
 class ArtifactConfig(Strict):
     """The whole `config.json`.
 
-    `tensors` is (dtype, shape) by tensor name; `shared` names, for a tensor that is not stored, the equal one that is.
-    `program` is what the integer engine runs; where there is none, `no_program` says why.
-    `check` is the self-check, absent where none was made.
-    It holds no date and no timing: the same calibration gives the same bytes.
+    `tensors` is (dtype, shape) by tensor name. `shared` maps a tensor that is not stored to its stored equal.
+    The integer engine runs `program`; without a program, `no_program` gives the reason.
+    `check` is the self-check, or None if none was made.
+    No key holds a date or a timing, so that the same calibration gives the same bytes.
     """
 
     schema_version: Literal[1]
@@ -175,7 +177,7 @@ class ArtifactConfig(Strict):
     self_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with a fresh self-hash."""
+        """Returns plain JSON values with a fresh self-hash."""
         left_out = {"program", "sites"} | ({"check"} if self.check is None else set())
         values = self.model_dump(mode="json", exclude=left_out)
         values["sites"] = {name: site.model_dump(mode="json", exclude_none=True) for name, site in self.sites.items()}
@@ -185,12 +187,12 @@ class ArtifactConfig(Strict):
 
 
 def canonical(values: Any) -> bytes:
-    """JSON with sorted keys and no white space: what hashes are taken of."""
+    """Returns JSON with sorted keys and no white space, the input of the hashes."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def self_hash(values: dict[str, Any]) -> str:
-    """sha256 of everything in a config but the hash itself."""
+    """Returns the sha256 of a config without its `self_hash`."""
     return hashlib.sha256(canonical({key: value for key, value in values.items() if key != "self_hash"})).hexdigest()
 
 
@@ -203,7 +205,7 @@ def file_sha256(path: Path) -> str:
 
 
 def render(values: dict[str, Any]) -> str:
-    """The text of config.json: a line for each key, and a line for each entry of a key that has several."""
+    """Returns the text of config.json, with a line for each key and for each entry of a key with several."""
 
     def compact(value: Any) -> str:
         return json.dumps(value, separators=(", ", ": "), allow_nan=False)
@@ -218,13 +220,16 @@ def render(values: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(key)}: {entry(value)}" for key, value in values.items()) + "\n}\n"
 
 
-#: No value of a config is nested so deep.
+#: The deepest nesting that `parse_json` accepts. No config comes near it.
 MAX_DEPTH = 64
 
 
 def parse_json(text: str) -> Any:
-    """Returns a JSON document. Raises ValueError for what is none, for NaN, Inf and numbers beyond float64, and for a
-    document nested more than MAX_DEPTH deep."""
+    """Parses a JSON document and returns its value.
+
+    Raises:
+        ValueError: the text is not JSON, a number is NaN, Inf or beyond float64, or the nesting exceeds MAX_DEPTH.
+    """
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no number of JSON")
@@ -249,10 +254,10 @@ def _items(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def read_config(folder: Path) -> ArtifactConfig:
-    """Reads `config.json` of an artifact and checks what it says alone: JSON, schema version, self-hash, every key.
+    """Reads `config.json` of an artifact and checks its JSON, schema version, self-hash and every key.
 
     Raises:
-        VisqError: naming the file and the key.
+        VisqError: the file is missing or wrong; the message names the file and the key.
     """
     path = folder / CONFIG_FILE
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Checks the quantized sites of an artifact: what each record says against the tensors of its site. No torch."""
+"""Checks the record of each quantized site against the site's tensors, without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from visq.errors import VisqError, first_problem, need
 from visq.integer.arithmetic import runs_of
 from visq.integer.scales import fault_of_scale
 
-#: dtypes of an artifact's tensors, by their names in safetensors.
+#: The dtypes of an artifact's tensors, by their safetensors names.
 DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I16": np.int16}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
-#: A code less its zero point fits 16 bits.
+#: Keeps a code minus its zero point within 16 bits.
 LARGEST_ZERO_POINT = 16000
 
 _LINEAR = ("quantizer", "rotated")
@@ -26,12 +26,13 @@ _LINEAR = ("quantizer", "rotated")
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor of a site must be.
+    """The rules for one tensor of a site.
 
     Attributes:
-        kinds: the kinds of quantizers that have it; `required`: they cannot do without.
-        dtypes, axes: its dtype and number of axes.
-        positive: every value is above 0, and so is its reciprocal.
+        kinds: the kinds of quantizers that may have the tensor.
+        required: whether quantizers of these kinds must have it.
+        dtypes, axes: the allowed dtypes and the number of axes.
+        positive: whether every value and its reciprocal must be above 0.
     """
 
     kinds: tuple[str, ...] = _LINEAR
@@ -61,12 +62,12 @@ _AXES = {"weight": (None, 0), "activation": (None, -1, -2), "inner": (None,)}
 
 
 def check_site(name: str, record: SiteRecord, parts: Mapping[str, np.ndarray]) -> QuantizerRecord:
-    """Returns a site's quantizer record once everything about the site was checked that needs no network.
+    """Checks everything about a site that needs no network, and returns its quantizer record.
 
     Arguments:
         parts: the site's tensors by short name.
     Raises:
-        VisqError: naming the site and the key or tensor.
+        VisqError: the site is wrong; the message names the site and the key or tensor.
     """
     try:
         quantizer = QuantizerRecord.model_validate(record.quantizer)
@@ -110,7 +111,7 @@ def _check_part(name: str, quantizer: QuantizerRecord, part: str, tensor: np.nda
 
 
 def _check_linear(name: str, record: SiteRecord, quantizer: QuantizerRecord, parts: Mapping[str, np.ndarray]) -> None:
-    """Checks a quantizer with a scale: how many, for which elements, and what codes stand for."""
+    """Checks a quantizer with scales: their number, their axis, and the zero points, groups and table."""
     scale, axis = parts["scale"], quantizer.axis
     axes = _AXES[record.kind]
     need(axis in axes, f"sites.{name}.quantizer.axis is {axis}, expected {' or '.join(map(str, axes))}")
@@ -141,7 +142,7 @@ def _check_linear(name: str, record: SiteRecord, quantizer: QuantizerRecord, par
 
 
 def _check_range(name: str, quantizer: QuantizerRecord, parts: Mapping[str, np.ndarray]) -> None:
-    """Needs every scale to be a scale, and every value of a code to be finite in float32."""
+    """Checks that every scale is valid and that every code's value is finite in float32."""
     spec = quantizer.spec
     codes = np.array([spec.qmin, spec.qmax], np.float32)
     factors = [parts[part] for part in ("scale", "smooth", "step", "channel", "state") if part in parts]
@@ -157,7 +158,7 @@ def _check_range(name: str, quantizer: QuantizerRecord, parts: Mapping[str, np.n
 
 
 def _ends(a: np.ndarray, b: np.ndarray, combine: np.ufunc = np.multiply) -> np.ndarray:
-    """All combinations of the smallest and largest values of two vectors, in float32."""
+    """Combines the smallest and largest values of two vectors. Returns [2, 2] float32."""
     with np.errstate(all="ignore"):
         ends: np.ndarray = combine.outer([a.min(), a.max()], [b.min(), b.max()]).astype(np.float32)
     return ends
@@ -175,12 +176,12 @@ def _check_rotation(name: str, parts: Mapping[str, np.ndarray]) -> None:
 
 
 def code_offset(quantizer: QuantizerRecord, has_table: bool) -> int:
-    """Returns what is added to a weight's code before it is packed: `-qmin`, 0 for positions in a table."""
+    """Returns the number added to a weight's code before packing: `-qmin`, or 0 for an index into a table."""
     return 0 if has_table else -quantizer.spec.qmin
 
 
 def _check_codes(name: str, record: Codes, quantizer: QuantizerRecord, parts: Mapping[str, np.ndarray]) -> None:
-    """Checks a weight's packed codes: how many, of how many bits, and that each stands for a value."""
+    """Checks the number, bits and range of a weight's packed codes."""
     owner, found = name.rpartition(".")[0], record.parameter.rpartition(".")[0]
     need(found == owner, f"sites.{name}.codes.parameter is {record.parameter}, expected a parameter of {owner}")
     table, spec = parts.get("table"), quantizer.spec
@@ -200,7 +201,7 @@ def _check_codes(name: str, record: Codes, quantizer: QuantizerRecord, parts: Ma
     need(packed.size == expected, f"{name}.codes: {sizes}")
     low, high = (0, table.size - 1) if table is not None else (spec.qmin, spec.qmax)
     if high - low + 1 == 1 << record.bits and count * record.bits % 8 == 0:
-        return  # every pattern of bits is a code
+        return  # every bit pattern is a valid code, so unpacking finds nothing
     try:
         codes = unpack(packed, record.bits, record.shape, record.offset)
     except VisqError as error:
@@ -209,10 +210,10 @@ def _check_codes(name: str, record: Codes, quantizer: QuantizerRecord, parts: Ma
 
 
 def check_sizes(name: str, quantizer: QuantizerRecord, parts: Mapping[str, np.ndarray], rows: int, width: int) -> None:
-    """Needs the vectors of an activation's quantizer to be those of a tensor [rows, width].
+    """Checks that the vectors of an activation's quantizer fit a tensor [rows, width].
 
     Raises:
-        VisqError: naming the site and the tensor.
+        VisqError: a size does not fit; the message names the site and the tensor.
     """
     sizes = {None: 1, -1: width, -2: rows}
     key = "group" if "group" in parts else "scale"

@@ -1,7 +1,7 @@
-"""Quantizers, codes and parameters as the plain tensors of `model.safetensors`, and back.
+"""Converts quantizers, codes and parameters to the plain tensors of `model.safetensors`, and back.
 
-Names: a parameter in floating point (float16 or float32) keeps its own; a site's tensors are `<site>.<part>` with the
-parts codes, scale, zero_point, group, smooth, table (or step, channel, state for a hidden state).
+A floating-point parameter (float16 or float32) keeps its own name. A site's tensors are called `<site>.<part>`, and
+`visq.artifact.site_checks.PARTS` lists the parts.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, named_sites, site_parameter
 
-#: Parts that are stored as small integers: (dtype, smallest, largest), the first that fits.
+#: Parts stored as small integers: choices (dtype, smallest, largest), of which the first that fits is used.
 SMALL_INTEGERS = {
     "zero_point": ((torch.uint8, 0, 255), (torch.int16, -32768, 32767)),
     "group": ((torch.uint8, 0, 255), (torch.int16, 0, 32767)),
 }
-#: Tensors of so many bytes are looked for among those already stored.
+#: From this many bytes, a tensor is stored once even if several sites have an equal one.
 SHARED_BYTES = 1024
 ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choices in SMALL_INTEGERS.items()}
 
 
 def code_offset(quantizer: Quantizer) -> int:
-    """What is added to a code before it is packed: indices of a table start at 0, other codes at qmin."""
+    """Returns the number added to a code before packing: 0 for an index into a table, `-qmin` for other codes."""
     return 0 if quantizer.table is not None else -quantizer.spec.qmin
 
 
 def parameter_name(model: nn.Module, name: str, site: Site) -> str:
-    """The name of the parameter that a weight site quantizes."""
+    """Returns the name of the parameter that a weight site quantizes."""
     owner = name.rpartition(".")[0]
     return f"{owner}.{site.parameter}" if owner else site.parameter
 
 
 def store(model: nn.Module) -> tuple[dict[str, SiteRecord], dict[str, Tensor]]:
-    """Everything that is written of a model: the records of its quantized sites, and all tensors by name.
+    """Returns the records of a model's quantized sites and all its tensors, both by name.
 
     Raises:
-        VisqError: a weight that is not what its codes decode to, a parameter that is not finite.
+        VisqError: a weight differs from its decoded codes, or a parameter is not finite.
     """
     records: dict[str, SiteRecord] = {}
     tensors: dict[str, Tensor] = {}
@@ -71,9 +71,12 @@ def store(model: nn.Module) -> tuple[dict[str, SiteRecord], dict[str, Tensor]]:
 
 
 def share(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors to store, name of the stored one by name of each other): large equal ones are stored once.
+    """Splits tensors so that equal large ones are stored once.
 
-    Rotations are the reason: the matrix of a linear's input is that of its weight, and often that of the next layer.
+    Rotations need this: a linear's input and weight use one matrix, and often the next layer uses it too.
+
+    Returns:
+        The tensors to store, and for each tensor left out the name of its stored equal.
     """
     stored: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
@@ -91,7 +94,7 @@ def share(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def unshare(stored: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, Tensor]:
-    """Inverse of `share`. Raises VisqError for a name that is stored after all, or a target that is not."""
+    """Inverts `share`. Raises VisqError if a shared name is stored or its target is not."""
     for name, target in shared.items():
         if name in stored or target not in stored:
             raise VisqError(f"shared.{name}: {target} must be stored, {name} must not")
@@ -106,7 +109,7 @@ def _add(tensors: dict[str, Tensor], new: dict[str, Tensor]) -> None:
 
 
 def _encode(model: nn.Module, name: str, site: Site) -> tuple[Codes, Tensor]:
-    """A weight's record and its packed codes [bytes] uint8."""
+    """Returns a weight's record and its packed codes [bytes] uint8."""
     quantizer = site.quantizer
     assert isinstance(quantizer, Quantizer)
     parameter = site_parameter(model, name, site).detach()
@@ -120,12 +123,15 @@ def _encode(model: nn.Module, name: str, site: Site) -> tuple[Codes, Tensor]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal, but for the rounding of a rotation that was computed with another number of threads."""
+    """Returns whether two tensors are equal up to the rounding of a rotation.
+
+    That rounding depends on the number of threads.
+    """
     return torch.equal(a, b) or bool((a - b).abs().max() <= 1e-6 * b.abs().max())
 
 
 def shrink(name: str, part: str, tensor: Tensor) -> Tensor:
-    """A quantizer's tensor in its stored dtype: float32, or the smallest integers that hold it."""
+    """Returns a quantizer's tensor in its stored dtype: float32, or the smallest integer type that holds it."""
     if part == "codes":
         return tensor
     for dtype, low, high in SMALL_INTEGERS.get(part, ()):
@@ -139,14 +145,14 @@ def shrink(name: str, part: str, tensor: Tensor) -> Tensor:
 def restore_site(
     name: str, record: SiteRecord, parts: dict[str, Tensor], expected: Site, shape: torch.Size | None
 ) -> tuple[SiteQuantizer, Tensor | None]:
-    """The quantizer of a stored site and, for a weight, the parameter its codes decode to.
+    """Returns the quantizer of a stored site and, for a weight, the parameter decoded from its codes.
 
     Arguments:
         parts: the site's tensors by short name.
-        expected: the site of the network.
-        shape: of the parameter, for a weight.
+        expected: the network's site of this name.
+        shape: for a weight, the shape of its parameter.
     Raises:
-        VisqError: anything about it that cannot be right.
+        VisqError: the record or a tensor is wrong.
     """
     if record.kind != expected.kind:
         raise VisqError(f"sites.{name}.kind is {record.kind}, the network's is {expected.kind}")
@@ -187,14 +193,18 @@ def _decode(name: str, record: Codes, packed: Tensor, quantizer: Quantizer, shap
 
 
 def code_range(quantizer: Quantizer) -> tuple[int, int]:
-    """Smallest and largest code."""
+    """Returns the smallest and the largest code."""
     if quantizer.table is not None:
         return 0, quantizer.table.numel() - 1
     return quantizer.spec.qmin, quantizer.spec.qmax
 
 
 def check_quantizer(quantizer: nn.Module) -> None:
-    """What the quantizer's own constructor does not check because only stored ones can be wrong in that way."""
+    """Checks shapes that the quantizer's constructor does not: only a stored quantizer can have them wrong.
+
+    Raises:
+        VisqError: a tensor of the quantizer has the wrong shape or value.
+    """
     if isinstance(quantizer, StateQuantizer):
         if any(tensor.ndim != 1 for tensor in (quantizer.step, quantizer.channel, quantizer.state)):
             raise VisqError("step, channel and state must be vectors")
@@ -218,7 +228,7 @@ def check_quantizer(quantizer: nn.Module) -> None:
 
 
 def fill(model: Any, records: Mapping[str, SiteRecord], tensors: Mapping[str, Tensor]) -> None:
-    """Put stored tensors into a skeleton: parameters, quantizers, and weights decoded from codes.
+    """Fills a skeleton with stored tensors: parameters, quantizers, and weights decoded from codes.
 
     Raises:
         VisqError: missing or unexpected tensors, wrong shapes or dtypes, values that cannot be right.

@@ -1,8 +1,8 @@
-"""The one validation of an artifact: what the simulation and the engine both need of it before they use it. No torch.
+"""Validates an artifact for the simulation and the engine alike, without torch.
 
-`visq.artifact.load` and `visq.runtime.bundle.read_bundle` call `check_artifact`, so that neither accepts what the other
-refuses. What only the network knows (its sites, the shapes of its parameters, the order of its layers) `load` checks
-after that.
+`visq.artifact.load` and `visq.runtime.bundle.read_bundle` both call `check_artifact`, so they refuse the same ones.
+Only the network knows its sites, the shapes of its parameters and the order of its layers. `load` checks these
+afterwards.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def check_artifact(config: ArtifactConfig, tensors: Mapping[str, np.ndarray]) ->
     """Checks a config against the tensors it describes.
 
     Arguments:
-        tensors: every tensor by name, those that `config.shared` names included.
+        tensors: every tensor by name, including the shared ones of `config.shared`.
     Raises:
-        VisqError: naming the key or tensor that is wrong.
+        VisqError: a key or tensor is wrong; the message names it.
     """
     parts, parameters = split_tensors(config, tensors)
     quantizers = {name: check_site(name, record, parts.get(name, {})) for name, record in config.sites.items()}
@@ -44,7 +44,7 @@ def check_artifact(config: ArtifactConfig, tensors: Mapping[str, np.ndarray]) ->
 
 
 def check_tensor_table(config: ArtifactConfig) -> None:
-    """Checks what a config says about tensors by itself: their dtypes, and which is stored under another's name."""
+    """Checks the dtypes, shapes and shared names that a config lists, without the tensors. Raises VisqError."""
     for name, (dtype, shape) in config.tensors.items():
         need(dtype in DTYPES, f"tensors.{name}: {dtype} is no dtype of an artifact, these are {', '.join(DTYPES)}")
         need(all(size >= 0 for size in shape), f"tensors.{name}: {list(shape)} is no shape")
@@ -56,7 +56,7 @@ def check_tensor_table(config: ArtifactConfig) -> None:
 def split_tensors(
     config: ArtifactConfig, tensors: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns the tensors of sites, by site and short name, and the others, which are parameters."""
+    """Splits tensors into the tensors of sites, by site and short name, and the parameters, by name."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     parameters: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
@@ -97,7 +97,7 @@ def _check_preprocess(config: ArtifactConfig) -> None:
 
 
 def _check_recipe(recipe: Recipe, quantizers: Mapping[str, QuantizerRecord]) -> None:
-    """Needs the recipe to name every quantized site, with its bits."""
+    """Checks that the recipe names every quantized site with its bits."""
     chosen: dict[str, Spec | None] = {}
     nothing = ""
     for index, rule in enumerate(recipe.scope.sites):
@@ -120,7 +120,7 @@ def _check_recipe(recipe: Recipe, quantizers: Mapping[str, QuantizerRecord]) -> 
 
 
 def _check_coverage(config: ArtifactConfig, quantizers: Mapping[str, QuantizerRecord]) -> None:
-    """Needs the rows of coverage to add up to the sites; which site belongs to which row, only the network knows."""
+    """Checks that the coverage rows add up to the sites. Only the network can tell which row a site belongs to."""
     rows = config.coverage
     for row in rows:
         whole = row.sites >= row.targeted == row.quantized >= bool(row.bits) == bool(row.granularity)

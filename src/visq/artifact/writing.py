@@ -1,4 +1,4 @@
-"""Writing an artifact: complete or not at all."""
+"""Writes an artifact completely or not at all."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ def save(
     provenance: Provenance | None = None,
     overwrite: bool = False,
 ) -> ArtifactConfig:
-    """Write a quantized model as a folder of `model.safetensors` and `config.json`.
+    """Writes a quantized model as a folder of `model.safetensors` and `config.json`.
 
     Arguments:
-        model: with quantizers attached; `model.card` gives preprocessing and classes, `model.check` the self-check.
-        recipe, provenance: by default what `load` left in `model.recipe` and `model.provenance`.
-        overwrite: replace an artifact that is already there, in one step.
+        model: a network with quantizers; `model.card` gives preprocessing and classes, `model.check` the self-check.
+        recipe, provenance: by default `model.recipe` and `model.provenance`, which `load` sets.
+        overwrite: whether to replace an existing artifact, in one step.
     Raises:
-        VisqError: a targeted site without a quantizer, an existing folder, a folder that cannot be written. Nothing is
-            left behind then.
+        VisqError: a targeted site has no quantizer, or the folder exists or cannot be written. Nothing is left behind.
     """
     path = Path(path)
     check_destination(path, overwrite)
@@ -56,7 +55,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
     """Returns an artifact's config and the contents of its files by name.
 
     Raises:
-        VisqError: as `save` does, and for anything that would keep the artifact from being loaded again.
+        VisqError: as in `save`, and if the artifact could not be loaded again.
     """
     records, all_tensors = store(model)
     tensors, shared = share(all_tensors)
@@ -85,7 +84,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
 
 
 def lowered(model: Any) -> tuple[Program | None, str | None]:
-    """The integer program of a model, or why it has none."""
+    """Returns (program, None) for a model that can be lowered, otherwise (None, the reason)."""
     training = model.training
     try:
         return lower(model.eval()), None
@@ -100,7 +99,7 @@ def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
 
 
 def check_destination(path: Path, overwrite: bool) -> None:
-    """VisqError unless an artifact may be written to `path`: nothing is there, or an artifact that may be replaced."""
+    """Raises VisqError unless `path` is free, or holds an empty folder or an artifact that may be replaced."""
     if not path.name:
         raise VisqError(f"{path} is no name for an artifact; give a new folder")
     if not os.path.lexists(path):
@@ -114,7 +113,7 @@ def check_destination(path: Path, overwrite: bool) -> None:
 
 
 def _write(path: Path, files: dict[str, bytes], overwrite: bool) -> None:
-    """Write the files into a sibling folder and give it its name when they are on the disk."""
+    """Writes the files into a sibling folder and renames it once they are on the disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -136,7 +135,7 @@ def _write(path: Path, files: dict[str, bytes], overwrite: bool) -> None:
 
 
 def exchange(a: Path, b: Path) -> None:
-    """Swap two folders: in one step where the system can (Linux renameat2), otherwise in two."""
+    """Swaps two folders: in one step where the system can (Linux renameat2), otherwise by several renames."""
     at_fdcwd, rename_exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
