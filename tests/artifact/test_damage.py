@@ -94,8 +94,8 @@ def test_edited_config(folder: Path) -> None:
     "change, match",
     [
         (lambda c: c.update(schema_version=2), "schema_version 2"),
-        (lambda c: c.update(extra=1), "extra: "),
-        (lambda c: c.pop("preprocess"), "preprocess: "),
+        (lambda c: c.update(extra=1), "extra is no key that is known here"),
+        (lambda c: c.pop("preprocess"), "preprocess is missing"),
         (lambda c: c["architecture"].update(family="vgg"), "family 'vgg'"),
         (lambda c: c["architecture"]["geometry"].pop("depth"), "missing or unknown depth"),
         (lambda c: c["architecture"]["geometry"].update(embed_dim=10**12), "embed_dim is 10"),
