@@ -200,7 +200,7 @@ def code_range(quantizer: Quantizer) -> tuple[int, int]:
 
 
 def check_quantizer(quantizer: nn.Module) -> None:
-    """Checks shapes that the quantizer's constructor does not: only a stored quantizer can have them wrong.
+    """Checks shapes and ranges that the constructor does not: only a stored quantizer can have them wrong.
 
     Raises:
         VisqError: a tensor of the quantizer has the wrong shape or value.

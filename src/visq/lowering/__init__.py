@@ -1,4 +1,4 @@
-"""From a quantized model to the integer program the engine runs."""
+"""Lowers a quantized model to the integer program that the engine runs."""
 
 from visq.lowering.lower import lower
 from visq.lowering.values import LoweringError

@@ -1,7 +1,7 @@
-"""Writes a program: where each value is computed, and which of them become tensors.
+"""Writes a program: decides which operation computes each value, and which values become tensors.
 
-A value is computed in the body of the latest operation it depends on. What an earlier operation computed reaches it
-through a tensor, as codes where it was rounded.
+The body of the latest operation that a value depends on computes the value. It reads results of earlier operations from
+tensors, which hold codes if the result was rounded and float32 otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from visq.lowering.values import LoweringError, Value
 
 
 class Builder:
+    """A program under construction: its tensors, its operations, and the register of each value."""
+
     def __init__(self) -> None:
         self.tensors: dict[str, TensorDecl] = {}
         self.operations: list[dict[str, Any]] = []
@@ -23,7 +25,7 @@ class Builder:
         self._tensor: dict[Value, str] = {}
 
     def operation(self, name: str, source: Source, rows: int, width: int, reverse: bool = False) -> Value:
-        """Starts an operation and returns its register 0."""
+        """Starts an operation and returns the value in its register 0, [rows, width]."""
         index = len(self.operations)
         self.operations.append({"name": name, "source": source, "rows": rows, "width": width, "body": [], "used": 1})
         value = Value("source", rows, width, parameters={"operation": index}, reverse=reverse)
@@ -31,10 +33,10 @@ class Builder:
         return value
 
     def tensor(self, value: Value) -> str:
-        """Returns the name of the tensor that holds a value, and writes it if no one has yet.
+        """Returns the name of the tensor that holds a value, and stores the value on the first call.
 
-        It holds codes where the value was rounded, in rotated coordinates where its quantizer is rotated. Tensors are
-        in the order of rows, so a flipped sequence has the tensor of the sequence it flips.
+        The tensor holds codes if the value was rounded, in rotated coordinates if its quantizer is rotated. A tensor's
+        rows keep their order, so a flipped sequence shares the tensor of the sequence that it flips.
         """
         if _flips(value):
             return self.tensor(value.operands[0])
@@ -43,6 +45,7 @@ class Builder:
         return self._tensor[value]
 
     def finish(self, output: Value, channels: int, size: int) -> Program:
+        """Returns the program with `output` stored; its images are [channels, size, size]."""
         name = self.tensor(output)
         operations = tuple(
             Operation(
@@ -56,10 +59,10 @@ class Builder:
         )
         return Program(channels=channels, size=size, output=name, tensors=self.tensors, operations=operations)
 
-    # --- where
+    # --- the operation of a value
 
     def _home(self, value: Value) -> int:
-        """The operation a value is computed in; -1 for one of selected rows, which needs an operation of its own."""
+        """Returns the index of the operation that computes a value; -1 for selected rows, which need their own."""
         if value.kind == "source":
             return int(value.parameters["operation"])
         if value.kind == "select":
@@ -76,7 +79,7 @@ class Builder:
             value.parameters["home"] = len(self.operations) - 1
         return int(value.parameters["home"])
 
-    # --- what
+    # --- the instructions of a value
 
     def _write(self, value: Value) -> None:
         home = self._place(value)
@@ -91,7 +94,7 @@ class Builder:
         self._tensor[value] = name
 
     def _emit(self, value: Value, home: int) -> int:
-        """The register of operation `home` that holds a value."""
+        """Returns the register of operation `home` that holds a value."""
         key = (home, value)
         if key not in self._register:
             self._register[key] = self._compute(value, home)
@@ -127,12 +130,12 @@ class Builder:
 
 
 def _flips(value: Value) -> bool:
-    """Whether a value is a whole sequence the other way, with nothing cut off."""
+    """Returns whether a value is another sequence in reverse order and nothing else."""
     return value.kind == "slice" and value.operands[0].kind != "slice" and value.reverse != value.operands[0].reverse
 
 
 def _instruction(value: Value, dst: int, sources: list[int]) -> Instruction:
-    """The row instruction that computes a value from the registers of its operands."""
+    """Returns the row instruction that computes a value from the registers of its operands."""
     return _INSTRUCTIONS[value.kind](value, dst, *sources)
 
 
@@ -140,7 +143,7 @@ def _chosen(value: Value, *names: str) -> dict[str, Any]:
     return {name: value.parameters[name] for name in names}
 
 
-#: How each kind of value is written: (value, register of the result, registers of the operands).
+#: Makes the instruction for each kind of value: (value, register of the result, registers of the operands).
 _INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
     "slice": lambda v, dst, src: ir.Slice(dst=dst, src=src, offset=v.parameters["offset"], width=v.width),
     "unary": lambda v, dst, src: ir.Unary(op=v.parameters["function"], dst=dst, src=src),

@@ -1,4 +1,4 @@
-"""What lowering functions are given: the network, the builder, and how values are combined."""
+"""Defines the context that lowering functions get: the network, the builder, and how to combine values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Lowering:
     """One walk over a traced network.
 
     Attributes:
-        size, channels: of the image; `size` is the pixels of a side.
+        size, channels: pixels of the image's side, and its channels.
         builder: writes the program.
     """
 
@@ -28,7 +28,7 @@ class Lowering:
         self.builder = Builder()
 
     def site(self, x: Value, name: str, site: Site) -> Value:
-        """Returns x rounded by a site's quantizer; x where the site has none."""
+        """Returns x rounded by a site's quantizer, or x itself if the site has none."""
         if site.quantizer is None:
             return x
         rotated = isinstance(site.quantizer, RotatedQuantizer)
@@ -38,6 +38,11 @@ class Lowering:
         return Value("unary", x.rows, x.width, (x,), {"function": function}, x.reverse)
 
     def binary(self, function: str, a: Any, b: Any) -> Any:
+        """Combines two operands with `add` or `mul`; each may be a value, a parameter, a number or zeros.
+
+        Raises:
+            LoweringError: the operands differ in shape or direction, or have no common instruction.
+        """
         if isinstance(a, Zeros) or isinstance(b, Zeros):
             if function != "add":
                 raise LoweringError("a product with zeros")
@@ -62,5 +67,6 @@ class Lowering:
             raise LoweringError(f"{parameter.constant.name} {parameter.shape} does not fit [{x.rows}, {x.width}]")
 
     def parameter(self, target: str) -> Parameter:
+        """Returns the network's parameter called `target`."""
         parameter = self.model.get_parameter(target)
         return Parameter(Constant(name=target), tuple(parameter.shape))

@@ -1,6 +1,6 @@
-"""How each layer with sites is lowered: one function for each class, over values instead of tensors.
+"""Lowers each layer with sites: one function for each class, over values instead of tensors.
 
-A weight goes by the name of its site where it is quantized and of its parameter where not; the two are equal.
+Programs name a weight `<layer>.weight`. That is the name of its site and, where it is not quantized, of its parameter.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
 def lowers(layer: type[nn.Module], by_row: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register how modules of a class are lowered: function(lowering, module, its name, *values) -> value. `by_row`:
-    every row is computed by itself, so that a map may take the place of the sequence."""
+    """Registers a function that lowers modules of a class: (lowering, module, its name, *values) -> value.
+
+    Arguments:
+        by_row: whether the layer computes each row alone. It then also takes maps.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         LAYERS[layer] = functools.partial(each_row, function) if by_row else function
@@ -46,22 +49,28 @@ def lowers(layer: type[nn.Module], by_row: bool = False) -> Callable[[Callable[.
 
 
 def lowering_of(layer: type[nn.Module]) -> Callable[..., Any] | None:
-    """Returns how modules of a class are lowered; None for classes that are traced through."""
+    """Returns the function that lowers modules of a class; None for classes that are traced through."""
     return functools.partial(each_row, elementwise) if issubclass(layer, Elementwise) else LAYERS.get(layer)
 
 
 def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Module, name: str, x: Any) -> Any:
+    """Applies a lowering function to a sequence, or to the positions of a map."""
     if isinstance(x, Map):
         return Map(function(lowering, module, name, x.value), x.height, x.width)
     return function(lowering, module, name, x)
 
 
 def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
-    """x W^T + bias with the module's sites; a convolution's weight has a row for each output as well."""
+    """Rounds x and returns x W^T + bias. A convolution's weight also has one row for each output channel."""
     return matrix_product(lowering, module, name, lowering.site(x, f"{name}.in", module.site_in))
 
 
 def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
+    """Returns x W^T + bias for x that is already rounded.
+
+    Raises:
+        LoweringError: only one of the input and the weight is rotated.
+    """
     if x.rotated != isinstance(module.site_weight.quantizer, RotatedQuantizer):
         raise LoweringError(f"{name}: of its input and weight one is rotated and the other is not")
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
@@ -120,8 +129,11 @@ def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map
 def dense_conv2d(
     lowering: Lowering, module: Conv2d, name: str, x: Map | Image, kernel: int, stride: int, padding: int, rows: int
 ) -> Value:
-    """Windows, then a matrix product. A site with one scale rounds a window's values as it rounds the map's, and 0
-    outside stays 0; other sites round the map, and the product is in float32."""
+    """Cuts windows, then multiplies matrices.
+
+    A site with one scale rounds after the cut: a window's values round as the map's do, and padding stays 0. Any other
+    site rounds the map before the cut, and the product is in float32.
+    """
     after = one_scale(module.site_in.quantizer)
     tensor = None
     if not after:
@@ -134,7 +146,7 @@ def dense_conv2d(
 
 
 def rows_of(lowering: Lowering, name: str, x: Map | Image) -> Value:
-    """The positions of a map; the pixels of the image."""
+    """Returns the positions of a map, or the pixels of the image, as rows."""
     if isinstance(x, Map):
         return x.value
     source, pixels = ir.Patches(patch=1, stride=1), lowering.size**2
@@ -213,7 +225,7 @@ def selective_scan(
 
 @lowers(Site)
 def weight_site(lowering: Lowering, module: Site, name: str, x: Parameter) -> Parameter:
-    """A site of a bare parameter: the parameter becomes the site's codes."""
+    """Lowers the site of a bare parameter: a quantized parameter becomes the site's codes."""
     if not isinstance(x, Parameter) or x.constant.functions:
         raise LoweringError(f"{name}: a bare site is for a parameter")
     return x if module.quantizer is None else Parameter(Constant(name=name), x.shape)

@@ -1,4 +1,4 @@
-"""Lowering: trace the network with torch.fx, walk its nodes, write the program."""
+"""Traces a network with torch.fx, walks its nodes and writes the program."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def lower(model: nn.Module) -> Program:
     """Returns the integer program of a quantized model in eval mode.
 
     Raises:
-        LoweringError: something the engine has no form for, named.
+        LoweringError: the engine has no form for a node; the message names it.
     """
     return _Walk(model).run()
 
 
-#: Modules that hand on what they get: the engine drops nothing, and checks images itself.
+#: Modules that lowering skips: inference drops no paths, and the engine checks images itself.
 PASSED = (CheckImages, DropPath)
 
 
 class _Tracer(fx.Tracer):
-    """Layers with sites stay whole; everything around them is traced."""
+    """A tracer that keeps layers with sites whole and traces everything around them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return lowering_of(type(m)) is not None or isinstance(m, PASSED)
 
 
 class _Walk(Lowering):
-    """Lowers node by node; `values` holds what each node became."""
+    """A walk over the nodes of a graph; `values` holds the lowered value of each node."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""How each function and method between the layers of a traced network is lowered, by one name for both."""
+"""Lowers the functions and methods between layers: one rule serves the function and the method of a name."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     getattr: "getattr",
 }
 RULES: dict[str, Callable[..., Any]] = {}
-#: Those that take a map.
+#: Names of the rules that take a map.
 OF_MAPS = ("flatten", "transpose", "getattr")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers a rule under its function's name."""
     RULES[function.__name__] = function
     return function
 
@@ -71,7 +72,7 @@ def _function(name: str, lowering: Lowering, x: Any) -> Any:
 
 @rule
 def double(lowering: Lowering, x: Parameter) -> Parameter:
-    """Functions of parameters are computed in float64 (`Bundle.constant`)."""
+    """Returns the parameter unchanged: `Bundle.constant` computes its functions in float64 anyway."""
     if not isinstance(x, Parameter):
         raise LoweringError("float64 of an activation")
     return x
@@ -91,7 +92,7 @@ def zeros_like(lowering: Lowering, x: Value) -> Zeros:
 
 @rule
 def flip(lowering: Lowering, x: Value, dim: int) -> Value:
-    """A view: the same rows, read the other way."""
+    """Returns a view of the same rows in reverse order."""
     if dim != 1:
         raise LoweringError(f"flip of dimension {dim}")
     return Value("slice", x.rows, x.width, (x,), {"offset": 0}, not x.reverse)
@@ -132,7 +133,7 @@ def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
 
 @rule
 def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
-    """The image with its channels last."""
+    """Returns the image unchanged: a program reads it with channels last."""
     if not isinstance(x, Image) or dims != (0, 2, 3, 1):
         raise LoweringError(f"permute to {dims} of something else than the image")
     return x
@@ -162,8 +163,10 @@ def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
 
 
 def shape(lowering: Lowering, x: Value | Map, attribute: str) -> tuple[int | None, ...]:
-    """[images, rows, width], of a map [images, height, width, channels]; how many images there are, a program does not
-    know."""
+    """Returns (None, rows, width), or (None, height, width, channels) for a map.
+
+    The first size is None because a program does not know the number of images.
+    """
     if isinstance(x, Map) and attribute == "shape":
         return None, x.height, x.width, x.value.width
     if not isinstance(x, Value) or attribute != "shape":
@@ -196,7 +199,7 @@ def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
 
 @rule
 def expand(lowering: Lowering, x: Parameter, *sizes: Any) -> Parameter:
-    """Over the images of a batch, of which the program sees one."""
+    """Returns the parameter unchanged: it is expanded over a batch, and a program sees one image."""
     if not isinstance(x, Parameter) or any(size != -1 for size in sizes[1:]):
         raise LoweringError("expand of something else than a parameter over images")
     return x

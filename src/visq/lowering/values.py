@@ -1,4 +1,4 @@
-"""What the nodes of a traced network become: a graph of values, before it is known where each is computed."""
+"""Defines the values that a traced network's nodes become, before the builder places them in operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visq.integer.operations import Constant
 
 
 class LoweringError(VisqError):
-    """The network or recipe has no form the engine runs; the message says what."""
+    """An error for a network or recipe that the engine has no form for; the message names the part."""
 
 
 @dataclass(eq=False)
@@ -20,10 +20,10 @@ class Value:
     Attributes:
         kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`,
             `layer_norm`, `round` or `select`.
-        operands: the values it is made of.
-        parameters: of the row instruction; a `source`'s operation.
-        reverse: the sequence runs against the rows, from the last to the first.
-        users: how many values and operations read it.
+        operands: the values that it is computed from.
+        parameters: the row instruction's parameters; for a `source`, its operation.
+        reverse: whether the sequence runs from the last row to the first.
+        users: number of values that read it.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Value:
 
     @property
     def rotated(self) -> bool:
-        """Rounded in rotated coordinates: only a linear, whose weight is rotated alike, can read its codes."""
+        """Whether it is rounded in rotated coordinates. Only a linear with an equally rotated weight reads it."""
         return self.kind == "round" and bool(self.parameters["rotated"])
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Map:
-    """A map [height, width, channels] of one image: the sequence of its positions, row by row."""
+    """A map [height, width, channels] of one image; `value` is the sequence of its positions, row by row."""
 
     value: Value
     height: int
@@ -63,7 +63,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rows first .. first + count of a sequence, before they are put together with others."""
+    """Rows first to first + count - 1 of a sequence, for a concatenation."""
 
     value: Value
     first: int
@@ -71,13 +71,13 @@ class Tokens:
 
 
 class Image:
-    """The network's input."""
+    """The image that the network reads."""
 
 
 class Zeros:
-    """A sequence of zeros: adding it changes nothing."""
+    """A sequence of zeros, which an addition drops."""
 
 
 def has_map(arguments: Any) -> bool:
-    """Returns whether a map is among arguments."""
+    """Returns whether the arguments, or lists and tuples in them, hold a map."""
     return isinstance(arguments, Map) or (isinstance(arguments, tuple | list) and any(map(has_map, arguments)))

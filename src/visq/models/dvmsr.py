@@ -1,8 +1,8 @@
 """DVMSR, super-resolution with Mamba-1 mixers (arXiv 2405.03008), public code https://github.com/nathan66666/DVMSR.
 
-The worked example of docs/add-a-model.md. Written from the checkpoint's keys and what the public forward computes; the
-parameters keep the checkpoint's names. Of its variants the released one: `pixelshuffledirect`, LayerNorm, one
-convolution after a group.
+This file is the worked example of docs/add-a-model.md, written from the checkpoint's keys and the results of the public
+forward pass. Parameters keep the checkpoint's names. It supports the released variant only: `pixelshuffledirect`,
+LayerNorm, one convolution after a group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from visq.models.layers import Conv2d, LayerNorm
 from visq.models.ssm import MambaMixer
 from visq.models.stage import Stage, StagedNetwork
 
-#: channels -> mean that is subtracted from pixels in 0..1 and added back: DIV2K's for RGB, none for grey.
+#: channels -> mean subtracted from pixels in 0..1 and added back: DIV2K's for RGB, 0 for grey.
 MEANS = {1: (0.0,), 3: (0.4488, 0.4371, 0.4040)}
 
 
@@ -123,7 +123,7 @@ def leave(conv: nn.Module, first: Tensor, skip: Tensor, x: Tensor) -> tuple[Tens
     return first, skip + conv(x)
 
 
-#: A block's tensor: the numbers of its group and its own.
+#: Finds the numbers of a group and of its block in a tensor's name.
 _BLOCK = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
 
 

@@ -1,7 +1,7 @@
-"""Defines families of networks: all that loading, training and artifacts know of one, and the door for new ones.
+"""Defines families of networks, and registers new ones. Loading, training and artifacts know a network by its family.
 
-A family is a config (its geometry), a network with sites and `stages()`, and how a checkpoint becomes the two. See
-docs/add-a-model.md for bringing another one.
+A family has a config (its geometry), a network with sites and `stages()`, and functions that make both from a
+checkpoint. docs/add-a-model.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Tensors = dict[str, Tensor]
 def default_preprocess(config: Any) -> Preprocess:
     """Returns the official evaluation: resize to size / 0.875 (images up to 32 pixels: as they are), centre crop.
 
-    RGB gets ImageNet's mean and deviation, grey 0.5. Checkpoints trained otherwise, or options, say so.
+    RGB gets ImageNet's mean and deviation, grey 0.5. A checkpoint's own values and options override this.
+    Raises VisqError for other numbers of channels.
     """
     size, channels = config.image_size, config.channels
     resize = int(size / 0.875) if size > 32 else size
@@ -54,21 +55,22 @@ class Family:
     Attributes:
         name: the name that users type for any geometry of it.
         title: its name in messages.
-        config: frozen dataclass of the geometry, every field with a default; see `check_fields` for what it may hold.
-            `channels` it must have, `image_size` unless `any_size`, `num_classes` where the outputs are logits.
+        config: frozen dataclass of the geometry, every field with a default that `check_fields` can check. It has
+            `channels`, `image_size` unless `any_size`, and `num_classes` where the outputs are logits.
         network: built from a config; has `config`, `stages()` and sites.
-        infer: (shapes of a checkpoint, hints such as image_size, registered configs) -> config. VisqError when the
-            tensors are not of this family or of a variant that is not supported.
-        unpack, pack: (config, tensors) -> tensors, from a checkpoint's names and shapes to the network's parameters and
-            back; `unpack` also takes older spellings.
-        refuse: VisqError for (shapes, official name) of a variant that would load but compute something else.
-        preprocess: the transform of a checkpoint that does not say.
-        any_size: it takes images of any size: its config has no `image_size`, and quantizers cannot have a scale per
-            position in the sequence.
-        roles: patterns over module names that this family adds to a role of recipes (`visq.recipes.roles`), or a role
-            of its own. Each starts with `?`, because other networks lack such modules.
-        repeats: regular expressions over site names for what only tells layers and directions apart. It is left out of
-            a site's kind.
+        infer: (shapes of a checkpoint, hints such as image_size, registered configs) -> config. Raises VisqError
+            when the tensors belong to another family or to a variant that is not supported.
+        unpack: (config, tensors of a checkpoint) -> the network's parameters; also takes older spellings.
+        pack: the inverse of `unpack`.
+        refuse: (shapes, official name) -> None. Raises VisqError for a variant that would load but compute something
+            else.
+        preprocess: the transform of a checkpoint that names none.
+        any_size: whether the network takes images of any size. Its config then has no `image_size`, and its quantizers
+            cannot have a scale per position in the sequence.
+        roles: patterns over module names that this family adds to a role of recipes (`visq.recipes.roles`), or to a
+            role of its own. Each starts with `?`, because other networks lack such modules.
+        repeats: regular expressions for the parts of a site's name that tell only layers and directions apart. A site's
+            kind leaves them out.
     """
 
     name: str
@@ -96,7 +98,7 @@ class Family:
         return site
 
 
-#: By name, in order of registration; `families()` has those of installed packages as well.
+#: Families by name, in order of registration. `families()` also imports families of installed packages.
 FAMILIES: dict[str, Family] = {}
 
 #: Packages that bring networks name a module under this group of entry points; importing it registers them.
@@ -104,7 +106,7 @@ ENTRY_POINTS = "visq.models"
 
 
 def families() -> dict[str, Family]:
-    """Returns every family by name, ours first, then those of installed packages."""
+    """Returns every family by name: visq's own first, then the families of installed packages."""
     load_plugins()
     return FAMILIES
 
@@ -113,12 +115,12 @@ def families() -> dict[str, Family]:
 def load_plugins() -> None:
     """Imports, once, the modules that installed packages name under `ENTRY_POINTS`.
 
-    A module that fails to import is a warning and is left out.
+    Warns about a module that fails to import, and leaves it out.
     """
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:  # whatever is wrong with somebody's package, ours works without it
+        except Exception as error:  # a fault in another package must not stop visq
             source = f" of {entry.dist.name}" if entry.dist is not None else ""
             warnings.warn(
                 f"the networks {entry.name!r}{source} ({entry.value}) are left out, importing them failed: "
@@ -162,8 +164,8 @@ def override(config: Any, geometry: Mapping[str, Any]) -> Any:
 def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `geometry` with lists as tuples. Raises VisqError for unknown fields and impossible values.
 
-    By the type of a field's default: a whole number is positive (or at least the field's metadata `minimum`), a tuple
-    holds positive ones, a float is a rate in [0, 1), a text is one of the metadata's `choices`.
+    The type of a field's default sets the rule. A whole number is positive, or at least the field's metadata `minimum`.
+    A tuple holds positive whole numbers, a float is a rate in [0, 1), and a text is one of the metadata's `choices`.
     """
     known = {declared.name: declared for declared in fields(config)}
     result = {}
@@ -178,7 +180,7 @@ def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, An
 
 
 def _expected(field: Field[Any], value: Any) -> str | None:
-    """Returns what a field's value should have been, or None when it is fine."""
+    """Returns a description of the values that a field takes, or None when its value is fine."""
     default = field.default
     assert default is not MISSING, f"{field.name} needs a default"
     if isinstance(default, tuple):

@@ -147,11 +147,11 @@ class RMSNorm(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    """h_t = Abar_t h_{t-1} + Bbar_t u_t,  y_t = C_t h_t  with Abar = exp(delta A), Bbar = delta B (Mamba eq. 2, Vim's
-    discretization).
+    """Computes h_t = Abar_t h_{t-1} + Bbar_t u_t, y_t = C_t h_t with Abar = exp(delta A), Bbar = delta B.
 
-    `softplus` makes delta of its projection. Sites: `delta`, `b`, `c`, `y` are ordinary activations; `abar`, `bbar`,
-    `h` live inside the recurrence, whose kernel applies their quantizers (`visq.quant.scan`).
+    This is Mamba's eq. 2 with Vim's discretization. `softplus` turns the projection of delta into delta. The sites
+    `delta`, `b`, `c`, `y` are ordinary activations. The kernel of the recurrence applies the quantizers of `abar`,
+    `bbar`, `h` (`visq.quant.scan`).
     """
 
     def __init__(self) -> None:
@@ -163,8 +163,10 @@ class SelectiveScan(nn.Module):
         self.recurrence = QuantizedScan(ScanSites(*sites))
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        """u, delta [B, L, C]; A [C, N]; B, C [B, L, N]; all in scan order. Returns y [B, L, C] (without the skip D
-        u)."""
+        """Returns y [B, L, C] without the skip D u, from u, delta [B, L, C]; A [C, N]; B, C [B, L, N].
+
+        All sequences are in scan order.
+        """
         return self.site_y(self.recurrence(u, self.site_delta(delta), A, self.site_b(B), self.site_c(C)))
 
 

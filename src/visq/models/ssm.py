@@ -1,6 +1,6 @@
 """Defines the selective state-space model of one direction (Mamba's S6) and the mixer of Mamba-1 around it.
 
-What VMamba's directions and any network with Mamba-1 mixers are made of; parameters carry the names of `mamba_ssm`.
+VMamba's directions and every network with Mamba-1 mixers use them. Parameters carry the names of `mamba_ssm`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def selective(
     states = (x_proj.out_features - rank) // 2
     dt, B, C = x_proj(u).split([rank, states, states], dim=-1)
     delta = scan.softplus(dt_proj(dt))
-    # In float64, so that A is the same float32 whoever computes it.
+    # float64 makes A the same float32 here, in NumPy and in the engine.
     A = -torch.exp(A_log.double()).to(A_log)
     return scan(u, delta, A, B, C) + D * u
 

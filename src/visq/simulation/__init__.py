@@ -1,4 +1,4 @@
-"""The simulation of a deployed network: its own layers, to the last bit as the integer engine computes them."""
+"""Simulates a deployed network: the model's own layers compute the integer engine's bits."""
 
 from visq.simulation.deploy import deploy, undeploy
 from visq.simulation.images import refuse_bad_images

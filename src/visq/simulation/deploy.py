@@ -1,4 +1,4 @@
-"""From a calibrated network to one whose inference has the engine's bits."""
+"""Switches a calibrated network between PyTorch's arithmetic and the integer engine's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def deploy(model: Network) -> Network:
-    """Lets every layer of a calibrated network compute as the integer engine does, and returns the network.
+    """Makes every layer of a calibrated network compute as the integer engine does, and returns the network.
 
-    Its logits are then those of the engine, bit for bit, as far as the network can be lowered: integer products are
-    exact, and what is left in float32 is computed in the engine's order and by its functions. Where a gradient is
-    wanted, the layers compute in PyTorch. A device that has no kernel for this arithmetic is refused in the forward
-    pass, and so are images that the engine refuses.
+    If the network can be lowered, its logits then equal the engine's bit for bit: integer products are exact, and
+    float32 values are computed in the engine's order and by its functions. Layers still compute in PyTorch when a
+    gradient is needed. The forward pass raises VisqError on a device without kernels for this arithmetic, and for
+    images that the engine refuses.
     """
     for module in model.modules():
         if deployed(type(module)) is not None:
@@ -31,7 +31,7 @@ def deploy(model: Network) -> Network:
 
 
 def undeploy(model: Network) -> Network:
-    """Undoes `deploy`: every layer computes as PyTorch does again."""
+    """Undoes `deploy`, so that every layer computes in PyTorch again. Returns the network."""
     for module in model.modules():
         if deployed(type(module)) is not None:
             module.__dict__.pop("forward", None)

@@ -1,4 +1,4 @@
-"""The simulation asks of its images what the engine asks of them (`visq.integer.images`)."""
+"""Makes the simulation refuse the images that the engine refuses (`visq.integer.images`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def refuse_bad_images(model: Network) -> Network:
-    """Lets a network refuse images [B, C, H, W] that are not finite or beyond LARGEST_PIXEL; returns the network."""
+    """Makes a network raise VisqError for images [B, C, H, W] not finite or beyond LARGEST_PIXEL. Returns it."""
     if _check not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_check)
     return model

@@ -1,7 +1,7 @@
-"""How each layer is computed once it is deployed: one function for each class, as in `visq.lowering.layers`.
+"""Computes each layer of a deployed network: one function for each class, as in `visq.lowering.layers`.
 
-Sites round as ever. A layer takes the codes of what its site rounded, adds up integers, and turns sums into float32
-as docs/integer-semantics.md says; which form it has, `visq.integer.forms` decides as it does for the engine.
+Sites round as before. A layer takes the codes of its rounded input, adds up integers, and converts the sums to float32
+as docs/integer-semantics.md says. `visq.integer.forms` chooses the layer's form, for the engine as well.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ DEPLOYED: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
 def deployed(layer: type[nn.Module]) -> Callable[..., Any] | None:
-    """Returns how modules of a class compute once deployed; None for classes that stay as they are."""
+    """Returns the function that computes deployed modules of a class; None for classes that `deploy` leaves."""
     return elementwise if issubclass(layer, Elementwise) else DEPLOYED.get(layer)
 
 
 def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
-    """Register how modules of a class are computed: function(module, *inputs) -> output."""
+    """Registers the function that computes deployed modules of a class: function(module, *inputs) -> output."""
 
     def decorate(function: Function) -> Function:
         DEPLOYED[layer] = function
@@ -66,8 +66,8 @@ def site(site: Site, x: Tensor) -> Tensor:
 
 
 def nan_as_largest(x: Tensor) -> Tensor:
-    """Returns x with infinity for NaN: the engine rounds both to the largest code."""
-    if not x.sum().isnan():  # NaN nowhere; a sum is cheaper than asking every element
+    """Returns x with NaN replaced by infinity: the engine rounds both to the largest code."""
+    if not x.sum().isnan():  # no NaN; one sum is cheaper than a test of every element
         return x
     return x.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
@@ -96,14 +96,14 @@ def conv2d(module: Conv2d, x: Tensor) -> Tensor:
 
 
 def padding_of(module: PatchConv2d | Conv2d) -> int:
-    """Zeros around a map, as many on each side (`visq.lowering` refuses others)."""
+    """Returns the number of zeros on each side of a map (`visq.lowering` refuses unequal sides)."""
     padding = module.padding[0]
     assert isinstance(padding, int)
     return padding
 
 
 def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
-    """The module's linear map of x, which its site has rounded; of a map's windows where `windows`."""
+    """Returns the module's matrix product with x, already rounded; with `windows`, over the windows of a map."""
     product = cached(module, lambda: products.product(module))
     rows = product.integers(x) if isinstance(product, Product) else x
     if windows:
@@ -129,7 +129,7 @@ def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
 
 
 def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
-    """x [B, H, W, C], rounded -> positions [B, H' W', C]."""
+    """Convolves rounded x [B, H, W, C] channel by channel. Returns positions [B, H' W', C] float32."""
     form = cached(module, lambda: products.conv2d(module))
     weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
     padding = padding_of(module)

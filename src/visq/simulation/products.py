@@ -1,4 +1,4 @@
-"""The arithmetic form of a module, as `visq.integer.forms` gives it for the engine."""
+"""Builds a module's arithmetic form for PyTorch, from the form that `visq.integer.forms` gives the engine."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ Dense = Linear | PatchConv2d | Conv2d
 Depthwise = CausalConv1d | Conv2d
 Form = TypeVar("Form")
 Made = TypeVar("Made")
-#: Whole numbers up to this are float32, and so is every sum of them, in any order.
+#: float32 holds every whole number up to this one, so smaller sums are exact in any order.
 EXACT = 2**24
 
 
 @dataclass(frozen=True)
 class Product:
-    """`IntegerLinear` and `WideLinear` as PyTorch computes them: y = (float(integers weight^T) * scale) * token + bias.
+    """`IntegerLinear` and `WideLinear` in PyTorch: y = (float(integers weight^T) * scale) * token + bias.
 
     Attributes:
-        quantizer: of the input.
-        table, factor: what an integer of the sum is to the input's code (`WideLinear`), None where they are the same.
-        weight: [N, K] codes in float32 where every sum stays below 2^24, in float64 elsewhere.
-        scale: [N]; token: [L, 1], or None for ones; bias: [N].
+        quantizer: the input's quantizer.
+        table, factor: map an input's code to its integer in the sum (`WideLinear`); None for the identity.
+        weight: [N, K] codes, float32 where every sum stays below 2^24, otherwise float64.
+        scale, token, bias: [N]; [L, 1], or None for ones; [N].
     """
 
     quantizer: Quantizer
@@ -60,13 +60,13 @@ class Product:
     bias: Tensor
 
     def integers(self, x: Tensor) -> Tensor:
-        """What is added up of values that the site has rounded: whole numbers in float32."""
+        """Returns the integers that the product adds up, as float32, for x that the site has rounded."""
         quantizer, table = self.quantizer, self.table
         whole = quantizer.integers_again(x) if table is None else table[quantizer.encode(x).int()]
         return whole if self.factor is None else whole * self.factor
 
     def __call__(self, integers: Tensor) -> Tensor:
-        """integers [..., K] -> [..., N]."""
+        """Computes y [..., N] float32 from integers [..., K]."""
         sums = F.linear(integers.to(self.weight.dtype), self.weight)
         value = sums.float() * self.scale
         return (value if self.token is None else value * self.token) + self.bias
@@ -74,7 +74,7 @@ class Product:
 
 @dataclass(frozen=True)
 class OrderedProduct:
-    """`FloatLinear`: y = x weight^T + bias, added up in the order of K."""
+    """`FloatLinear` in PyTorch: y = x weight^T + bias, added up in the order of K."""
 
     weight: Tensor
     bias: Tensor
@@ -84,14 +84,16 @@ class OrderedProduct:
 
 
 def cached(module: Dense | Depthwise, make: Callable[[], Form]) -> Form:
-    """`make()`, again only when a parameter or quantizer of the module changed."""
+    """Returns `make()`, cached until a parameter or quantizer of the module changes."""
     cache: Cache[Form] = module.__dict__.setdefault("_form", Cache())
     return cache.get((module, module.site_in.quantizer, module.site_weight.quantizer), make)
 
 
 def product(module: Dense) -> Product | OrderedProduct:
-    """Of a linear, or of a convolution over channels: a product of its windows, where its site rounds every value
-    alike (see `visq.lowering.layers.dense_conv2d`)."""
+    """Returns the product of a linear, or of a dense convolution's windows.
+
+    A convolution's product is in integers only if its site has one scale (see `visq.lowering.layers.dense_conv2d`).
+    """
     rounded_before = not isinstance(module, Linear) and not one_scale(module.site_in.quantizer)
     x = None if rounded_before else _activation(module.site_in)
     form = forms.linear(x, _weight(module), _bias(module), rounded_before)
@@ -121,14 +123,14 @@ def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
 
 
 def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:
-    """Returns the float32 form of a scan that has none in fixed point. A [d_inner, N]."""
+    """Returns the float32 form of a scan without a fixed-point form. A is [d_inner, N]."""
     abar, bbar = _codec(module.site_abar, make_factor_codec), _codec(module.site_bbar, make_factor_codec)
     h = _codec(module.site_h, make_state_codec)
     return FloatScan(A.detach().numpy(), abar, bbar, h, "no form in fixed point")
 
 
 def codes_of(module: Depthwise, x: Tensor) -> Tensor:
-    """The codes, less their zero point, of values that the module's site has rounded: whole numbers in float32."""
+    """Returns the codes minus zero points, as float32, of values that the module's site has rounded."""
     quantizer = module.site_in.quantizer
     assert isinstance(quantizer, Quantizer)
     return quantizer.integers_again(x)

@@ -1,4 +1,4 @@
-"""Runs the selective scan step by step and keeps what its kernels keep in registers: Abar, Bbar and every state."""
+"""Runs the selective scan step by step and keeps Abar, Bbar and every state, which kernels hold in registers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from visq.quant.site import Site
 
 @dataclass(frozen=True)
 class Trace:
-    """One scan seen from inside.
+    """The inner values of one scan.
 
     Attributes:
-        abar: [B, L, C, N] before rounding; bbar: [B, L, N, C], because its scale may go with channels.
-        h: [B, L, C, N] before rounding; stored: what is carried to the next step.
+        abar: [B, L, C, N] before rounding.
+        bbar: [B, L, N, C] before rounding; channels come last because its scale may go along them.
+        h: [B, L, C, N], the states before rounding.
+        stored: [B, L, C, N], the rounded states that the next step reads.
         y: [B, L, C] before the site `y`.
     """
 
@@ -31,8 +33,10 @@ class Trace:
 
 @torch.no_grad()
 def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Trace:
-    """The recurrence of `visq.ops.quantized_scan`, token by token; arguments as in `scan.forward`, whose fixed-point
-    scan may round single values to the neighbouring code."""
+    """Runs the recurrence of `visq.ops.quantized_scan` token by token; arguments as in `scan.forward`.
+
+    The fixed-point scan may round single values to the neighbouring code instead.
+    """
     delta, B, C = applied(scan.site_delta, delta), applied(scan.site_b, B), applied(scan.site_c, C)
     abar, bbar = torch.exp(delta[..., None] * A), delta[:, :, None] * B[..., None]
     abar_q, bbar_q = applied(scan.site_abar, abar), applied(scan.site_bbar, bbar)
@@ -54,6 +58,6 @@ def trace(scan: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C
 
 
 def applied(site: Site, x: Tensor) -> Tensor:
-    """The site's quantizer on x, past the site's hooks."""
+    """Applies a site's quantizer to x without running the site's hooks."""
     result: Tensor = x if site.quantizer is None else site.quantizer(x)
     return result
