@@ -1,4 +1,4 @@
-"""A tiny Vim with quantizers of every form attached by hand."""
+"""Provides a tiny Vim with hand-made quantizers of every form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROVENANCE = Provenance(
 
 
 def weight_quantizer(weight: Tensor, bits: int, form: int) -> Quantizer:
-    """Per tensor, per channel, groups of channels, unsigned with a zero point, smoothed, or with a table."""
+    """Makes a quantizer per tensor, channel or group, unsigned with zero points, smoothed, or with a table."""
     flat = weight.reshape(weight.shape[0], -1)
     rows = flat.abs().amax(1).clamp_min(1e-3)
     qmax = 2 ** (bits - 1) - 1
@@ -76,7 +76,7 @@ def activation_quantizer(width: int, tokens: int, bits: int, form: int) -> Quant
 
 @pytest.fixture
 def quantized() -> Callable[..., VisionMamba]:
-    """build(inner=..., seed=...) -> a baked model with a recipe that names its sites."""
+    """Returns build(inner=..., seed=...), which makes a baked model with a recipe that names its sites."""
 
     def build(inner: bool = True, seed: int = 0) -> VisionMamba:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Geometries that no weights in a file can belong to are refused before a network is built."""
+"""Tests that a geometry which the file's weights cannot fit is refused before a network is built."""
 
 from __future__ import annotations
 

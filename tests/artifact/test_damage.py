@@ -1,4 +1,4 @@
-"""Every damage and every edit is found, named by file and key, and nothing damaged is handed out."""
+"""Tests that loading finds every damage and every edit, and names the file and the key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(quantized: Build, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any], reseal: bool = True) -> None:
-    """Change the config by hand; with `reseal` as someone would who also recomputes the hash."""
+    """Changes the config by hand; with `reseal`, also recomputes its hash."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
@@ -41,7 +41,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], reseal: bool = T
 
 
 def replace_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], table: bool = True) -> None:
-    """Change the tensors, with hashes (and the table, if asked) that fit the new file."""
+    """Changes the tensors and updates the hashes; with `table`, also the config's tensor table."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     data = save(tensors)
@@ -180,7 +180,7 @@ def test_wrong_tensors_behind_fresh_hashes(
 
 
 def test_codes_out_of_range(folder: Path) -> None:
-    # The first weight is 2 bits narrow (codes -1..1), so that the stored value 3 belongs to no code.
+    # The first weight has 2 bits and a narrow range (codes -1..1), so the stored value 3 is no code.
     replace_tensors(folder, put(CODES, 0b11))
     refused(folder, r"codes: a code outside -1\.\.1")
 
@@ -241,7 +241,7 @@ def test_full_disk_leaves_nothing(
 
 
 def test_file_size_limit_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    """The real thing: the system refuses to write more than a few kilobytes."""
+    """Limits the file size for a process, so that the system itself refuses the write."""
     code = f"""
 import resource
 from visq import artifact

@@ -1,4 +1,4 @@
-"""One validation for simulation and engine: what either refuses, the other refuses with the same words."""
+"""Tests that simulation and engine refuse the same artifacts with the same words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IN = "layers.0.mixer.in_proj.in"
 
 
 def quantized(recipe: str, folder: Path) -> Any:
-    """A small Vim, saved in `folder` and loaded again."""
+    """Returns a small Vim that was saved in `folder` and loaded again."""
     torch.manual_seed(0)
     geometry = {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 1, "d_state": 3}
     model = create_model("vim", image_size=28, channels=1, num_classes=10, **geometry)
@@ -49,7 +49,7 @@ Change = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]
 
 
 def written(original: Artifact, folder: Path, change: Change) -> Path:
-    """A changed copy, with hashes that fit."""
+    """Writes a changed copy with correct hashes, and returns its folder."""
     found = Artifact(copy.deepcopy(original.config), {name: x.copy() for name, x in original.tensors.items()})
     change(found.config, found.tensors)
     found.write(folder, random.Random(1))
@@ -57,7 +57,7 @@ def written(original: Artifact, folder: Path, change: Change) -> Path:
 
 
 def refused(folder: Path, words: str) -> None:
-    """By both, in one line and with the same words, whatever they name."""
+    """Asserts that simulation and engine refuse a folder in the same single line, which matches `words`."""
     messages = []
     for door in (artifact.load, load_engine):
         with pytest.raises(VisqError, match=words) as caught:
@@ -86,7 +86,7 @@ def spec(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def many_tensors(config: dict[str, Any], rows: int = 1 << 20) -> None:
-    """Forty tensors of so many rows, all alive at once."""
+    """Adds forty tensors of `rows` rows that are all alive at once."""
     program = config["program"]
     program["tensors"] |= {f"x{i}": {"rows": rows, "width": 784} for i in range(40)}
     program["tensors"]["x"] = {"rows": 1, "width": 784}
@@ -99,9 +99,9 @@ def many_tensors(config: dict[str, Any], rows: int = 1 << 20) -> None:
     operations.append({"name": "y", "rows": rows, "width": 0, "source": {"kind": "rows"}, "body": body})
 
 
-#: Changes behind fresh hashes and the words that say what is wrong.
+#: Changes with correct hashes: (name, change, words of the error).
 CHANGES: list[tuple[str, Change, str]] = [
-    # Codes against their spec.
+    # Codes that do not fit their spec.
     ("offset", lambda c, t: site(c, HEAD)["codes"].update(offset=3), "head.weight.codes: bits or offset"),
     ("code bits", lambda c, t: site(c, HEAD)["codes"].update(bits=4), "head.weight.codes: bits or offset"),
     ("4-bit spec", lambda c, t: spec(c, HEAD).update(bits=4), "head.weight.codes: bits or offset"),
@@ -111,7 +111,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("null codes", lambda c, t: site(c, HEAD).update(codes=None), "head.weight: weights have codes"),
     ("other codes", lambda c, t: t.update({f"{HEAD}.codes": t[f"{HEAD}.codes"].astype(np.int16)}), "codes is I16"),
     ("short codes", lambda c, t: t.update({f"{HEAD}.codes": t[f"{HEAD}.codes"][:-1]}), "codes: 159 bytes for 160"),
-    # Quantizers against their tensors.
+    # Quantizers that do not fit their tensors.
     ("no scale", lambda c, t: t.pop(f"{IN}.scale"), f"{IN}: tensor scale is missing"),
     ("scale", lambda c, t: t.update({f"{IN}.scale": np.zeros(1, np.float32)}), f"{IN}: scale must be positive"),
     ("tiny scale", lambda c, t: t.update({f"{IN}.scale": np.float32([1e-45])}), f"{IN}: scale is too small"),
@@ -128,7 +128,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("kind", lambda c, t: site(c, IN)["quantizer"].update(kind="state"), f"{IN}: quantizer.*read_quantized"),
     ("spec", lambda c, t: site(c, IN)["quantizer"].update(spec=None), f"{IN}: quantizer.spec"),
     ("a site's kind", lambda c, t: site(c, IN).update(kind="inner"), f"{IN}.kind is inner"),
-    # The rest of the config against the program.
+    # Other keys of the config that do not fit the program.
     ("classes", lambda c, t: c.update(classes=["a", "b"]), "classes has 2 names for 10 outputs"),
     ("outputs", lambda c, t: c["architecture"]["geometry"].update(num_classes=11), "num_classes is 11 for 10 outputs"),
     ("geometry", lambda c, t: c["architecture"]["geometry"].update(depth=2), "geometry.depth is 2, the program's is 1"),
@@ -141,7 +141,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("null match", lambda c, t: c["recipe"]["scope"]["sites"][0].update(match=[None]), "recipe.scope.sites.0.match"),
     ("recipe's bits", lambda c, t: c["recipe"]["bits"].update(activation=6), "bits, by recipe"),
     ("coverage", lambda c, t: c["coverage"][0].update(quantized=9, targeted=9, sites=9), "coverage"),
-    # The program against sites and tensors.
+    # A program that does not fit sites and tensors.
     ("scan", lambda c, t: operation(c, "layers.0.mixer.scan")["source"].update(reverse=True), "runs backward"),
     ("scan back", lambda c, t: operation(c, "layers.0.mixer.scan_b")["source"].update(reverse=False), "runs forward"),
     ("conv", lambda c, t: operation(c, "layers.0.mixer.conv1d")["source"].update(reverse=True), "runs backward"),
@@ -152,7 +152,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("A_log", lambda c, t: t["layers.0.mixer.a_log.scale"].fill(9), "a_log: its exponential leaves float32"),
     ("shape", lambda c, t: t.update({"norm_f.weight": t["norm_f.weight"][None]}), r"norm_f.weight is \[1, 16\]"),
     ("memory", lambda c, t: many_tensors(c), "program: an image takes [0-9,]+ bytes at once, at most 1,073,741,824"),
-    # JSON.
+    # Values that JSON or the schema must refuse.
     ("deep", lambda c, t: spec(c, IN).update(estimator={"name": "x", "p": nested(MAX_DEPTH)}), "nested more than 64"),
     ("deeper", lambda c, t: spec(c, IN).update(estimator={"name": "x", "p": nested(900)}), "nested more than 64|valid"),
     ("float", lambda c, t: c["recipe"].update(title=float("inf")), "not valid JSON .*Infinity"),
@@ -192,7 +192,7 @@ def test_numbers_beyond_any_type(original: Artifact, tmp_path: Path, text: str) 
 
 
 def test_another_program_is_the_networks_business(original: Artifact, tmp_path: Path) -> None:
-    """A program that fits its sites but not the network: only the simulation has the network, and refuses."""
+    """A program may fit its sites but not the network. Only the simulation has the network, so it refuses."""
 
     def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
         next(step for step in steps(config) if step["op"] == "mul_scalar")["value"] = 0.25
@@ -203,7 +203,7 @@ def test_another_program_is_the_networks_business(original: Artifact, tmp_path: 
 
 
 def test_memory_of_an_image(original: Artifact) -> None:
-    """At least every tensor by itself, at most all of them."""
+    """The bytes lie between the largest single tensor and a loose bound from all tensors."""
     program = ArtifactConfig.model_validate(original.config).program
     assert program is not None
     sizes = [decl.rows * decl.width * (4 if decl.site is None else 1) for decl in program.tensors.values()]

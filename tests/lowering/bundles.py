@@ -1,4 +1,4 @@
-"""A bundle that holds a network's own parameters, nothing quantized."""
+"""Provides a bundle of a network's own float parameters, without quantized sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a quantized model to its program: the same function, integers where the recipe allows, errors that say what."""
+"""Tests a Vim's program: same outputs as the model, integers where the recipe allows, errors that name the part."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_recipe_has_a_program_that_computes_what_the_simulation_does(
     for threads in (2, 3, 4):
         assert np.array_equal(CpuEngine(program, bundle, threads=threads)(images.numpy()), found), threads
     assert np.array_equal(expected, found)
-    # PyTorch's own float32 rounds some codes the other way, a small part of what quantization itself changes.
+    # PyTorch's float32 rounds a few codes differently; the change is small beside that of quantization.
     assert 0 < np.abs(found - plain).mean() < 0.1 * np.abs(plain - fp32).mean() + 1e-5
 
 
@@ -98,7 +98,7 @@ def test_a_network_wide_enough_for_tiles(recipe: str, images: Tensor, tmp_path: 
 
 @pytest.mark.parametrize("recipe", ["visq-w8a8", "visq-w4a4-fused", "kscaled-w8a8"])
 def test_values_of_a_body_stay_in_registers(recipe: str, model: VisionMamba, tmp_path: Path) -> None:
-    """What takes time in a Vim runs in chains, whatever the recipe."""
+    """The expensive operations of a Vim run in chains, whatever the recipe."""
     _, program, bundle = quantized(model, recipe, tmp_path / "a")
     for isa in ISAS:
         bodies = CpuEngine(program, bundle, threads=1, isa=isa).bodies
@@ -122,11 +122,11 @@ def test_scope_fused_has_codes_for_all_that_is_stored_and_nothing_else(model: Vi
     forms = {operation.name: form_of(program, operation, bundle) for operation in program.operations}
     assert {name: reason(form) for name, form in forms.items() if reason(form)} == {}
     assert isinstance(forms["layers.0.mixer.scan"], FusedScan) and isinstance(forms["layers.0.mixer.scan_b"], FusedScan)
-    # What is left in floating point is the residual stream.
+    # Only the residual stream and the logits stay in floating point.
     stored = {name for name, tensor in program.tensors.items() if tensor.site is None}
     whole = program.tensors[program.output].width
     assert {program.tensors[name].width for name in stored} <= {GEOMETRY["embed_dim"], whole}
-    # A scan's y is stored by the scan itself; every other rounding is on its way into a tensor.
+    # The scan itself stores its y; every other rounded value goes into a tensor.
     coded = {tensor.site for tensor in program.tensors.values()}
     rounded = {step.site for op in program.operations for step in op.body if isinstance(step, Round)}
     assert all(site.endswith("scan_b.y") for site in rounded - coded) and len(rounded - coded) == GEOMETRY["depth"]
@@ -148,7 +148,7 @@ def test_the_branches_share_the_rows_of_the_image(model: VisionMamba) -> None:
 
 
 def test_an_fp32_model_has_a_program_too(model: VisionMamba, images: Tensor) -> None:
-    """Without quantizers the program is the network in float32, exact but for the order of sums."""
+    """Without quantizers the program computes the float32 network, up to the order of sums."""
     program = lower(model.eval())
     found = Oracle(program, ParameterBundle(model))(images.numpy())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A VMamba's program: maps, four directions, the same function."""
+"""Tests a VMamba's program: maps, four directions, same outputs as the model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def quantized(model: VMamba, recipe: Any, calibration: Dataset, folder: Path) ->
 
 
 def check_engine(program: Program, bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """The oracle's logits, after the engine gave its bytes everywhere."""
+    """Returns the oracle's logits, after it asserted that every engine gives the same bytes."""
     oracle = Oracle(program, bundle)
     found = oracle(images)
     for isa in engine_isas():
@@ -95,7 +95,7 @@ def test_a_quantized_program_computes_what_the_simulation_does(
     plain = simulation(images.clone().requires_grad_()).detach().numpy()
     found = check_engine(program, bundle, images.numpy())
     assert np.array_equal(expected, found)
-    # PyTorch's own float32 rounds some codes the other way, a small part of what quantization itself changes.
+    # PyTorch's float32 rounds a few codes differently; the change is small beside that of quantization.
     assert 0 < np.abs(found - plain).mean() < 0.1 * np.abs(plain - fp32).mean() + 1e-5
     reasons = set(Oracle(program, bundle).in_float.values())
     left = {"the input is not quantized", "not quantized: delta, C, Abar, Bbar, h"}
@@ -103,7 +103,7 @@ def test_a_quantized_program_computes_what_the_simulation_does(
 
 
 def test_an_fp32_model_has_a_program_too(model: VMamba, images: Tensor) -> None:
-    """Without quantizers the program is the network in float32, exact but for the order of sums."""
+    """Without quantizers the program computes the float32 network, up to the order of sums."""
     program = lower(model)
     with torch.no_grad():
         expected = model(images).numpy()
@@ -116,7 +116,7 @@ def test_each_map_is_transposed_once_and_back(model: VMamba) -> None:
     assert sum(isinstance(operation.source, Transpose) for operation in operations) == 2 * len(GEOMETRY["depths"])
     scans = [operation.source for operation in operations if isinstance(operation.source, Scan)]
     assert [scan.reverse for scan in scans] == [False, True, False, True] * 2
-    # Rows and columns, each stored once and read by the scans both ways.
+    # Each order is stored once, and a forward and a backward scan read it.
     assert len({scan.u for scan in scans}) == 4
 
 

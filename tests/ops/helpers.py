@@ -1,4 +1,4 @@
-"""Inputs and settings the op tests share."""
+"""Provides inputs and settings that the op tests share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visq.native.extension import op_isas
 
-# (B, L, d_inner, N): lengths, channels and states around and off the vector widths.
+# (B, L, d_inner, N): sizes at, beside and far from multiples of the vector widths.
 SHAPES = [
     (1, 1, 1, 1),
     (2, 5, 7, 3),
@@ -25,7 +25,7 @@ needs_cpp = pytest.mark.skipif(not ISAS, reason="the C++ extension is not instal
 
 
 def scan_inputs(B: int, L: int, D: int, N: int, strided: bool = True) -> list[Tensor]:
-    """u, delta, A, B, C of a scan; with `strided`, u is half of a wider tensor and B and C are slices of one."""
+    """Returns u, delta, A, B, C; with `strided`, u is half of a wider tensor, and B and C are slices of one."""
     u = torch.randn(B, L, 2 * D)[..., D:] if strided else torch.randn(B, L, D)
     delta = torch.rand(B, L, D) * 0.5
     A = -torch.rand(D, N) * 4 - 0.1
@@ -37,7 +37,7 @@ def scan_inputs(B: int, L: int, D: int, N: int, strided: bool = True) -> list[Te
 
 
 def with_grad(inputs: list[Tensor]) -> list[Tensor]:
-    """Leaves of the same values and strides that require gradients."""
+    """Returns leaves with the same values and strides that require gradients."""
     return [x.detach().requires_grad_() for x in inputs]
 
 

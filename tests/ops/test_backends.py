@@ -1,4 +1,4 @@
-"""The dispatcher: what runs, what is said about it, and what survives threads and forks."""
+"""Tests the dispatcher: its choice of kernel, its description of the choice, and its use from threads and forks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_forced_isa_and_its_error() -> None:
         [sys.executable, "-c", code], env={**os.environ, "VISQ_ISA": isa}, capture_output=True, text=True
     )
     assert run("scalar").stdout.strip() == "cpp-scalar"
-    for isa in ("avx512vnni", "amx", "amx-emulated"):  # the engine's own: AVX-512 here
+    for isa in ("avx512vnni", "amx", "amx-emulated"):  # only the engine has these; ops use AVX-512
         assert not has_engine_isa(isa) or run(isa).stdout.strip() == "cpp-avx512"
     for isa in ("mmx", *(isa for isa in ("avx512vnni", "amx") if not has_engine_isa(isa))):
         bad = run(isa)
@@ -117,7 +117,7 @@ def test_calls_from_several_threads() -> None:
 def test_survives_fork() -> None:
     inputs = scan_inputs(4, 20, 70, 4)
     with torch_threads(2):
-        expected = selective_scan(*inputs)  # the pool exists now
+        expected = selective_scan(*inputs)  # creates the thread pool before the fork
         child = os.fork()
         if child == 0:
             os._exit(0 if torch.equal(selective_scan(*inputs), expected) else 1)
@@ -127,7 +127,7 @@ def test_survives_fork() -> None:
 
 @pytest.fixture
 def other_kernel() -> Iterator[list[tuple[int, ...]]]:
-    """A kernel of another package: faster than C++, for at most 8 channels. Yields the shapes it ran on."""
+    """Registers another package's kernel, faster than C++, for at most 8 channels. Yields the shapes it ran on."""
     shapes: list[tuple[int, ...]] = []
 
     def check(inputs: ScanInputs | None = None, *others: object) -> tuple[bool, str]:
@@ -159,7 +159,7 @@ def test_a_name_is_registered_once(other_kernel: list[tuple[int, ...]]) -> None:
 
 
 def test_exact_arithmetic_is_refused_where_it_has_no_kernel() -> None:
-    """The oracle of the engine's bits is a loop on the host: no device falls back to it silently."""
+    """No device falls back silently to the oracle of the engine's bits, a slow loop on the host."""
     assert backends.describe(device="cuda")["exact"].kernel == "none"
     assert not backends.usable("fixed_scan", "cuda")
     with pytest.raises(VisqError, match=r"no implementation of exact can run on meta .*not on meta"):

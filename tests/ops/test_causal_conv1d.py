@@ -1,4 +1,4 @@
-"""The depthwise convolution against torch's own and its oracle."""
+"""Tests the depthwise convolution against PyTorch's and against its oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's float32 on tensors: its kernels against the NumPy definition, and both against PyTorch."""
+"""Tests the engine's float32 kernels against the NumPy definition, and both against PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_extension = pytest.mark.skipif(not available(), reason="the C++ extension 
 
 
 def both(op: str, *args: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What the kernel and the definition give."""
+    """Returns the results of the kernel and of the definition."""
     with torch.no_grad():
         found, defined = (backends.implementation("exact", name)(op, *args).numpy() for name in ("cpp", "naive"))
     return found, defined
@@ -39,13 +39,13 @@ def both(op: str, *args: Any) -> tuple[np.ndarray, np.ndarray]:
 def values(data: st.DataObject, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     x = torch.randn(shape, generator=generator) * data.draw(st.sampled_from([1e-3, 1.0, 30.0]))
-    # Saturating inputs among the others.
+    # Large inputs test saturation.
     x.view(-1)[:: data.draw(st.integers(5, 50))] = data.draw(st.sampled_from([0.0, -200.0, 200.0, 1e30]))
     return x
 
 
 def size(data: st.DataObject) -> tuple[int, int, int]:
-    """Images, tokens, channels; with more tokens than a task takes."""
+    """Draws images, tokens and channels; some draws have more tokens than one task takes."""
     return (
         data.draw(st.integers(0, 3)),
         data.draw(st.sampled_from([1, 2, 63, 65, 130])),

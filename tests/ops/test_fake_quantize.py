@@ -1,4 +1,4 @@
-"""fake_quantize: the C++ kernel equals the oracle to the bit, on every instruction set and any number of threads."""
+"""Tests that the C++ fake_quantize has the oracle's bits on every instruction set and number of threads."""
 
 from __future__ import annotations
 

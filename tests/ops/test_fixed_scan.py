@@ -1,4 +1,4 @@
-"""The scan in fixed point: the C++ kernel against the NumPy definition, and both against the ideal quantized scan."""
+"""Tests the fixed-point C++ scan against the NumPy definition, and both against the ideal quantized scan."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Case:
         delta_spec = Spec(bits=bits, signed=False, granularity=Granularity(kind="channel"))
         scale = torch.rand(channels, generator=g) * 0.5 / (2 * high) + 1e-3
         self.delta_quantizer = Quantizer(delta_spec, scale, axis=-1)
-        # Zero points all over the range: C's integers then span more than any one byte.
+        # Zero points across the whole range make C's integers need more than a byte.
         zero = torch.randint(0, 2 * high + 2, (length,), generator=g).float() if asymmetric else None
         C_spec = Spec(bits=bits, symmetric=not asymmetric, granularity="token" if asymmetric else "tensor")
         C_scale = torch.full((length if asymmetric else 1,), 3.0 / high)
@@ -55,7 +55,7 @@ class Case:
         self.abar = Quantizer(Spec(bits=bits, signed=False, codebook=codebook), abar_scale, table=abar_table)
         bbar_table = power(bits, True, 0.5) if table else None
         bbar_scale = torch.tensor([1.0]) if table else torch.tensor([1.0 / high])
-        # Channel by channel what delta reaches, see visq.quant.discretized.BbarByChannel.
+        # Each channel's divisor is the largest delta of the channel (visq.quant.discretized.BbarByChannel).
         smooth = scale * (2 * high + 1) if divisors else None
         bbar_scale = bbar_scale * 4 if divisors else bbar_scale
         self.bbar = Quantizer(Spec(bits=bits, codebook=codebook), bbar_scale, table=bbar_table, smooth=smooth)
@@ -125,7 +125,7 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
     "form", [{"fused": True}, {}, {"table": True}, {"divisors": True}, {"table": True, "divisors": True}]
 )
 def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, form: dict[str, bool]) -> None:
-    """Fixed point adds little to what quantizing adds anyway: the error against FP32 grows by less than a tenth."""
+    """Fixed point increases the quantized scan's error against FP32 by less than a tenth."""
     case = Case(bits=bits, batch=8, length=40, channels=32, states=8, **form)
     exact = ops.selective_scan(case.u, case.delta, case.A, case.B, case.C).numpy()
     ideal, fixed = (float(np.square(y - exact).mean()) for y in (case.ideal(), case.run("naive")))
@@ -161,7 +161,7 @@ def test_the_plan_follows_its_quantizers() -> None:
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_packed_kernels_go_with_their_parameters(asymmetric: bool, fused: bool) -> None:
-    gc.collect()  # what other tests left
+    gc.collect()  # frees the kernels of other tests
     before = len(cpp._KERNELS)
     case = Case(asymmetric=asymmetric, fused=fused)
     scan = case.plan()
@@ -173,7 +173,7 @@ def test_packed_kernels_go_with_their_parameters(asymmetric: bool, fused: bool) 
 
 
 def test_scales_that_float32_cannot_invert_are_refused() -> None:
-    """A quantizer is never made with such a scale; one that is changed afterwards is caught where it would be used."""
+    """No constructor accepts such a scale. A scale that is changed later is refused where it would be used."""
     case = Case(divisors=True)
     assert case.bbar.smooth is not None
     case.bbar.smooth.fill_(1e-38)
@@ -189,7 +189,7 @@ def test_shapes_are_checked() -> None:
 
 @pytest.mark.parametrize("bits, share", [(4, 0.8), (8, 0.2)])
 def test_fusing_leaves_less_error(bits: int, share: float) -> None:
-    """Without codes of Abar and Bbar, and with y of sums that are not rounded, what is left is the state's rounding."""
+    """A fused scan rounds neither Abar, Bbar nor the sums of y. Only the state's rounding remains."""
     errors = []
     for fused in (False, True):
         case = Case(bits=bits, batch=8, length=40, channels=32, states=8, fused=fused)
@@ -199,7 +199,7 @@ def test_fusing_leaves_less_error(bits: int, share: float) -> None:
 
 
 def unfused(**changes: object) -> str:
-    """Why a fused scan with `changes` to its quantizers has no form in fixed point."""
+    """Returns the reason why a fused scan with `changes` to its quantizers has no fixed-point form."""
     case = Case(fused=True)
     makers = (*(make_codec,) * 3, None, None, make_state_codec)
     forms = [None if part is None else codec_of(part, make) for part, make in zip(case.parts(), makers, strict=True)]

@@ -1,8 +1,8 @@
-"""The quantized scan against its oracle.
+"""Tests the quantized scan against its oracle.
 
 A state within an ulp of a rounding boundary may round either way, because exp and fused multiply-adds differ in the
-last bit. So comparison comes in two kinds: bit-exact where every intermediate value is exactly representable (dyadic
-inputs, exp(0) = 1), and elsewhere a bound on how often (rarely) and how far (a few scale steps) results may part.
+last bit. Tests therefore compare bits only where every intermediate value is exact (dyadic inputs, exp(0) = 1).
+Elsewhere they bound how often and how far the results differ.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def state_quantizer(L: int, D: int, N: int, kind: str, bits: int = 8) -> StateRo
 def run_both(
     monkeypatch: pytest.MonkeyPatch, inputs: list[Tensor], grad_y: Tensor, **quant: object
 ) -> list[list[Tensor]]:
-    """(y and the five gradients) by the C++ kernel and by the oracle."""
+    """Returns y and the five gradients, from the C++ kernel and from the oracle."""
     results = []
     for name in ("cpp", "naive"):
         monkeypatch.setenv("VISQ_OPS", name)
@@ -69,10 +69,10 @@ def test_matches_naive(mode: tuple[str, str, str], isa: str, monkeypatch: pytest
         )
     for name, a, e in zip(("y", "u", "delta", "A", "B", "C"), actual, expected, strict=True):
         far = (a - e).abs() > 1e-4 * (1 + e.abs())
-        # A rounding that flips moves one state by one code, then everything downstream of it a little.
+        # One flipped rounding moves a state by one code, and later values a little.
         assert far.float().mean() <= 0.02, f"{name}: {int(far.sum())} of {far.numel()} differ"
-        # One code is at most a sixteenth of a range (Bbar, 5 bits): 2 % of the elements, each off by so much, make
-        # sqrt(0.02) / 16 = 0.9 % of the whole.
+        # One code is at most a sixteenth of a range (Bbar, 5 bits).
+        # An error of that size in 2 % of the elements gives sqrt(0.02) / 16 = 0.9 % in the norm.
         assert (a - e).norm() <= 0.009 * e.norm(), name
 
 
@@ -83,7 +83,7 @@ def test_matches_naive(mode: tuple[str, str, str], isa: str, monkeypatch: pytest
 def test_exact_on_dyadic_inputs(
     shape: tuple[int, int, int, int], read: bool, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A = 0 makes abar exactly 1; everything else is a small multiple of a power of two, so nothing may differ."""
+    """A = 0 makes abar exactly 1, and all other values are short dyadic numbers. So no bit may differ."""
     B, L, D, N = shape
     dyadic = lambda *size: torch.randint(-8, 9, size).float() / 8  # noqa: E731
     inputs = with_grad(
@@ -108,7 +108,7 @@ def test_exact_on_dyadic_inputs(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 31, 32, 33, 100, 255, 256])
 def test_table_lookup_is_exact(count: int, isa: str) -> None:
-    """Values, midpoints and their neighbours through one step: delta = u = C = 1 gives y = Qb(B)."""
+    """One step with delta = u = C = 1 gives y = Qb(B), for table values, midpoints and their neighbours."""
     table = torch.randn(count).sort().values
     middle = (table[1:] + table[:-1]) * 0.5
     ends = torch.tensor([-10.0, 10.0, -float("inf"), float("inf"), float("nan")])
@@ -125,7 +125,7 @@ def test_table_lookup_is_exact(count: int, isa: str) -> None:
 
 @pytest.mark.parametrize("bbar", [Uniform(0.02, -16, 15), Table(torch.linspace(-1, 1, 37))])
 def test_divisors_of_bbar_are_those_of_its_channels(bbar: Uniform | Table) -> None:
-    """Against the recurrence written out, with Bbar divided before it is rounded and multiplied after."""
+    """The written-out recurrence divides Bbar before rounding it and multiplies it afterwards."""
     u, delta, A, B, C = inputs = scan_inputs(2, 6, 5, 3)
     s = torch.tensor([0.01, 0.3, 1.0, 2.0, 50.0])
     y = quantized_scan(*inputs, bbar=dataclasses.replace(bbar, channel=s))
@@ -153,7 +153,7 @@ def test_rounds_half_to_even_and_clamps() -> None:
 
 
 def test_read_quantized_flag() -> None:
-    """One step: the raw read sees h, the quantized read sees hq; the next step sees hq either way."""
+    """The raw read returns h, the quantized read hq; the next step starts from hq in both cases."""
     ones = torch.ones(1, 2, 1)
     u = torch.tensor([0.4, 0.0]).reshape(1, 2, 1)
     outputs = []
@@ -165,7 +165,7 @@ def test_read_quantized_flag() -> None:
 
 
 def test_straight_through_slope() -> None:
-    """h = u at a single step: the gradient of u passes inside the clip range and stops outside."""
+    """With h = u in a single step, the gradient of u passes inside the clip range and stops outside."""
     x = torch.tensor([0.3, 6.9, 7.6, -8.4, -8.6])
     ones = torch.ones(len(x), 1, 1)
     u = x[:, None, None].requires_grad_()

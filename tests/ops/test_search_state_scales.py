@@ -1,4 +1,4 @@
-"""The greedy search of state scales against its oracle, and against what it is for."""
+"""Tests the greedy search of state scales against its oracle, and the error that its scales reach."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_matches_naive(groups: str, read: bool, isa: str, monkeypatch: pytest.Mo
                 abar=Uniform(1 / 255, 0, 255),
             )
         results.append(step)
-    # Near-ties may be decided differently, and then later choices follow; the quality reached must not suffer.
+    # A near-tie may fall either way and change later choices. The quality must stay the same.
     assert (results[0] == results[1]).float().mean() >= 0.6
     monkeypatch.delenv("VISQ_OPS")
     assert quality(inputs, scales, results[0], read) == pytest.approx(
@@ -83,7 +83,7 @@ def test_ties_go_to_the_candidate_closest_to_one() -> None:
     silent = [inputs[0] * 0, *inputs[1:]]  # u = 0: every candidate scores 0
     scales["candidates"] = torch.tensor([0.2, 1.25, 0.75, 1.9])
     step = search_state_scales(*silent, groups=GROUPS["step"], **scales, qmin=-8, qmax=7)
-    assert torch.equal(step, scales["base"] * 1.25)  # as close as 0.75, and first
+    assert torch.equal(step, scales["base"] * 1.25)  # 1.25 is as close to 1 as 0.75, and comes first
 
 
 @needs_cpp

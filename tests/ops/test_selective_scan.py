@@ -1,4 +1,4 @@
-"""The fp32 scan against its oracle: values, gradients, threads, NaN, errors, compile and export."""
+"""Tests the fp32 scan against its oracle: values, gradients, threads, NaN, errors, compile and export."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("u", "delta", "A", "B", "C")
 
 
 def loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The oracle."""
+    """Runs the oracle's forward pass."""
     return naive.forward(ScanInputs(u, delta, A, B, C))
 
 
@@ -102,7 +102,7 @@ def test_same_bits_for_any_thread_count(batch: int) -> None:
 def test_transposed_and_expanded_inputs(isa: str) -> None:
     u, delta, A, B, C = scan_inputs(2, 6, 9, 4, strided=False)
     views = [
-        u.transpose(1, 2).contiguous().transpose(1, 2),  # channels not contiguous: copied
+        u.transpose(1, 2).contiguous().transpose(1, 2),  # channels not contiguous, so it is copied
         delta[:1].expand(2, -1, -1),  # batch stride 0
         A.t().contiguous().t(),
         B.flip(1),
@@ -147,7 +147,7 @@ def test_exp_is_accurate() -> None:
             h = scan_states(u, u, exponents[:, None], unit)[0, 1, :, 0]
         exact = torch.exp(exponents.double())
         relative = ((h.double() - exact) / exact).abs()
-        # One rounding of A log2(e) costs |x| 2^-24, as rounding delta A does in any float32 evaluation.
+        # Rounding A log2(e) once costs |x| 2^-24. Any float32 evaluation rounds delta A at the same cost.
         assert (relative <= 2.5e-7 + exponents.abs() * 2.0**-23).all()
 
 

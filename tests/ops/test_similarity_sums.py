@@ -1,4 +1,4 @@
-"""Similarity sums against their oracle."""
+"""Tests similarity sums against their oracle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = [(1, 1, 1, 1), (5, 7, 3, 16), (33, 17, 4, 100), (18, 40, 2, 23)]  # R, 
 @pytest.mark.parametrize("axis", ["channel", "token"])
 def test_matches_naive(axis: str, metric: str, weighted: bool, shape: tuple[int, int, int, int], isa: str) -> None:
     R, C, G, K = shape
-    # Codes are exact: x is a multiple of 1/64 and the scales are powers of two, so no rounding can flip.
+    # x is a multiple of 1/64 and scales are powers of two, so both sides compute the same codes.
     x = torch.randint(-256, 257, (R, C)).float() / 64
     reference, weight = torch.randn(R, C), torch.rand(R, C) if weighted else None
     candidates = 2.0 ** torch.randint(-6, 2, (G, K)).float()
@@ -41,7 +41,7 @@ def test_any_scale(metric: str) -> None:
     actual = similarity_sums(x, x, labels, candidates, -128, 127, "channel", metric=metric)  # type: ignore[arg-type]
     expected = naive.forward(x, x, labels, candidates, -128, 127, "channel", metric, None)
     for a, e in zip(actual.values(), expected, strict=False):
-        # x * (1 / s) is one product in both, so even here codes agree; only the order of sums differs.
+        # Both sides compute x * (1 / s) as one product, so the codes agree. Only the order of sums differs.
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Deployed networks: the simulation has the bits of the engine. Every recipe on whole networks is in tests/lowering."""
+"""Tests that deployed networks have the engine's bits. tests/lowering runs every recipe on whole networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_calibrated_saved_and_deployed_are_one(quantized: VisionMamba, images: T
     expected = quantized.eval()(images)
     assert visq.load(tmp_path / "artifact")(images).equal(expected)
     assert np.array_equal(visq.load(tmp_path / "artifact", backend="int")(images.numpy()), expected.numpy())
-    # In any batch, with any number of threads.
+    # Neither the batch nor the number of threads may change a bit.
     assert torch.cat([quantized(image[None]) for image in images]).equal(expected)
     threads = torch.get_num_threads()
     try:
@@ -52,7 +52,7 @@ def test_calibrated_saved_and_deployed_are_one(quantized: VisionMamba, images: T
 
 
 def test_without_no_grad_too(quantized: VisionMamba, images: Tensor, tmp_path: Path) -> None:
-    """No parameter of a calibrated or loaded network asks for a gradient."""
+    """No parameter of a calibrated or loaded network requires a gradient."""
     with torch.no_grad():
         expected = quantized.eval()(images)
     assert quantized(images).equal(expected) and visq.load(tmp_path / "artifact")(images).equal(expected)
@@ -75,7 +75,7 @@ def test_copies_are_deployed_by_themselves(quantized: VisionMamba, images: Tenso
 
 
 class Net(nn.Module):
-    """One linear, quantized like a deployed one."""
+    """A network of one quantized linear."""
 
     def __init__(self, width: int, bits: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Net(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("width", [1, 300, 518, 519, 4000])
 def test_sums_are_exact_however_long(width: int) -> None:
-    """Beyond 2^24 float32 does not hold every whole number."""
+    """Sums beyond 2^24 stay exact too, although float32 does not hold every whole number there."""
     net = deploy(Net(width, bits=8))
     x = torch.ones(2, 1, width) + torch.linspace(-2, 0, 2 * width).view(2, 1, width) * 0.01
     linear = net.linear
@@ -136,7 +136,7 @@ def test_state_is_untouched(quantized: VisionMamba) -> None:
 
 
 def test_a_device_without_the_arithmetic_is_refused() -> None:
-    """On the host the engine's bits are a loop over images: the forward pass says what to do instead of crawling."""
+    """The forward pass raises an error with advice, instead of a slow loop over images on the host."""
     model = deploy(create_model("vim", **GEOMETRY, num_classes=10).eval().requires_grad_(False)).to("meta")
     with pytest.raises(VisqError, match=r"which has no kernel for meta; move the network and its images to the CPU"):
         model(torch.empty(1, 1, 28, 28, device="meta"))
