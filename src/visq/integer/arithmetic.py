@@ -1,7 +1,7 @@
-"""The arithmetic of the engine, defined in NumPy: what docs/integer-semantics.md says, one function each.
+"""Defines the arithmetic of the engine in NumPy: one function for each operation of docs/integer-semantics.md.
 
-Every float32 operation is rounded by itself (no fused multiply-add) and every sum has a fixed order, so that the C++ of
-any instruction set gives the same bits.
+Every float32 operation is rounded by itself (no fused multiply-add), and every sum has a fixed order. So the C++ code
+gives the same bits on every instruction set.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-#: Of weights: int8, or int16 where they do not fit.
+#: Codes of weights: int8, or int16 where they do not fit into int8.
 Codes = NDArray[np.integer]
 
 LOG2E = np.float32(1.44269504088896341)
-#: 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.
+#: Coefficients of 2^r = ((((c0 r + c1) r + c2) r + c3) r + c4) r + 1 for |r| <= 1/2; relative error 2e-7.
 EXP2 = tuple(
     map(
         np.float32,
         (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653),
     )
 )
-#: log1p(t) = t (c0 + t (c1 + ...)) for 0 <= t <= 1, minimax in relative error (2e-7; 4e-7 with rounding).
+#: Coefficients of log1p(t) = t (c0 + t (c1 + ...)) for 0 <= t <= 1, minimax in relative error (2e-7; 4e-7 when
+#: rounded).
 LOG1P = tuple(
     map(
         np.float32,
@@ -38,16 +39,16 @@ LOG1P = tuple(
         ),
     )
 )
-#: The normal distribution's tail, Phi(-a) = t (c0 + t (c1 + ...)) e^(-a^2 / 2) with t = 1 / (1 + GELU_T a), a >= 0
-#: (Abramowitz and Stegun 26.2.17, |error| < 7.5e-8).
+#: Coefficients of the normal distribution's tail, Phi(-a) = t (c0 + t (c1 + ...)) e^(-a^2 / 2) for a >= 0, with
+#: t = 1 / (1 + GELU_T a) (Abramowitz and Stegun 26.2.17, |error| < 7.5e-8).
 GELU_T = np.float32(0.2316419)
 GELU = tuple(map(np.float32, (0.12741479, -0.14224837, 0.71070687, -0.72657601, 0.53070271)))
-#: Beyond it the tail is nothing; a^2 and e^(-a^2 / 2) stay in range.
+#: Larger |x| count as this: the tail adds nothing there, and a^2 and e^(-a^2 / 2) stay in range.
 GELU_END = np.float32(13)
-#: Lanes of a sum over a row.
+#: `row_sum` adds a row in this many lanes.
 LANES = 16
 
-#: 2^-f is 1 - f (c1 - f (c2 - f c3)) for f from 0 to 1, to 6.3e-5.
+#: Coefficients of 2^-f = 1 - f (c1 - f (c2 - f c3)) for 0 <= f <= 1; error 6.3e-5.
 EXP2_FRACTION = (0.6918363, 0.2319359, 0.0401634)
 
 
@@ -69,12 +70,12 @@ def exp2(x: Floats) -> Floats:
 
 
 def silu(x: Floats) -> Floats:
-    """x / (1 + e^-x)."""
+    """Returns x / (1 + e^-x), float32."""
     return x / (np.float32(1) + exp2(-x * LOG2E))
 
 
 def softplus(x: Floats) -> Floats:
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
+    """Returns log(1 + e^x), computed as max(x, 0) + log1p(e^-|x|)."""
     t = exp2(-np.abs(x) * LOG2E)
     p = np.full_like(t, LOG1P[-1])
     for c in LOG1P[-2::-1]:
@@ -83,7 +84,7 @@ def softplus(x: Floats) -> Floats:
 
 
 def gelu(x: Floats) -> Floats:
-    """x Phi(x) = max(x, 0) - |x| Phi(-|x|)."""
+    """Returns x Phi(x), computed as max(x, 0) - |x| Phi(-|x|)."""
     a = np.minimum(np.abs(x), GELU_END)
     t = np.float32(1) / (np.float32(1) + GELU_T * a)
     p = np.full_like(t, GELU[-1])
@@ -94,7 +95,11 @@ def gelu(x: Floats) -> Floats:
 
 
 def row_sum(x: Floats) -> Floats:
-    """Sum over the last axis: lane j adds x[j], x[j + 16], ... in order, then lanes are folded in halves."""
+    """Returns the sum over the last axis, [..., 1].
+
+    Lane j adds x[j], x[j + 16], ... in order. Then the upper half of the lanes is added to the lower half,
+    until one lane is left.
+    """
     width = x.shape[-1]
     padded = np.zeros((*x.shape[:-1], -(-width // LANES) * LANES), np.float32)
     padded[..., :width] = x
@@ -109,13 +114,13 @@ def row_sum(x: Floats) -> Floats:
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    """Returns x / sqrt(mean(x^2) + eps) * weight, the mean taken over the last axis."""
     mean = row_sum(x * x) * np.float32(1 / x.shape[-1])
     return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias, both statistics taken over the last axis."""
     width = np.float32(x.shape[-1])
     x = x - row_sum(x) / width
     variance = row_sum(x * x) / width
@@ -123,7 +128,7 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
 
 
 def mean(x: Floats) -> Floats:
-    """Of the rows of x [L, C], added up in their order -> [1, C]."""
+    """Returns the mean of the rows of x [L, C] as [1, C]; the rows are added in their order."""
     total = np.zeros((1, x.shape[1]), np.float32)
     for row in x:
         total = total + row
@@ -131,7 +136,7 @@ def mean(x: Floats) -> Floats:
 
 
 def product(x: Floats, weight: Floats) -> Floats:
-    """x [..., K] by weight [N, K], added up in the order of K -> [..., N]."""
+    """Returns x [..., K] times the transpose of weight [N, K], as [..., N]; terms are added in the order of K."""
     total = np.zeros((*x.shape[:-1], weight.shape[0]), np.float32)
     for k in range(weight.shape[1]):
         total = total + x[..., k, None] * weight[:, k]
@@ -139,14 +144,17 @@ def product(x: Floats, weight: Floats) -> Floats:
 
 
 def runs_of(width: int, order: int) -> int:
-    """How many runs of `order` channels `width` is, where that is a power of two; 0 otherwise."""
+    """Returns width / order where this is a power of two, 0 otherwise: the runs of `order` channels in a row."""
     runs, rest = divmod(width, order) if order else (0, 0)
     return 0 if rest or runs & (runs - 1) else runs
 
 
 def rotate(x: Floats, inverse_divisor: Floats, matrix: Floats) -> Floats:
-    """(x * inverse_divisor) (H x matrix), x [..., C]: sums and differences at distance m, 2 m, 4 m, ... < C, then each
-    run of m channels by matrix [m, m]."""
+    """Returns (x * inverse_divisor) (H x matrix) for x [..., C] and matrix [m, m]; H x matrix is a Kronecker product.
+
+    First come sums and differences at distances m, 2 m, 4 m, ... < C. Then each run of m channels is multiplied by
+    `matrix`.
+    """
     x = x * inverse_divisor
     order, width = len(matrix), x.shape[-1]
     distance = order
@@ -159,17 +167,20 @@ def rotate(x: Floats, inverse_divisor: Floats, matrix: Floats) -> Floats:
 
 
 def midpoints(table: Floats) -> Floats:
-    """Between neighbouring entries of an ascending table: a value belongs to the entry of as many as lie below it."""
+    """Returns the midpoints [K - 1] of neighbouring entries of an ascending table [K].
+
+    A value belongs to entry i of the table where i midpoints lie below it.
+    """
     return (table[1:] + table[:-1]) / np.float32(2)
 
 
 def nearest(table: Floats, x: Floats) -> NDArray[np.int64]:
-    """Returns the index of the nearest entry of an ascending table, ties to the lower one; of NaN the last."""
+    """Returns the index of the nearest entry of an ascending table, ties to the lower one; for NaN the last index."""
     return np.searchsorted(midpoints(table), x, side="left")
 
 
 def mulhrs(a: Ints, b: Ints) -> Ints:
-    """(a b + 2^14) >> 15: the product of two Q15 numbers, rounded."""
+    """Returns (a b + 2^14) >> 15, the rounded product of two Q15 numbers."""
     return (a * b + (1 << 14)) >> 15
 
 
@@ -179,17 +190,17 @@ def to_int16(x: Floats) -> Ints:
 
 
 def high_product(a: Ints, b: Ints) -> Ints:
-    """(a b) >> 16: the product of two Q16 numbers, cut off."""
+    """Returns (a b) >> 16, the product of two Q16 numbers, rounded down."""
     return (a * b) >> 16
 
 
 def exp2_coefficients(unit: float) -> tuple[int, int, int, int]:
-    """Of `exp2_fixed`, for 2^-f in units of 1 / unit, unit at most 65536."""
+    """Returns the coefficients with which `exp2_fixed` gives 2^-f in units of 1 / unit; unit is at most 65536."""
     c0, c1, c2, c3 = (min(round(unit * c), 65535) for c in (1.0, *EXP2_FRACTION))
     return c0, c1, c2, c3
 
 
 def exp2_fixed(f: Ints, coefficients: tuple[int, int, int, int]) -> Ints:
-    """2^-f, f in Q16 from 0 to 65535, within 6 units of the coefficients."""
+    """Returns 2^-f for f in Q16 from 0 to 65535, within 6 of the units that the coefficients were made for."""
     c0, c1, c2, c3 = coefficients
     return c0 - high_product(f, c1 - high_product(f, c2 - high_product(f, np.int64(c3))))

@@ -1,10 +1,10 @@
-"""A site's quantizer as the engine uses it: codes are bytes, encoding multiplies by reciprocals.
+"""Encodes and decodes a site's values as the engine does: codes are bytes, and encoding multiplies by reciprocals.
 
     byte = clamp(rint((x * inverse_channel[c]) * inverse_token[t]) + zero[t or c], low, high) + offset
     x    = float(byte - offset - zero) * step_channel[c] * step_token[t]
 
-With a table: byte = how many thresholds lie below x * inverse, x = table[byte] * step. `offset` is 2^(b-1) for signed
-codes and 0 for others, so that a byte holds any of them.
+With a table, byte is the number of thresholds below x * inverse, and x = table[byte] * step. `offset` is 2^(b-1) for
+signed codes and 0 for others, so that an unsigned byte holds every code.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Codec:
-    """Vectors are [1] (tensor), [width] (channel) or [rows] (token).
+    """The quantizer of an activation. Vectors are [1] (tensor), [width] (channel) or [rows] (token).
 
     Attributes:
-        low, high, offset: range of codes, and what makes them bytes.
-        scale, smooth: [1] or [width] (scale also [rows] where it is per token).
-        step_channel, inverse_channel: [1] or [width]; the scale where it is per channel or per tensor, times `smooth`.
-        step_token, inverse_token: [rows], or None.
-        zero: [1], [width] or [rows] integers as float32; 0 means none. `zero_by_token`: it goes with the rows.
+        low, high: range of the codes.
+        offset: added to a code to make it a byte.
+        scale: [1] or [width], or [rows] where it is per token.
+        smooth: [1] or [width], a factor of each channel's step.
+        step_channel: [1] or [width], `smooth` times the scale where it is per channel or per tensor.
+        inverse_channel: its reciprocal.
+        step_token, inverse_token: [rows], the scale per token and its reciprocal, or None.
+        zero: [1], [width] or [rows] integers as float32; 0 means none.
+        zero_by_token: whether `zero` is per row.
         table, thresholds: [K] and [K - 1], or None.
     """
 
@@ -52,12 +56,12 @@ class Codec:
 
     @property
     def factors_out(self) -> bool:
-        """Whether the scale and zero point leave a sum over channels: uniform, per tensor or per token."""
+        """Whether all channels of a row share one scale and one zero point, `smooth` aside; False with a table."""
         by_token = self.step_token is not None
         return self.table is None and (by_token or self.scale.size == 1) and (self.zero_by_token or self.zero.size == 1)
 
     def encode(self, x: Floats, rows: NDArray[np.int64]) -> Bytes:
-        """x [..., rows, width] -> bytes; `rows` says which token each row is."""
+        """Returns the bytes of x [..., rows, width]; `rows` [rows] is the token number of each row."""
         x = x * self.inverse_channel
         if self.inverse_token is not None:
             x = x * self.inverse_token[rows][:, None]
@@ -67,16 +71,17 @@ class Codec:
         return (q + np.float32(self.offset)).astype(np.uint8)
 
     def integers(self, codes: Bytes, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The codes less their zero point: what integer products are made of."""
+        """Returns the codes less their zero point, int64: the operands of integer products."""
         return codes.astype(np.int64) - self.offset - self._zero(rows).astype(np.int64)
 
     def decode(self, codes: Bytes, rows: NDArray[np.int64]) -> Floats:
+        """Returns the float32 values of bytes [..., rows, width]; `rows` as in `encode`."""
         x = self.integers(codes, rows).astype(np.float32) if self.table is None else self.table[codes]
         x = x * self.step_channel
         return x if self.step_token is None else x * self.step_token[rows][:, None]
 
     def largest(self) -> Floats:
-        """Largest magnitude a code of each channel stands for, [1] or [width]."""
+        """Returns the largest magnitude that a code decodes to, for each channel: [1] or [width]."""
         token = np.float32(1) if self.step_token is None else self.step_token.max()
         if self.table is not None:
             return np.abs(self.table).max() * self.step_channel * token
@@ -90,7 +95,11 @@ class Codec:
 
 @dataclass(frozen=True)
 class StateCodec:
-    """Of the hidden state: scale step[t] * channel[c] * state[n], steps in scan order."""
+    """The quantizer of the hidden state; its scale is step[t] * channel[c] * state[n], with steps in scan order.
+
+    Attributes:
+        read_quantized: whether y reads the state after it is rounded.
+    """
 
     low: int
     high: int
@@ -103,8 +112,11 @@ class StateCodec:
 
 @dataclass(frozen=True)
 class FactorCodec:
-    """Of Abar or Bbar: uniform with one step, or a table; of what is left after dividing by `channel`, [1] or
-    [d_inner], which only Bbar has."""
+    """The quantizer of Abar or Bbar: uniform with one step, or with a table of values.
+
+    Attributes:
+        channel: [1] or [d_inner], divides the value before it is rounded; always 1 for Abar.
+    """
 
     bits: int
     low: int
@@ -115,7 +127,7 @@ class FactorCodec:
 
 
 def make_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Codec:
-    """From a site's record in config.json and its tensors by short name.
+    """Returns the codec of a site, made from its record in config.json and its tensors by short name.
 
     Raises:
         VisqError: parts that are missing or do not fit each other.
@@ -134,7 +146,7 @@ def make_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Code
     _check_scale(name, scale, smooth)
     by_token = axis == -2
     one = np.ones(1, np.float32)
-    channel_scale = scale if axis in (None, -1) else one  # of a weight's rows: see `Weight`
+    channel_scale = scale if axis in (None, -1) else one  # scales of a weight's rows stay in `scale`, for `Weight`
     if channel_scale.size > 1 and smooth.size > 1 and channel_scale.size != smooth.size:
         raise VisqError(f"{name}: scale and smooth have different sizes")
     step = (channel_scale * smooth).astype(np.float32)
@@ -158,6 +170,7 @@ def make_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> Code
 
 
 def make_state_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> StateCodec:
+    """Returns the codec of a hidden state; arguments and errors as in `make_codec`."""
     spec = Spec.model_validate(record["spec"])
     step, channel, state = (_vector(name, parts, part) for part in ("step", "channel", "state"))
     _check_scale(name, step, channel, state)
@@ -165,6 +178,7 @@ def make_state_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -
 
 
 def make_factor_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) -> FactorCodec:
+    """Returns the codec of Abar or Bbar; arguments and errors as in `make_codec`."""
     spec = Spec.model_validate(record["spec"])
     scale = _vector(name, parts, "scale")
     if scale.size != 1 or ("smooth" in parts and not spec.signed):
@@ -175,7 +189,7 @@ def make_factor_codec(name: str, record: dict[str, Any], parts: dict[str, Any]) 
     return FactorCodec(spec.bits, spec.qmin, spec.qmax, scale[0], channel, table)
 
 
-#: Parts that are scales, hence positive.
+#: Parts that are factors of a scale, and so must be positive.
 _POSITIVE = ("scale", "smooth", "step", "channel", "state")
 
 

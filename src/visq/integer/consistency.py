@@ -31,10 +31,10 @@ from visq.integer.operations import (
 def check_operations(
     operations: Iterable[Operation], tensors: Mapping[str, TensorDecl], output: str, image: tuple[int, int]
 ) -> None:
-    """Checks a whole program; `image` is (channels, pixels a side).
+    """Checks all operations of a program; `image` is (channels, pixels a side).
 
     Raises:
-        ValueError: what does not fit, with the operation's name.
+        ValueError: operations or tensors do not fit together. The message names the operation and the fault.
     """
     written: set[str] = set()
     for operation in operations:
@@ -44,7 +44,7 @@ def check_operations(
 
 
 def register_widths(operation: Operation, tensors: Mapping[str, TensorDecl]) -> dict[int, int]:
-    """Returns the width of every register of an operation that was checked."""
+    """Returns the width of every register, by number, of an operation that was already checked."""
     stored = {step.tensor for step in operation.body if isinstance(step, Store)}
     check = _Check(operation, tensors, set(tensors) - stored, (0, 0))
     check.start()
@@ -55,7 +55,7 @@ def register_widths(operation: Operation, tensors: Mapping[str, TensorDecl]) -> 
 
 @dataclass
 class _Check:
-    """One operation under check; `written` holds the tensors that earlier operations stored, and grows."""
+    """The check of one operation; `written` holds the tensors stored so far, and the check adds to it."""
 
     operation: Operation
     tensors: Mapping[str, TensorDecl]
@@ -76,7 +76,7 @@ class _Check:
             self.instruction(step)
 
     def start(self) -> None:
-        """Register 0 holds the source's row, but for a source that has none."""
+        """Notes the width of register 0, which holds the source's row; `Rows` has none."""
         if not isinstance(self.operation.source, Rows):
             self.registers[0] = self.operation.width
 
@@ -89,13 +89,13 @@ class _Check:
         return self.tensors[name]
 
     def square(self, name: str) -> int:
-        """Returns the side of a square map."""
+        """Returns the side of the square map `name`."""
         side = math.isqrt(self.declared(name).rows)
         self.need(side * side == self.declared(name).rows, f"{name} is no square map")
         return side
 
     def windows(self, side: int, kernel: int, stride: int, padding: int) -> None:
-        """Needs one row for each window of a square map, and every window to meet the map."""
+        """Checks that a square map has one window for each row of the operation, and that each window meets it."""
         self.need(padding < kernel, "windows that lie outside")
         self.need(kernel <= side + 2 * padding, "the patch is larger than the image")
         count = (side + 2 * padding - kernel) // stride + 1
@@ -189,7 +189,7 @@ class _Check:
         return decl.width
 
 
-#: How each source is checked; `rows` has nothing to check.
+#: The check of each type of source. `Rows` has nothing to check.
 _SOURCES: dict[type, Callable[[_Check, Any], None]] = {
     Patches: _Check.patches,
     Linear: _Check.linear,

@@ -1,7 +1,7 @@
-"""The selective scan in fixed point with codes of Abar and Bbar: what the papers simulate.
+"""Runs the selective scan in fixed point with codes of Abar and Bbar, which the papers simulate.
 
-One image, rows in scan order, a loop over time. docs/integer-semantics.md derives the formats and shows that nothing
-overflows.
+The scan takes one image with rows in scan order and loops over time. docs/integer-semantics.md derives the formats and
+shows that nothing overflows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from visq.integer.arithmetic import (
 )
 from visq.integer.scan_steps import SHRINK, ScanCodecs, ScanSteps, exponent, read_out, step_ratios
 
-#: Limits of delta and of the input where they are multiplied, so that no sum leaves 16 bits.
+#: Limits of delta and of the input before they are multiplied, so that no sum leaves 16 bits.
 DELTA_HIGH, INPUT_HIGH = 31743, 16375
 
 
@@ -32,13 +32,14 @@ class FixedScan(ScanSteps):
     """Parameters of the recurrence with codes of Abar and Bbar; g = int16(u * input_channel * input_step).
 
     Attributes:
-        abar_power: coefficients of 2^-f in units of 2^-abar_fraction of Abar's code, or in Q16 where there is a table.
-        abar_fraction, abar_high, abar_bits: uniform Abar; or abar_lut [32768] of Q15, its values in Q16.
-        decay [L]: Abar, its code in the high bits of 16 or its value in Q16, times decay is Abar times the ratio of the
-            scales of steps t-1 and t in Q15, less `lift` bits.
-        drive_channel [C]: Bbar before rounding is int16(delta * drive_channel) beta, and 0 where delta is negative.
-        bbar_low, bbar_high, bbar_bits: uniform Bbar, whose product has 12 - bbar_bits bits after the point of a code;
-            or bbar_lut [65536].
+        abar_power: coefficients of 2^-f, in units of 2^-abar_fraction of a code of Abar, or in Q16 with a table.
+        abar_fraction, abar_high, abar_bits: describe a uniform Abar.
+        abar_lut: [32768], Abar in Q16 by its unrounded value in Q15; None for a uniform Abar.
+        decay: [L]; (Abar * decay) >> 16 is Abar times the ratio of the state's scales of steps t-1 and t, in Q15 less
+            `lift` bits. `Abar` is here its code in the high bits of 16, or its value in Q16.
+        drive_channel: [C]; Bbar before rounding is int16(delta * drive_channel) beta, and 0 where delta is negative.
+        bbar_low, bbar_high, bbar_bits: describe a uniform Bbar. Before rounding it has 12 - bbar_bits fraction bits.
+        bbar_lut: [65536], the rounded Bbar by its unrounded value plus 32768; None for a uniform Bbar.
     """
 
     abar_power: tuple[int, int, int, int]
@@ -55,7 +56,7 @@ class FixedScan(ScanSteps):
 
 
 def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
-    """Returns the fixed-point form of a scan of `length` steps, or why it has none and runs in float32. A [C, N]."""
+    """Returns the fixed-point form of a scan of `length` steps, or the reason why it runs in float32. A is [C, N]."""
     delta, C, abar, bbar, h = codecs.delta, codecs.C, codecs.abar, codecs.bbar, codecs.h
     if delta is None or C is None or abar is None or bbar is None or h is None:
         names = {"delta": delta, "C": C, "Abar": abar, "Bbar": bbar, "h": h}
@@ -76,7 +77,7 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
     step, ratio = step_ratios(h, length)
     lift = np.clip(np.ceil(np.log2(ratio)), 0, SHRINK)
     if abar.table is None:
-        # A code is at most 1 / scale, and half of one more may be added.
+        # Abar is at most 1, so its code is at most 1 / scale. Rounding adds half a code.
         abar_fraction = math.floor(math.log2(65535 / (1 / float(abar.step) + 0.5)))
         if abar_fraction < 1 or abar_fraction > 15:
             return "Abar has too coarse or too fine a scale"
@@ -89,8 +90,8 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
         abar_lut = np.clip(np.rint(values * np.float32(65536)), 0, 65535).astype(np.int64)
         decay, largest = ratio * 2.0 ** (15 - lift), int(abar_lut.max())
 
-    # Bbar's divisors s: (delta / s) B is what is rounded, and u s what it is multiplied with. delta / s was at most 1
-    # in calibration (visq.quant.discretized), whatever delta's codes may reach; it saturates at 2.
+    # Bbar's divisors s: the rounded product is (delta / s) B, and it multiplies u s. Calibration kept delta / s
+    # at most 1 (visq.quant.discretized). delta's codes may reach further, so it saturates at 2.
     fitting = math.floor(math.log2(DELTA_HIGH / float(delta.largest().max())))
     drive_bits = 14 if (bbar.channel != 1).any() else min(fitting, 30)
     if bbar.table is None:
@@ -118,7 +119,7 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
         abar_high=abar.high,
         abar_bits=abar.bits,
         abar_lut=abar_lut,
-        # What Abar becomes has to stay below 1 in Q15.
+        # The limit keeps Abar times decay below 1 in Q15.
         decay=np.minimum(np.rint(decay), min(((32768 << 16) - 1) // max(largest, 1), 65535)).astype(np.int64),
         lift=lift.astype(np.int64),
         drive_channel=drive_channel,
@@ -135,8 +136,7 @@ def plan(length: int, A: Floats, codecs: ScanCodecs) -> FixedScan | str:
 
 
 def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
-    """u, delta [L, C] decoded; B [L, N] float32; C [L, N] integers (codes less zero point); all in scan order.
-    Returns y [L, C]."""
+    """Runs the scan of one image and returns y [L, C] float32; arguments as in `integer_scan`."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
     w = np.clip(to_int16(delta * scan.drive_channel), 0, DELTA_HIGH)
     beta = to_int16(B * scan.beta_scale[:, None])
@@ -146,7 +146,7 @@ def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     for t in range(len(u)):
         kept = high_product(_abar(scan, d[t, :, None] * scan.a), scan.decay[t])
         drive = _bbar(scan, mulhrs(w[t, :, None], beta[t]))
-        # Cutting off loses half a unit on average, which is what rounding half up gains below.
+        # Rounding down loses half a unit on average. Rounding half up below gains as much.
         total = high_product(q << (scan.point + 1 + scan.lift[t]), kept) + mulhrs(drive, g[t, :, None])
         q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
         y[t] = ((q * C[t]).sum(-1).astype(np.float32) * scan.y_channel) * scan.y_step[t]
@@ -154,7 +154,7 @@ def fixed_scan(scan: FixedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
 
 
 def _abar(scan: FixedScan, exponent: Ints) -> Ints:
-    """Abar, quantized, of the exponent in fixed point: its code in the high bits of 16, or the table's value."""
+    """Returns the quantized Abar of a fixed-point exponent: its code in the high bits of 16, or the table's value."""
     power = exp2_fixed((exponent >> (scan.shift - 16)) & 0xFFFF, scan.abar_power)
     value = power >> np.minimum(exponent >> scan.shift, 16)
     if scan.abar_lut is not None:
@@ -164,7 +164,7 @@ def _abar(scan: FixedScan, exponent: Ints) -> Ints:
 
 
 def _bbar(scan: FixedScan, value: Ints) -> Ints:
-    """Bbar, quantized: its code in the high bits of 16, or the table's value."""
+    """Returns the quantized Bbar of `value`: its code in the high bits of 16, or the table's value."""
     if scan.bbar_lut is not None:
         return scan.bbar_lut[value + 32768]
     fraction = 12 - scan.bbar_bits

@@ -1,4 +1,4 @@
-"""The selective scan in float32: what runs where a recipe leaves part of the scan without codes."""
+"""Runs the selective scan in float32, for recipes that leave part of it without codes or have no fixed-point form."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from visq.integer.codecs import FactorCodec, StateCodec
 
 @dataclass(frozen=True)
 class FloatScan:
-    """Parameters of the float32 recurrence, with the codecs it has, and why it is not in fixed point.
+    """The parameters of the float32 recurrence, its codecs, and the reason why it is not in fixed point.
 
     Attributes:
         A: [C, N], negative.
         abar, bbar, h: codecs of Abar, Bbar and the state; None leaves the tensor unrounded.
-        reason: shown to users.
+        reason: why the scan runs in float32, shown to users.
     """
 
     A: Floats
@@ -28,7 +28,7 @@ class FloatScan:
 
 
 def float_scan(scan: FloatScan, u: Floats, delta: Floats, B: Floats, C: Floats) -> Floats:
-    """Runs the recurrence of one image: u, delta [L, C] and B, C [L, N] float32, in scan order -> y [L, C]."""
+    """Runs the recurrence of one image, u, delta [L, C] and B, C [L, N] float32 in scan order; returns y [L, C]."""
     A, h = scan.A * LOG2E, scan.h
     state = np.zeros_like(A)
     y = np.empty(u.shape, np.float32)

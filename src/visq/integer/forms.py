@@ -1,4 +1,4 @@
-"""The arithmetic forms of products: integer where the operands allow it, float32 otherwise with the reason.
+"""Chooses the arithmetic form of a product: integers where the operands allow it, otherwise float32 with the reason.
 
 The oracle, the C++ engine and the simulation run the same forms.
 """
@@ -21,12 +21,13 @@ from visq.integer.weights import Weight
 
 @dataclass(frozen=True)
 class IntegerLinear:
-    """x = (float(sum_k (byte[k] - zero[t]) weight[n, k]) * scale[n]) * token[t] + bias[n].
+    """The product of bytes: x = (float(sum_k (byte[k] - zero[t]) weight[n, k]) * scale[n]) * token[t] + bias[n].
 
     Attributes:
         weight: [N, K] in -128..127.
-        scale: [N]; token: [rows] or None.
-        zero: [1] or [rows], of bytes.
+        scale: [N].
+        token: [rows] or None.
+        zero: [1] or [rows], zero points of the bytes.
     """
 
     weight: Codes
@@ -38,13 +39,17 @@ class IntegerLinear:
 
 @dataclass(frozen=True)
 class WideLinear:
-    """x = (float(sum_k value[k] weight[n, k]) * scale[n]) * token[t] + bias[n], value[k] = (table[byte[k]] - zero[k])
-    factor[k]: inputs with a power-of-two scale for each channel, or a table of whole numbers.
+    """The product of 16-bit values, for a power-of-two scale for each channel or a table of whole numbers.
+
+    x = (float(sum_k value[k] weight[n, k]) * scale[n]) * token[t] + bias[n] with
+    value[k] = (table[byte[k]] - zero[k]) factor[k]. Values fit into 16 bits and sums into 32.
 
     Attributes:
         weight: [N, K] in -128..127.
-        table: [256], or None for the byte itself; zero, factor: [K]. Values fit into 16 bits and sums into 32.
-        scale: [N]; token: [rows] or None.
+        table: [256], or None for the byte itself.
+        zero, factor: [K].
+        scale: [N].
+        token: [rows] or None.
     """
 
     weight: Codes
@@ -56,14 +61,14 @@ class WideLinear:
     bias: Floats
 
     def values(self, codes: Ints) -> Ints:
-        """value of bytes [..., K]."""
+        """Returns `value` of bytes [..., K], int64."""
         found: Ints = ((codes if self.table is None else self.table[codes]) - self.zero) * self.factor
         return found
 
 
 @dataclass(frozen=True)
 class FloatLinear:
-    """x = sum_k x[k] weight[n, k] + bias[n], in the order of k."""
+    """The float32 product sum_k x[k] weight[n, k] + bias[n], added in the order of k; `reason` says why float32."""
 
     weight: Floats
     bias: Floats
@@ -72,7 +77,10 @@ class FloatLinear:
 
 @dataclass(frozen=True)
 class IntegerConv1d:
-    """x[c] = float(sum_k (byte[t-K+1+k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c]; missing rows add nothing."""
+    """The causal depthwise convolution over rows, in integers; rows before the first add nothing. weight is [C, K].
+
+    x[c] = float(sum_k (byte[t-K+1+k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c]
+    """
 
     weight: Codes
     scale: Floats
@@ -82,6 +90,8 @@ class IntegerConv1d:
 
 @dataclass(frozen=True)
 class FloatConv1d:
+    """The causal depthwise convolution over rows, in float32; `reason` says why. weight is [C, K]."""
+
     weight: Floats
     bias: Floats
     reason: str
@@ -89,8 +99,10 @@ class FloatConv1d:
 
 @dataclass(frozen=True)
 class IntegerConv2d:
-    """x[c] = float(sum_k (byte[k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c] over the window's positions k; those
-    outside the map add nothing. weight [C, K, K]."""
+    """The depthwise convolution over a map, in integers; positions outside the map add nothing. weight is [C, K, K].
+
+    x[c] = float(sum_k (byte[k, c] - zero[c]) weight[c, k]) * scale[c] + bias[c] over the positions k of a window
+    """
 
     weight: Codes
     scale: Floats
@@ -100,6 +112,8 @@ class IntegerConv2d:
 
 @dataclass(frozen=True)
 class FloatConv2d:
+    """The depthwise convolution over a map, in float32; `reason` says why. weight is [C, K, K]."""
+
     weight: Floats
     bias: Floats
     reason: str
@@ -125,10 +139,12 @@ Form = (
 def linear(
     x: Codec | None, weight: Weight | Floats, bias: Floats, rounded_before: bool = False
 ) -> IntegerLinear | WideLinear | FloatLinear:
-    """The form of a product of an input and a weight's rows; token scales and zero points in the order of the site's.
+    """Returns the form of a product of an input and a weight's rows.
+
+    The form's token scales and zero points keep the order they have in the site.
 
     Raises:
-        VisqError: the weight is rotated, and there is no integer product.
+        VisqError: the weight is rotated, and the product has no integer form.
     """
     matrix = codes_or_values(weight)
     matrix = matrix.reshape(matrix.shape[0], -1)
@@ -162,7 +178,7 @@ def linear(
 
 
 def _wide(x: Codec, matrix: Codes, weight_scale: Floats, bias: Floats) -> WideLinear | str:
-    """The form of an input whose values are whole numbers of some unit, but not its codes; or why there is none."""
+    """Returns the form for an input whose values are whole multiples of one unit, or the reason why there is none."""
     width = matrix.shape[1]
     table, unit, factor = None, np.float64(1), np.ones(1, np.int64)
     if x.table is not None:
@@ -198,8 +214,11 @@ def _wide(x: Codec, matrix: Codes, weight_scale: Floats, bias: Floats) -> WideLi
 
 
 def _whole(table: Floats) -> tuple[Ints, np.float64] | None:
-    """([256] whole numbers, unit) of a table, whose entries are these times the unit; None where there are none. The
-    unit is the smallest gap, which tables of several steps have around zero, where float32 is finest."""
+    """Returns whole numbers [256] and a unit whose products are the table's entries; None where there are none.
+
+    The smallest gap of the table is tried as the unit. Tables of several steps have it around zero, where float32 is
+    finest.
+    """
     values = table.astype(np.float64)
     gaps = np.diff(values)
     if not (gaps > 0).any():
@@ -221,7 +240,7 @@ def depthwise(
     integer: type[Integer],
     floating: type[Floating],
 ) -> Integer | Floating:
-    """A depthwise convolution in integers, or in float32 and why."""
+    """Returns the integer form of a depthwise convolution, or its float32 form with the reason."""
     width = len(bias)
     if x is None or not isinstance(weight, Weight):
         why = f"the {'input' if x is None else 'weight'} is not quantized"
@@ -237,9 +256,10 @@ def depthwise(
 
 
 def codes_or_values(weight: Weight | Floats) -> np.ndarray:
-    """Codes, or the parameter where it is not quantized."""
+    """Returns a weight's codes, or the parameter itself where it is not quantized."""
     return weight.codes if isinstance(weight, Weight) else weight
 
 
 def values_of(weight: Weight | Floats) -> Floats:
+    """Returns a weight's decoded values, or the parameter itself where it is not quantized."""
     return weight.decoded() if isinstance(weight, Weight) else weight

@@ -1,8 +1,8 @@
-"""The selective scan of codes alone: what is never stored is never rounded.
+"""Runs the selective scan in fixed point without codes of Abar and Bbar, which are never stored.
 
-delta, A, B, C and the state have codes. Abar = exp(delta A) and Bbar u = (delta u) B are made of them in 16 bits, used
-at once and forgotten; y reads the sum that is then rounded to the state's codes. docs/integer-semantics.md derives the
-formats and shows that nothing overflows.
+delta, A, B, C and the state have codes. Each step computes Abar = exp(delta A) and Bbar u = (delta u) B in 16 bits,
+uses them at once and drops them. y reads the sum before it is rounded to the state's codes.
+docs/integer-semantics.md derives the formats and shows that nothing overflows.
 """
 
 from __future__ import annotations
@@ -22,27 +22,31 @@ from visq.integer.arithmetic import (
 )
 from visq.integer.scan_steps import SHRINK, ScanCodecs, ScanSteps, exponent, read_out, step_ratios, token_step
 
-#: Limit of the input: what it adds, with what is kept of the state and half a code, stays within 16 bits.
+#: Limit of the input in fixed point: the sum of its term, the kept state and half a code then fits 16 bits.
 INPUT_HIGH = 14335
-#: Limit of what is kept of the state where its scale shrinks by more than half.
+#: Limit of the kept state (Abar times the state), which it reaches only where its scale shrinks by more than half.
 KEPT_HIGH = 16384
 
 
 @dataclass(frozen=True)
 class FusedScan(ScanSteps):
-    """Parameters of the recurrence without codes of Abar and Bbar; g = int16(((delta * u) * input_channel) *
-    input_step), and beta is B's code in the high bits of 16.
+    """The parameters of the recurrence without codes of Abar and Bbar.
+
+    g = int16(((delta * u) * input_channel) * input_step), and beta is B's code in the high bits of 16.
 
     Attributes:
-        power [L, 4]: coefficients of 2^-f in Q14, times the ratio of the state's scales of steps t-1 and t, less `lift`
-            bits.
+        power: [L, 4], coefficients that give 2^-f times the ratio of the state's scales of steps t-1 and t, in Q14 less
+            `lift` bits.
     """
 
     power: Ints
 
 
 def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
-    """Returns the fused form of a scan of `length` steps, or why it has none and runs in float32. A [C, N]."""
+    """Returns the fused form of a scan of `length` steps, or the reason why it runs in float32. A is [C, N].
+
+    delta, B, C and h must have codecs.
+    """
     delta, B, C, h = codecs.delta, codecs.B, codecs.C, codecs.h
     assert delta is not None and B is not None and C is not None and h is not None
     if h.read_quantized:
@@ -66,7 +70,7 @@ def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
     point = 14 - h.bits
     B_step = np.broadcast_to(token_step(B), length)
     reach = np.maximum(np.abs(B.low - B.zero), np.abs(B.high - B.zero)).max()
-    up = 2.0 ** np.floor(np.log2(32768 / float(reach)))  # of a code of B in 16 bits
+    up = 2.0 ** np.floor(np.log2(32768 / float(reach)))  # scales a code of B up to 16 bits
     with np.errstate(over="ignore"):
         beta_scale = (up / B_step.astype(np.float64)).astype(np.float32)
         input_channel = (1 / h.channel.astype(np.float64)).astype(np.float32)
@@ -88,7 +92,7 @@ def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
 
 
 def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
-    """Arguments as in `integer_scan`."""
+    """Runs the scan of one image and returns y [L, C] float32; arguments as in `integer_scan`."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
     beta = to_int16(B * scan.beta_scale[:, None])
     g = to_int16(((delta * u) * scan.input_channel) * scan.input_step[:, None])
@@ -98,7 +102,7 @@ def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) ->
     for t in range(len(u)):
         e = d[t, :, None] * scan.a
         power = exp2_fixed((e >> (scan.shift - 16)) & 0xFFFF, tuple(scan.power[t]))
-        # The power is in Q14, so that scales may shrink by half, and the state in the high bits of 16.
+        # The power is in Q14, so that scales may shrink by half. The state takes the high bits of 16.
         kept = high_product(q << (scan.point + 2), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
         total = np.clip(kept, -KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[t], g[t, :, None])
         q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)

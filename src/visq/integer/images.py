@@ -1,4 +1,4 @@
-"""What every executor of a program asks of its images."""
+"""Checks images before any executor runs a program on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visq.errors import VisqError, need
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
 
-#: Normalized pixels stay within this. Numbers of 8 bits that nobody divided by 255 do too.
+#: Normalized pixels stay below this, also where 8-bit pixels were not divided by 255 first.
 LARGEST_PIXEL = 1 << 16
 
 NOT_FINITE = "images hold NaN or Inf"
@@ -18,10 +18,10 @@ TOO_LARGE = f"images hold values beyond {LARGEST_PIXEL}; normalize them as the a
 
 
 def checked_images(program: Program, images: Any) -> Floats:
-    """Returns images as a program takes them, contiguous: [batch, channels, size, size] float32.
+    """Returns images [batch, channels, size, size] float32, checked against the program and contiguous.
 
     Raises:
-        VisqError: another type, shape or dtype, values that are not finite or beyond LARGEST_PIXEL.
+        VisqError: the type, shape or dtype is wrong, or values are not finite or beyond LARGEST_PIXEL.
     """
     expected = (program.channels, program.size, program.size)
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != expected:

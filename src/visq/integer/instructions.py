@@ -1,4 +1,4 @@
-"""The row instructions that compute each element by itself: the one table of them.
+"""Lists the row instructions that compute each element by itself, in one table.
 
 A program names them, the oracle calls them, the roofline counts them, and lowering and simulation find them by the name
 a layer carries (`visq.models.layers.Elementwise`). The C++ engine has the same names in `csrc`.
@@ -17,12 +17,12 @@ from visq.integer.arithmetic import EXP2, GELU, LOG1P, Floats
 
 @dataclass(frozen=True)
 class Elementwise:
-    """One instruction.
+    """An elementwise row instruction.
 
     Attributes:
         operands: how many registers it reads, 1 or 2.
         function: its definition on float32 arrays of one shape.
-        cost: additions and multiplications of float32 an element takes.
+        cost: float32 additions and multiplications for each element.
     """
 
     operands: int
@@ -30,7 +30,7 @@ class Elementwise:
     cost: int
 
 
-#: Additions and multiplications of `arithmetic.exp2`: a subtraction, a polynomial and a power of two.
+#: Float32 additions and multiplications of `arithmetic.exp2`: a subtraction, a polynomial and a power of two.
 EXP2_COST = 1 + 2 * len(EXP2) + 1
 
 ELEMENTWISE: dict[str, Elementwise] = {

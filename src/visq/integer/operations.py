@@ -1,10 +1,10 @@
-"""The schema of a program's operations: what a quantized network is lowered to, and what oracle and engine execute.
+"""Defines the operations of a program: lowering writes them, and the oracle and the engine execute them.
 
 An operation works on tensors of one image. It has a source, which fills register 0 with one row (one token) at a time,
 and a body of row instructions that ends in stores. Most sources make each row by itself; a scan and a convolution also
-look at other rows of their input.
+read other rows of their input.
 
-A map is stored as a tensor with one row for each position, row by row of the map.
+A map [height, width] is a tensor with one row for each position, in row-major order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visq.integer.instructions import BINARY, UNARY
 
-#: No dimension of a program may pass this; products of two stay inside 64 bits, and a tensor inside memory.
+#: Largest dimension of a program: products of two then stay inside 64 bits, and a tensor inside memory.
 MAX_SIZE = 1 << 20
 
 #: Largest kernel of a convolution over a map: sums of 8-bit products then stay inside 32 bits.
 MAX_KERNEL = 15
 
-#: Numbers of a program are float32.
+#: Largest magnitude of a program's numbers, which are float32.
 LARGEST = 3.0e38
 
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
@@ -32,25 +32,28 @@ Register = Annotated[int, Field(ge=0, le=255)]
 if TYPE_CHECKING:
     UnaryName: TypeAlias = str
     BinaryName: TypeAlias = str
-else:  # mypy takes no computed Literal
+else:  # mypy does not accept a computed Literal
     UnaryName, BinaryName = Literal[UNARY], Literal[BINARY]
 
 
 class Strict(BaseModel):
+    """A frozen model that rejects unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Constant(Strict):
-    """A stored tensor (a parameter, or a coded weight as its codes decode) after some functions: A is A_log, exp,
-    neg."""
+    """A stored tensor (a parameter or a decoded weight) after `functions`, applied in order: A is A_log, exp, neg."""
 
     name: str
     functions: tuple[Literal["exp", "neg"], ...] = ()
 
 
 class TensorDecl(Strict):
-    """A buffer of `rows` x `width`: float32, or the codes of `site` as bytes. With `reverse`, the site's token scales
-    count from the last row."""
+    """A tensor [rows, width]: float32, or the codes of `site` as bytes.
+
+    With `reverse`, the site's token scales count from the last row.
+    """
 
     rows: Size
     width: Size
@@ -58,11 +61,11 @@ class TensorDecl(Strict):
     reverse: bool = False
 
 
-# --- Row instructions. Registers are rows of float32; `src`, `a`, `b` were written before, `dst` is new.
+# --- Row instructions. A register holds a row of float32. `src`, `a`, `b` are already written, and `dst` is new.
 
 
 class Load(Strict):
-    """dst = the row of a tensor (decoded), or its row `row`."""
+    """Loads the operation's row of a tensor, or always row `row`, decoded."""
 
     op: Literal["load"] = "load"
     dst: Register
@@ -71,7 +74,7 @@ class Load(Strict):
 
 
 class Slice(Strict):
-    """dst = src[offset : offset + width]."""
+    """Computes dst = src[offset : offset + width]."""
 
     op: Literal["slice"] = "slice"
     dst: Register
@@ -81,12 +84,16 @@ class Slice(Strict):
 
 
 class Unary(Strict):
+    """Computes dst = op(src), element by element."""
+
     op: UnaryName
     dst: Register
     src: Register
 
 
 class Binary(Strict):
+    """Computes dst = op(a, b), element by element."""
+
     op: BinaryName
     dst: Register
     a: Register
@@ -94,7 +101,7 @@ class Binary(Strict):
 
 
 class WithConstant(Strict):
-    """With a vector [width], or a row of a matrix [rows, width]."""
+    """Adds src and a constant, or multiplies them: a vector [width], or a matrix [rows, width] row by row."""
 
     op: Literal["add_constant", "mul_constant"]
     dst: Register
@@ -103,6 +110,8 @@ class WithConstant(Strict):
 
 
 class WithScalar(Strict):
+    """Computes dst = src * value."""
+
     op: Literal["mul_scalar"] = "mul_scalar"
     dst: Register
     src: Register
@@ -110,6 +119,8 @@ class WithScalar(Strict):
 
 
 class RmsNorm(Strict):
+    """Computes dst = `arithmetic.rms_norm` of src."""
+
     op: Literal["rms_norm"] = "rms_norm"
     dst: Register
     src: Register
@@ -118,6 +129,8 @@ class RmsNorm(Strict):
 
 
 class LayerNorm(Strict):
+    """Computes dst = `arithmetic.layer_norm` of src."""
+
     op: Literal["layer_norm"] = "layer_norm"
     dst: Register
     src: Register
@@ -127,7 +140,7 @@ class LayerNorm(Strict):
 
 
 class Round(Strict):
-    """dst = decode(encode(src)) with a site's quantizer; `reverse`: its token scales count from the last row."""
+    """Computes dst = decode(encode(src)) by a site's quantizer; `reverse` counts its token scales from the last row."""
 
     op: Literal["round"] = "round"
     dst: Register
@@ -137,7 +150,7 @@ class Round(Strict):
 
 
 class Rotate(Strict):
-    """dst = src in the coordinates of the rotation of a site's quantizer; what follows encodes the rotated row."""
+    """Computes dst = src rotated by the rotation of a site's quantizer. A later instruction encodes the rotated row."""
 
     op: Literal["rotate"] = "rotate"
     dst: Register
@@ -146,7 +159,7 @@ class Rotate(Strict):
 
 
 class Store(Strict):
-    """Writes src to a tensor: encoded where the tensor holds codes."""
+    """Writes src to a tensor, encoded where the tensor holds codes."""
 
     op: Literal["store"] = "store"
     src: Register
@@ -163,8 +176,10 @@ Instruction = Annotated[
 
 
 class Patches(Strict):
-    """Register 0 = a window of the image, or of the square map `input`: [channels * patch * patch] in the order of a
-    convolution's weight, zeros outside."""
+    """Fills register 0 with a window [channels * patch * patch] of the image, or of the square map `input`.
+
+    Elements have the order of a convolution's weight; those outside the image are zero.
+    """
 
     kind: Literal["patches"] = "patches"
     patch: Size
@@ -174,7 +189,7 @@ class Patches(Strict):
 
 
 class Linear(Strict):
-    """Register 0 = x W^T + bias."""
+    """Fills register 0 with x W^T + bias."""
 
     kind: Literal["linear"] = "linear"
     input: str
@@ -183,7 +198,7 @@ class Linear(Strict):
 
 
 class Conv1d(Strict):
-    """Register 0 = the causal depthwise convolution over rows, from the last row to the first where `reverse`."""
+    """Fills register 0 with the causal depthwise convolution over rows, from the last to the first where `reverse`."""
 
     kind: Literal["conv1d"] = "conv1d"
     input: str
@@ -193,7 +208,7 @@ class Conv1d(Strict):
 
 
 class Conv2d(Strict):
-    """Register 0 = the depthwise convolution over a square map, kernel x kernel with stride 1; zeros outside."""
+    """Fills register 0 with the depthwise convolution [kernel, kernel] over a square map, stride 1, zeros outside."""
 
     kind: Literal["conv2d"] = "conv2d"
     input: str
@@ -204,7 +219,7 @@ class Conv2d(Strict):
 
 
 class Transpose(Strict):
-    """Register 0 of row w * height + h = row h * width + w of `input`, a map [height, width]."""
+    """Fills register 0 of row w * height + h with row h * width + w of `input`, a map [height, width]."""
 
     kind: Literal["transpose"] = "transpose"
     input: str
@@ -213,14 +228,14 @@ class Transpose(Strict):
 
 
 class Mean(Strict):
-    """Register 0 of the only row = the mean of all rows of `input`."""
+    """Fills register 0 of the only row with the mean of all rows of `input`."""
 
     kind: Literal["mean"] = "mean"
     input: str
 
 
 class Scan(Strict):
-    """Register 0 = y of the selective scan. `abar`, `bbar`, `h` name the sites that are quantized."""
+    """Fills register 0 with y of the selective scan; `abar`, `bbar` and `h` name the sites of quantized tensors."""
 
     kind: Literal["scan"] = "scan"
     u: str
@@ -235,14 +250,14 @@ class Scan(Strict):
 
 
 class Concat(Strict):
-    """Register 0 = rows of the parts one after the other: (tensor, first row, rows), or a constant of one row."""
+    """Fills register 0 with the rows of the parts in turn: (tensor, first row, rows), or a constant of one row."""
 
     kind: Literal["concat"] = "concat"
     parts: tuple[tuple[str, Index, Size] | Constant, ...]
 
 
 class Rows(Strict):
-    """Register 0 holds nothing; the body loads."""
+    """Fills nothing: the body loads its rows."""
 
     kind: Literal["rows"] = "rows"
 
@@ -253,7 +268,7 @@ Source = Annotated[
 
 
 class Operation(Strict):
-    """`name` is where in the network it comes from."""
+    """A source and a body, run for each of `rows` rows; `name` says where in the network the operation comes from."""
 
     name: str
     rows: Size
@@ -267,7 +282,7 @@ def inputs(source: Source) -> tuple[str, ...]:
     return _INPUTS[type(source)](source)
 
 
-#: How the names are found, by the type of the source.
+#: Finds the names of a source's input tensors, by the type of the source.
 _INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
     **dict.fromkeys((Linear, Conv1d, Conv2d, Transpose, Mean), lambda source: (source.input,)),
     Patches: lambda source: () if source.input is None else (source.input,),

@@ -1,4 +1,4 @@
-"""A program: the tensors and operations that make logits of one image, checked as a whole."""
+"""Defines a program, the tensors and operations that compute the logits of one image, and checks it as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visq.integer.operations import Operation, Size, Strict, TensorDecl
 
 
 class Program(Strict):
-    """Image [channels, size, size] float32, normalized -> row 0 of `output`."""
+    """A program. It takes a normalized image [channels, size, size] float32; row 0 of tensor `output` is its result."""
 
     channels: Size
     size: Size
@@ -20,7 +20,10 @@ class Program(Strict):
     operations: tuple[Operation, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values without what is None, false, empty or no padding; `Program.model_validate` reads them."""
+        """Returns plain JSON values that `Program.model_validate` reads.
+
+        Values that are None or false are left out, as are empty `functions` and zero `padding`.
+        """
         values: dict[str, Any] = _pruned(self.model_dump(mode="json"))
         return values
 

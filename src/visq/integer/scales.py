@@ -1,4 +1,4 @@
-"""What a scale must satisfy, in the simulation and in the engine alike."""
+"""Checks a scale, for the simulation and the engine alike."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from visq.integer.arithmetic import Floats
 def fault_of_scale(*factors: Floats) -> str | None:
     """Returns what is wrong with a scale that is a product of float32 factors, each of any shape; None if nothing is.
 
-    Codes are made by 1 / scale and read by scale, so that factors, their smallest and their largest product must be
-    positive and finite, and one over them too.
+    Encoding multiplies by 1 / scale and decoding by scale. So every factor, the smallest and the largest product of
+    factors, and the reciprocals of all these must be positive and finite.
     """
     least, most = np.float32(1), np.float32(1)
     with np.errstate(all="ignore"):

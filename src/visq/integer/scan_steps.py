@@ -1,4 +1,4 @@
-"""The parameters that both fixed-point forms of the selective scan share, and how they follow from the codecs.
+"""Computes the parameters that both fixed-point forms of the selective scan share, from the scan's codecs.
 
 docs/integer-semantics.md derives the formats and shows that nothing overflows.
 """
@@ -21,8 +21,10 @@ SHRINK = 3
 
 @dataclass(frozen=True)
 class ScanCodecs:
-    """The codecs of a scan's tensors; None where a tensor has no codes. delta, B and C are activations; Abar, Bbar and
-    the state h exist only inside the recurrence."""
+    """The codecs of a scan's tensors; None where a tensor has no codes.
+
+    delta, B and C are activations. Abar, Bbar and the state h exist only inside the recurrence.
+    """
 
     delta: Codec | None
     B: Codec | None
@@ -34,18 +36,19 @@ class ScanCodecs:
 
 @dataclass(frozen=True)
 class ScanSteps:
-    """Parameters that the forms of the fixed-point recurrence share.
+    """The parameters that the forms of the fixed-point recurrence share.
 
     Attributes:
-        delta_scale [C]: d = int16(delta * delta_scale), 0 where delta is negative.
-        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned; the exponent is d a, `shift` bits of it
-            after the point.
-        lift [L]: bits by which what is kept of the state grows where its scale shrinks from one step to the next.
-        beta_scale [L]: beta = int16(B * beta_scale).
-        input_channel [C], input_step [L]: of g, the input in fixed point.
-        C_zero [L]: C's integers plus this are bytes.
-        state_low, state_high: range of the state's codes; a step adds up in units of 2^-point of a code.
-        y_channel [C], y_step [L]: y = sum * y_channel * y_step, the sum in codes of the state.
+        delta_scale: [C]; d = int16(delta * delta_scale), 0 where delta is negative.
+        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned.
+        shift: fraction bits of the exponent d a.
+        lift: [L], bits by which the kept state is shifted left where its scale shrinks from one step to the next.
+        beta_scale: [L]; beta = int16(B * beta_scale).
+        input_channel, input_step: [C] and [L], factors of the input in fixed point, g.
+        C_zero: [L]; C's integers plus C_zero are its bytes.
+        state_low, state_high: range of the state's codes.
+        point: fraction bits of a step's sum, which is in codes of the state.
+        y_channel, y_step: [C] and [L]; y = sum * y_channel * y_step, the sum in codes of the state.
     """
 
     delta_scale: Floats
@@ -64,18 +67,18 @@ class ScanSteps:
 
 
 def step_ratios(h: StateCodec, length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The state's scale of each step, and that of the step before in units of it."""
+    """Returns the state's scale of each step, and the previous step's scale divided by it, both [length] float64."""
     step = np.broadcast_to(h.step, length).astype(np.float64)
     return step, np.concatenate([[1.0], step[:-1] / step[1:]])
 
 
 def token_step(x: Codec) -> Floats:
-    """The scale of each row, or the one there is."""
+    """Returns the scale of each row [rows], or the only scale [1]."""
     return x.step_channel if x.step_token is None else x.step_token * x.step_channel
 
 
 def read_out(C: Codec, h: StateCodec, length: int) -> dict[str, Any]:
-    """The parameters of `ScanSteps` that C and the state's codes make."""
+    """Returns the parameters of `ScanSteps` that follow from the codecs of C and of the state."""
     step = np.broadcast_to(h.step, length).astype(np.float32)
     return {
         "C_zero": np.broadcast_to(C.zero.astype(np.int64) + C.offset, length),
@@ -87,14 +90,17 @@ def read_out(C: Codec, h: StateCodec, length: int) -> dict[str, Any]:
 
 
 def exponent(A: Floats, delta: Codec) -> tuple[Floats, Ints, int] | None:
-    """delta_scale, a and shift of the exponent -delta A log2(e); None where delta or A is degenerate or too wide."""
+    """Returns delta_scale, a and shift of the exponent -delta A log2(e).
+
+    Returns None where delta is never positive, A [C, N] is not negative, or their product spans too wide a range.
+    """
     largest = np.broadcast_to(delta.largest(), len(A)).astype(np.float64)
     rate = -A.astype(np.float64) * float(LOG2E)
     if not ((largest > 0).all() and (rate > 0).all() and np.isfinite(rate).all()):
         return None
     if delta.step_token is None and delta.table is None:
-        # d is delta's code, exactly, times 2^spare where a would not fit into 16 bits otherwise: the exponent's whole
-        # part is then the high half of the product, and its fraction the low one.
+        # d is delta's code exactly, times 2^spare where `a` would not fit into 16 bits otherwise.
+        # The high half of d a is then the exponent's whole part, and the low half its fraction.
         step = np.broadcast_to(delta.step_channel, len(A)).astype(np.float64)
         spare = np.clip(np.ceil(np.log2(rate.max(1) * step * 65536 / 65535)), 0, None)
         if (largest / step * 2**spare <= 32767).all():

@@ -1,4 +1,4 @@
-"""Which of its three forms a scan takes: fixed point with codes of Abar and Bbar, fused, or float32."""
+"""Chooses the form of a scan: fixed point with codes of Abar and Bbar, fused, or float32."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from visq.integer.fixed_scan import FixedScan, fixed_scan, plan
 from visq.integer.fused_scan import FusedScan, fuse, fused_scan
 from visq.integer.scan_steps import ScanCodecs
 
-#: A scan without float32.
+#: The forms of a scan in fixed point.
 IntegerScan = FixedScan | FusedScan
 
 
 def integer_form(length: int, A: Floats, codecs: ScanCodecs) -> IntegerScan | str:
-    """Returns the form without float32 of a scan of `length` steps, or why it has none. A [C, N].
+    """Returns the fixed-point form of a scan of `length` steps, or the reason why it runs in float32. A is [C, N].
 
     The scan runs fused where delta, B, C and h have codes and Abar and Bbar have none.
     """
@@ -26,7 +26,8 @@ def integer_scan(scan: IntegerScan, u: Floats, delta: Floats, B: Floats, C: Ints
     """Runs the recurrence of one image in scan order and returns y [L, C] float32.
 
     Arguments:
-        u, delta: [L, C] float32, as their codes decode; B: [L, N] float32 likewise.
+        u, delta: [L, C] float32, decoded.
+        B: [L, N] float32, decoded.
         C: [L, N] integers, codes less their zero point.
     """
     return fixed_scan(scan, u, delta, B, C) if isinstance(scan, FixedScan) else fused_scan(scan, u, delta, B, C)

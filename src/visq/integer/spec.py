@@ -1,4 +1,4 @@
-"""How a site is quantized: small frozen objects, validated when a recipe is read."""
+"""Defines how a site is quantized, in small frozen objects that are validated when a recipe is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GranularityKind = Literal["tensor", "channel", "token", "channel_groups", "token
 
 
 class Granularity(BaseModel):
-    """Which elements share a scale.
+    """The granularity of a quantizer: which elements share a scale.
 
     Attributes:
         kind: `tensor`; `channel` (last axis of an activation, first of a weight); `token` (position in the sequence);
@@ -33,7 +33,10 @@ class Granularity(BaseModel):
 
 
 class Named(BaseModel):
-    """A registered thing and its parameters, `{name: ..., **params}`; the thing itself validates the parameters."""
+    """The name of a registered class (such as a codebook) and its parameters, `{name: ..., **params}`.
+
+    The class validates the parameters.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -49,12 +52,12 @@ class Spec(BaseModel):
 
     Attributes:
         bits: 2 to 8.
-        symmetric: no zero point; otherwise unsigned codes with an integer zero point.
-        signed: symmetric codes run from -2^(b-1); unsigned ones (for tensors that are never negative) from 0 to 2^b -
-            1.
-        narrow: symmetric codes stop at -(2^(b-1)-1), so that the range is the same on both sides.
-        granularity, codebook, estimator: see the classes of these names; a bare string stands for the thing with its
-            defaults.
+        symmetric: whether there is no zero point; otherwise codes are unsigned, with an integer zero point.
+        signed: whether symmetric codes start at -2^(b-1). Unsigned codes run from 0 to 2^b - 1, for tensors that are
+            never negative.
+        narrow: whether symmetric codes start at -(2^(b-1) - 1), so that the range is the same on both sides.
+        granularity, codebook, estimator: see the classes of these names; a bare string is a name,
+            with the defaults of everything else.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,8 +102,10 @@ class Spec(BaseModel):
 
 
 def describe_granularity(spec: Spec) -> str:
-    """Returns who shares a scale, and the codebook if it is not uniform: `tensor`, `channel_groups k=4 pow2`, `tensor
-    power`."""
+    """Returns a granularity in words, and the codebook if it is not uniform.
+
+    Examples: `tensor`, `channel_groups k=4 pow2`, `tensor power`.
+    """
     words: list[str] = [spec.granularity.kind]
     if spec.granularity.grouped:
         words += [f"k={spec.granularity.k}"] + ["pow2"] * spec.granularity.power_of_two

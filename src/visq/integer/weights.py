@@ -1,4 +1,4 @@
-"""Weights as the engine takes them: codes with a scale for each row."""
+"""Turns stored weights into codes with a scale for each row, which the engine takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from visq.integer.codecs import Codec
 
 @dataclass(frozen=True)
 class Weight:
-    """A coded weight: codes [N, ...] less their zero point, a scale for each row or one, and what the quantizer
-    multiplies its columns by (1 where nothing), in the coordinates of `rotation` if there is one."""
+    """A weight as codes.
+
+    Attributes:
+        codes: [N, ...], less their zero point.
+        scale: [N], or [1] for all rows.
+        smooth: factors of the decoded columns; 1 where the quantizer has none.
+        rotation, divisor: as in `Bundle.rotation`, if the weight is stored rotated.
+    """
 
     codes: Codes
     scale: Floats
@@ -24,6 +30,7 @@ class Weight:
     divisor: Floats | None = None
 
     def decoded(self) -> Floats:
+        """Returns the values [N, ...] float32; those of a rotated weight stay rotated."""
         rows = (-1,) + (1,) * (self.codes.ndim - 1)
         return self.codes.astype(np.float32) * self.scale.reshape(rows) * self.smooth
 
@@ -31,7 +38,7 @@ class Weight:
 def coded_weight(
     codes: Codes, quantizer: Codec, rotation: Floats | None = None, divisor: Floats | None = None
 ) -> Weight | Floats:
-    """A weight of the codes [N, ...] its quantizer gave it; with a table, the values they stand for."""
+    """Returns the weight with codes [N, ...] of `quantizer`, or its float32 values where the quantizer has a table."""
     rows = (-1,) + (1,) * (codes.ndim - 1)
     if quantizer.table is not None:
         values: Floats = quantizer.table[codes] * quantizer.scale.reshape(rows) * quantizer.smooth
@@ -43,7 +50,11 @@ def coded_weight(
 
 
 def made(make: Any, site: str, record: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:
-    """What `make` makes of a stored quantizer; whatever is wrong with it becomes a VisqError of one line."""
+    """Returns `make` of a stored quantizer.
+
+    Raises:
+        VisqError: the quantizer is invalid; the error of `make` becomes one line that names the site.
+    """
     try:
         return make(site, record, parts)
     except (ValueError, KeyError, TypeError) as error:
