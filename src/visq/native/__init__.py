@@ -1,1 +1,1 @@
-"""The C++ extension from NumPy, without torch: instruction sets, memory, single operations."""
+"""Uses the C++ extension from NumPy, without torch: instruction sets, memory, single operations."""

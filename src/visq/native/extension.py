@@ -20,21 +20,21 @@ except ImportError as error:  # installed without a compiler
 
 #: The engine's levels, fastest first.
 ENGINE_ISAS = ("amx", "avx512vnni", "avx512", "avx2", "scalar")
-#: `amx` with its matrix instructions written in C++, for tests on machines without them. Only taken by name.
+#: `amx` with its matrix instructions emulated in C++, for tests on machines without them. Runs only when named.
 EMULATED = "amx-emulated"
-#: Vectors of 16 bytes without intrinsics, for tests and as the start of ports. Only taken by name.
+#: Vectors of 16 bytes without intrinsics, for tests and as the start of ports. Runs only when named.
 PORTABLE = "portable"
 #: The levels of the kernels in `visq.ops`, fastest first.
 OP_ISAS = ("avx512", "avx2", "scalar")
 
-#: The engine's variants of a level of `visq.ops`, fastest first; `scalar` and `avx2` have only themselves.
+#: The engine's variants of a level of `visq.ops`, fastest first; every other level is its own only variant.
 _VARIANTS = {"avx512": ("avx512vnni", "avx512")}
 #: The level of `visq.ops` that an engine's variant belongs to.
 _OP_LEVEL = {"amx": "avx512", EMULATED: "avx512", "avx512vnni": "avx512", PORTABLE: "scalar"}
 
 
 def available() -> bool:
-    """Returns whether the extension is installed; `MISSING` says why not."""
+    """Returns whether the extension is installed; if not, `MISSING` says why."""
     return _C is not None
 
 
@@ -54,7 +54,10 @@ def op_isas() -> tuple[str, ...]:
 
 
 def engine_isa(wanted: str | None = None) -> str:
-    """Returns the fastest level of the engine that belongs to `wanted`: a level of either list, by default VISQ_ISA's.
+    """Returns the fastest available level of the engine that belongs to `wanted`.
+
+    Arguments:
+        wanted: a level of the engine or of `visq.ops`; by default VISQ_ISA, or the fastest level.
 
     Raises:
         VisqError: the extension is missing, or the machine or build lacks the level.
@@ -73,7 +76,7 @@ def engine_isa(wanted: str | None = None) -> str:
 
 
 def default_op_isa() -> str:
-    """Returns the level of `visq.ops` that VISQ_ISA names, or the fastest there is. The extension must be there."""
+    """Returns the level of `visq.ops` that VISQ_ISA names, or else the fastest one. Needs the extension."""
     wanted = os.environ.get("VISQ_ISA")
     if not wanted:
         return op_isas()[0]

@@ -1,4 +1,4 @@
-"""How arrays lie in memory for the C++ engine."""
+"""Lays out arrays in memory for the C++ engine."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from numpy.typing import NDArray
 from visq.errors import need
 from visq.integer.arithmetic import Floats
 
-#: A row of float32 is padded to this many, the widest vector.
+#: A row of float32 is padded to a multiple of this many values, the widest vector.
 LANES = 16
-#: A row of codes is padded to this many bytes, a cache line.
+#: A row of codes is padded to a multiple of this many bytes, a cache line.
 LINE = 64
-#: Bytes past the end of all tensors: the last row is read by whole vectors.
+#: Bytes past the end of all tensors, because whole vectors read the last row.
 SPARE = 4 * LINE
 
 
 def pad(n: int, to: int) -> int:
-    """Returns the next multiple of `to` that is not below n."""
+    """Returns the smallest multiple of `to` that is not below n."""
     return -(-n // to) * to
 
 
 def row_bytes(width: int, coded: bool) -> int:
-    """Returns the bytes a row of `width` codes or float32 takes."""
+    """Returns the bytes that a row of `width` codes or float32 values takes."""
     return pad(width, LINE) if coded else pad(width, LANES) * 4
 
 
 def flat(x: np.ndarray, dtype: type = np.float32) -> NDArray[np.generic]:
-    """Returns x as a contiguous vector of another type. Raises VisqError where an integer type cannot hold a value."""
+    """Returns x as a contiguous vector of another dtype.
+
+    Raises:
+        VisqError: an integer dtype cannot hold a value.
+    """
     vector: NDArray[np.generic] = np.ascontiguousarray(x.reshape(-1), dtype)
     fits = np.dtype(dtype).kind == "f" or np.array_equal(vector, x.reshape(-1))
     need(fits, f"values do not fit {np.dtype(dtype)}")
@@ -43,11 +47,11 @@ def empty() -> Floats:
 
 @dataclass
 class Arena:
-    """Gives out pieces of one block of memory, first fit, and takes them back.
+    """A block of memory that gives out pieces, first fit, and takes them back.
 
     Attributes:
-        align: every piece starts at, and takes, a multiple of it.
-        size: the most that was ever in use.
+        align: every piece starts at a multiple of it and is a multiple of it long.
+        size: end of the highest piece given out so far.
     """
 
     align: int
@@ -55,7 +59,7 @@ class Arena:
     _taken: list[tuple[int, int]] = field(default_factory=list)
 
     def take(self, amount: int) -> int:
-        """Returns the offset of a free piece."""
+        """Returns the offset of a free piece of `amount`, which is now taken."""
         amount = pad(amount, self.align)
         at = 0
         for begin, end in self._taken:

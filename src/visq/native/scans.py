@@ -28,8 +28,12 @@ _SCAN_NUMBERS = (
 
 
 def add_integer_scan(engine: Any, tensors: list[int], y: int, reverse: bool, form: IntegerScan) -> None:
-    """Starts the operation of a scan in fixed point. `tensors` are the engine's indices of u, delta, B, C; `y` is that
-    of the result."""
+    """Starts the operation of a scan in fixed point.
+
+    Arguments:
+        tensors: the engine's indices of u, delta, B, C.
+        y: the engine's index of the result.
+    """
     floats = ("delta_scale", "input_channel", "y_channel", "beta_scale", "input_step", "y_step")
     shared = {
         "shift": form.shift,
@@ -78,7 +82,7 @@ def add_float_scan(engine: Any, tensors: list[int], y: int, reverse: bool, rows:
 
 
 def _factor(factor: FactorCodec | None) -> dict[str, Any]:
-    """How Abar or Bbar is rounded, as the extension takes it: kind 0 not at all, 1 uniform, 2 by a table."""
+    """Returns the rounding of Abar or Bbar as the extension takes it: kind 0 is none, 1 uniform, 2 by a table."""
     none = empty()
     if factor is None:
         return {"kind": 0, "step": 1.0, "inverse": 1.0, "low": 0.0, "high": 0.0, "table": none, "thresholds": none}

@@ -1,6 +1,6 @@
-"""Single operations of the C++ engine on arrays of the caller.
+"""Runs single operations of the C++ engine on the caller's arrays.
 
-The simulation runs them so that its float32 results have the engine's bits.
+The simulation uses them so that its float32 results have the engine's bits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from visq.native.extension import _C, engine_isa
 from visq.native.memory import LANES, LINE, SPARE, Arena, empty, flat, pad, row_bytes
 from visq.native.scans import add_float_scan, add_integer_scan
 
-#: Writes the operation: (engine, indices of its input tensors, index of a scan's y) -> register of the result.
+#: Writes the operation into an engine: (engine, indices of the inputs, index of a scan's y) -> register of the result.
 Write = Callable[[Any, list[int], int], int]
 
 
 class SingleOp:
-    """A program of one operation over float32 tensors, `inputs` of (rows, width), with a result (rows, width).
+    """An engine program with one operation over float32 tensors.
 
     Arguments:
-        isa: a level of `visq.ops`; the engine's fastest variant of it is taken.
-        zero_points: the last input holds bytes, with this zero point for each row.
+        isa: a level of `visq.ops`; the engine's fastest variant of it runs.
+        inputs, result: the shape (rows, width) of each input and of the result.
+        write: writes the operation.
+        zero_points: [rows], if the last input holds bytes: the zero point of each row.
     """
 
     def __init__(
@@ -63,12 +65,17 @@ class SingleOp:
         )
 
     def run(self, addresses: list[int], batch: int, out: int, threads: int) -> None:
-        """Runs on `batch` images: addresses of each input and of the result, contiguous [batch, rows, width]."""
+        """Runs on `batch` images.
+
+        Arguments:
+            addresses: of the inputs, contiguous [batch, rows, width].
+            out: address of the result, contiguous [batch, rows, width] float32.
+        """
         self._engine.run_single(list(zip(self._inputs, addresses, strict=True)), batch, out, threads)
 
 
 def fixed_scan(isa: str, scan: IntegerScan) -> SingleOp:
-    """u, delta [L, C], B [L, N] float32, and C [L, N] bytes -> y [L, C]."""
+    """Returns the operation u, delta [L, C], B [L, N] float32, and C [L, N] bytes -> y [L, C] float32."""
     (channels, states), length = scan.a.shape, len(scan.input_step)
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
@@ -80,7 +87,7 @@ def fixed_scan(isa: str, scan: IntegerScan) -> SingleOp:
 
 
 def float_scan(isa: str, length: int, form: FloatScan) -> SingleOp:
-    """u, delta [L, C], B, C [L, N] -> y [L, C]."""
+    """Returns the operation u, delta [L, C], B, C [L, N] -> y [L, C], all float32."""
     channels, states = form.A.shape
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
@@ -92,22 +99,24 @@ def float_scan(isa: str, length: int, form: FloatScan) -> SingleOp:
 
 
 def unary(isa: str, function: str, rows: int, width: int) -> SingleOp:
-    """`silu`, `softplus` or `gelu` of x [rows, width]."""
+    """Returns the operation that applies `function` (`silu`, `softplus` or `gelu`) to x [rows, width] float32."""
     return _of_rows(isa, rows, width, lambda engine, slot: engine.unary(function, 1, 0, slot))
 
 
 def rms_norm(isa: str, rows: int, weight: Floats, eps: float) -> SingleOp:
+    """Returns the operation `arithmetic.rms_norm` of x [rows, width] with weight [width]."""
     width = len(weight)
     return _of_rows(isa, rows, width, lambda engine, slot: engine.rms_norm(1, 0, flat(weight), eps, slot))
 
 
 def layer_norm(isa: str, rows: int, weight: Floats, bias: Floats, eps: float) -> SingleOp:
+    """Returns the operation `arithmetic.layer_norm` of x [rows, width] with weight and bias [width]."""
     arrays = (flat(weight), flat(bias))
     return _of_rows(isa, rows, len(weight), lambda engine, slot: engine.layer_norm(1, 0, *arrays, eps, slot))
 
 
 def mean(isa: str, rows: int, width: int) -> SingleOp:
-    """x [rows, width] -> [1, width]."""
+    """Returns the operation that takes the mean over the rows of x [rows, width], as [1, width]."""
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
         engine.mean(tensors[0])
@@ -117,7 +126,7 @@ def mean(isa: str, rows: int, width: int) -> SingleOp:
 
 
 def product(isa: str, rows: int, weight: Floats) -> SingleOp:
-    """x [rows, K] by weight [N, K] -> [rows, N], added up in the order of K."""
+    """Returns the operation x [rows, K] by weight [N, K] -> [rows, N], added in the order of K."""
     width, length = weight.shape
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
@@ -128,13 +137,13 @@ def product(isa: str, rows: int, weight: Floats) -> SingleOp:
 
 
 def rotate(isa: str, rows: int, inverse_divisor: Floats, matrix: Floats) -> SingleOp:
-    """x [rows, C] by H x matrix [m, m], see `arithmetic.rotate`."""
+    """Returns the operation `arithmetic.rotate` of x [rows, C] with inverse_divisor [C] and matrix [m, m]."""
     arrays = (flat(inverse_divisor), flat(matrix))
     return _of_rows(isa, rows, len(inverse_divisor), lambda engine, slot: engine.rotate(1, 0, *arrays, slot))
 
 
 def _of_rows(isa: str, rows: int, width: int, step: Callable[[Any, int], None]) -> SingleOp:
-    """A single row instruction, from register 0 to register 1."""
+    """Returns the operation with the one row instruction that `step` writes, from register 0 to register 1."""
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
         engine.rows(rows)

@@ -1,4 +1,4 @@
-"""How many threads this process may use, and whether a number of threads makes sense."""
+"""Counts the threads this process may use, and checks a number of threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_threads() -> int:
-    """Returns how many processors this process may keep busy: its affinity, and its control group's quota."""
+    """Returns the processors this process may keep busy: the smaller of its affinity and its control group's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
@@ -24,7 +24,7 @@ def checked_threads(threads: int | None) -> int:
     """Returns `threads`, or `usable_threads()` for None.
 
     Raises:
-        VisqError: not a whole number from 1 to 1024.
+        VisqError: `threads` is not a whole number from 1 to 1024.
     """
     if threads is None:
         return usable_threads()
@@ -36,14 +36,14 @@ def checked_threads(threads: int | None) -> int:
 def cgroup_quota(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
     """Returns the processors a Linux control group grants this process, for example 1.5; None where it sets no limit.
 
-    The limits of all parent groups hold too, so the smallest counts. Reads version 2 (`cpu.max`) and version 1.
+    Limits of parent groups apply too, so the smallest one counts. Reads version 2 (`cpu.max`) and version 1.
     """
     found = [quota for folder in _groups(root, own) for quota in (_version2(folder), _version1(folder)) if quota]
     return min(found, default=None)
 
 
 def _groups(root: Path, own: Path) -> list[Path]:
-    """The folders of the groups this process is in, and of their parents."""
+    """Returns the folders of the groups this process is in, and of their parents."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

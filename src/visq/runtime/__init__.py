@@ -1,4 +1,4 @@
-"""The integer engine: runs the program of an artifact without torch. docs/integer-semantics.md is its definition."""
+"""Runs the program of an artifact on integers, without torch. docs/integer-semantics.md defines the results."""
 
 from typing import TYPE_CHECKING
 

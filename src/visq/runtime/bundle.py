@@ -1,4 +1,4 @@
-"""An artifact as the engine reads it: no torch, every size and hash checked before anything is computed."""
+"""Reads an artifact for the engine without torch, and checks every size and hash before anything is computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from visq.integer.weights import Weight, coded_weight, made
 
 @dataclass
 class Bundle:
-    """Config and tensors of an artifact; codecs are made on first use and kept, weights each time."""
+    """The config and tensors of an artifact. Codecs are made on first use and kept; weights are made on every call."""
 
     config: ArtifactConfig
     tensors: Mapping[str, np.ndarray]
@@ -33,20 +33,23 @@ class Bundle:
     _by_site: dict[str, list[str]] = field(default_factory=dict)
 
     def codec(self, site: str) -> Codec:
+        """Returns the codec of an activation site. Raises VisqError where the artifact has none."""
         return self._once(site, "activation", make_codec)
 
     def state(self, site: str) -> StateCodec:
+        """Returns the codec of a hidden state. Raises VisqError where the artifact has none."""
         return self._once(site, "inner", make_state_codec)
 
     def factor(self, site: str) -> FactorCodec:
+        """Returns the codec of Abar or Bbar. Raises VisqError where the artifact has none."""
         return self._once(site, "inner", make_factor_codec)
 
     def forget(self) -> None:
-        """Drops the codecs made so far; they are made again if they are asked for."""
+        """Drops the codecs made so far; the next use makes them again."""
         self._made.clear()
 
     def rotation(self, site: str) -> tuple[Floats, Floats]:
-        """(matrix [m, m], divisor [C]) of a rotated site, see `arithmetic.rotate`."""
+        """Returns the matrix [m, m] and divisor [C] of a rotated site; `arithmetic.rotate` applies them."""
         parts = self._parts(site)
         matrix = parts.get("rotation", np.zeros(0, np.float32))
         divisor = parts.get("divisor", np.ones(len(matrix), np.float32))
@@ -56,19 +59,20 @@ class Bundle:
         return matrix.astype(np.float32), divisor.astype(np.float32)
 
     def weight(self, name: str) -> Weight | Floats:
-        """A weight by the name of its site where it is quantized, or a parameter by its own name."""
+        """Returns a weight by the name of its site if it is quantized, otherwise a parameter by its own name."""
         if name not in self.config.sites:
             return self.parameter(name)
         return self._weight(name)
 
     def parameter(self, name: str) -> Floats:
+        """Returns a stored parameter, float32. Raises VisqError where the artifact does not hold it."""
         value = self.tensors.get(name)
         if value is None or value.dtype not in (np.float16, np.float32):
             raise VisqError(f"the program needs parameter {name}, which the artifact does not hold")
         return value.astype(np.float32)
 
     def constant(self, constant: Constant) -> Floats:
-        """The value of a program's constant, float32."""
+        """Returns the value of a program's constant, float32."""
         found = self.weight(constant.name)
         value = found.decoded() if isinstance(found, Weight) else found
         for function in constant.functions:
@@ -108,7 +112,7 @@ def read_bundle(path: Path | str) -> Bundle:
     """Reads an artifact's config and tensors and validates them, as `visq.artifact.load` does.
 
     Raises:
-        VisqError: anything missing, damaged or edited, naming the file and the key.
+        VisqError: something is missing, damaged or edited. The message names the file and the key.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -117,7 +121,7 @@ def read_bundle(path: Path | str) -> Bundle:
         size = file.stat().st_size
         if size != config.tensor_file.bytes or file_sha256(file) != config.tensor_file.sha256:
             raise VisqError(f"{file}: size or sha256 do not match {CONFIG_FILE}; {_DAMAGED}")
-        with safe_open(file, framework="np"):  # it checks that offsets, dtypes and shapes fit the file
+        with safe_open(file, framework="np"):  # opening checks that offsets, dtypes and shapes fit the file
             tensors = StoredTensors(file)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise VisqError(f"{file} is not a valid safetensors file ({error}); {_DAMAGED}") from error
@@ -139,9 +143,9 @@ def read_bundle(path: Path | str) -> Bundle:
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
-    """The tensors of a safetensors file, each read when it is asked for: the engine packs what it needs and drops it.
+    """The tensors of a safetensors file; each one is read on access, because the engine packs it and drops it.
 
-    The file stays open, so that an artifact may be replaced meanwhile.
+    The file stays open, so that the artifact may be replaced on disk meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,11 +159,11 @@ class StoredTensors(Mapping[str, np.ndarray]):
         }
 
     def kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """(dtype, shape) by name."""
+        """Returns the (dtype, shape) of every tensor by name."""
         return {name: (dtype, shape) for name, (_, dtype, shape) in self._entries.items()}
 
     def share(self, name: str, target: str) -> None:
-        """`name` is another name of `target`."""
+        """Makes `name` another name of tensor `target`."""
         self._entries[name] = self._entries[target]
 
     def __getitem__(self, name: str) -> np.ndarray:

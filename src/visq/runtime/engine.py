@@ -1,4 +1,4 @@
-"""An artifact, ready to run on integers."""
+"""Loads an artifact and runs it on integers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from visq.runtime.predicting import ImageLike, Prediction, Predictor
 
 
 class Executor(Protocol):
-    """Runs a program: images [B, channels, size, size] float32, normalized -> logits [B, classes] float32."""
+    """A function from normalized images [B, channels, size, size] float32 to logits [B, classes] float32."""
 
     in_float: dict[str, str]
 
@@ -31,10 +31,10 @@ class Engine:
     """The integer engine of one artifact.
 
     Attributes:
-        folder, config: of the artifact.
+        folder, config: the artifact's folder and its config.
         preprocess: how an image becomes input.
-        in_float: why, by operation, of everything that runs in float32 because the recipe or a codebook leaves it so.
-        kernel: what runs it: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
+        in_float: for each operation that runs in float32, the reason.
+        kernel: the name of the executor: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
     """
 
     def __init__(self, folder: Path | str, *, threads: int | None = None, kernel: str | None = None) -> None:
@@ -54,15 +54,19 @@ class Engine:
         self._predictor = Predictor(self, self.preprocess, self.config.classes)
 
     def __call__(self, images: Floats) -> Floats:
-        """Logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
+        """Returns the logits [B, classes] float32 of normalized images [B, channels, size, size] float32.
 
         Raises:
-            VisqError: another shape or dtype, values that are not finite or beyond `integer.images.LARGEST_PIXEL`.
+            VisqError: the images have another shape or dtype, or values that are not finite or beyond
+                `integer.images.LARGEST_PIXEL`.
         """
         return self._run(images)
 
     def profile(self, images: Floats, runs: int = 20) -> dict[str, float]:
-        """Milliseconds of thread time an image takes by kind of operation, over `runs` runs; empty for the oracle."""
+        """Returns the milliseconds of thread time for each image, by kind of operation.
+
+        Takes the mean of `runs` runs after one to warm up. The oracle gives an empty dict.
+        """
         if not isinstance(self._run, CpuEngine):
             return {}
         self(images)
@@ -80,10 +84,10 @@ class Engine:
 
         Arguments:
             images: one image or several: a path, a file's bytes, a PIL image, or pixels [H, W] or [H, W, 3] uint8.
-            upright: turns photos as their EXIF orientation asks for. `visq eval` does not, as published numbers do not.
+            upright: turns photos by their EXIF orientation. `visq eval` does not, because published numbers do not.
             batch: images that run together.
         Raises:
-            VisqError: an image that cannot be read, named; no image.
+            VisqError: an image cannot be read (the message names it), or no image is given.
         """
         found = []
         for predictions in self.predict_each(images, top, upright=upright, batch=batch):
@@ -97,7 +101,7 @@ class Engine:
     def predict_each(
         self, images: ImageLike | Iterable[ImageLike], top: int = 5, *, upright: bool = True, batch: int = 32
     ) -> Iterator[list[Prediction] | VisqError]:
-        """Yields what `predict` returns image by image, with an error in the place of an image that cannot be read.
+        """Yields the predictions of `predict` image by image, or the error of an image that cannot be read.
 
         Memory does not grow with the number of images: `images` may be a generator.
         """
@@ -105,7 +109,7 @@ class Engine:
 
 
 def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
-    """The integer engine of an artifact; what `visq.load(folder, backend="int")` returns.
+    """Returns the integer engine of an artifact, as `visq.load(folder, backend="int")` does.
 
     Arguments:
         threads: processor threads; all of them by default. Results do not depend on it.
@@ -114,7 +118,7 @@ def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
 
 
 def _executor(kernel: str | None, program: Program, bundle: Bundle, threads: int) -> tuple[str, Executor]:
-    """`kernel`: `oracle`, an instruction set, or None for the fastest there is."""
+    """Returns an executor and its name; `kernel` is `oracle`, an instruction set, or None for the fastest executor."""
     if kernel == "oracle" or (kernel is None and not available()):
         return "oracle", Oracle(program, bundle)
     engine = CpuEngine(program, bundle, threads=threads, isa=kernel)

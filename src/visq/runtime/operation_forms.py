@@ -1,4 +1,4 @@
-"""Which arithmetic form each operation of a program takes, from its codecs and parameters."""
+"""Chooses the arithmetic form of each operation of a program, from its codecs and parameters."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from visq.runtime.bundle import Bundle
 
 
 def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
-    """The form of an operation; None for sources that only move rows.
+    """Returns the form of an operation; None for sources that have only one form.
 
     Raises:
-        VisqError: parameters that do not fit the program.
+        VisqError: parameters do not fit the program. The message names the operation.
     """
     make = _FORMS.get(type(operation.source))
     try:
@@ -44,7 +44,7 @@ def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
 
 
 def reason(form: Form) -> str | None:
-    """Why a form is in float32; None for integers and for what only moves rows."""
+    """Returns the reason why a form is in float32; None for integer forms and for no form."""
     return form.reason if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d | FloatScan) else None
 
 
@@ -79,7 +79,7 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
 
 
 def _rounded_before(program: Program, windows: str) -> bool:
-    """Whether a tensor holds windows of a map that was rounded as a map: numbers of several scales side by side."""
+    """Returns whether a tensor holds windows of a map that was already quantized; its row then mixes several scales."""
     for operation in program.operations:
         stored = {step.tensor for step in operation.body if isinstance(step, Store)}
         if isinstance(operation.source, Patches) and operation.source.input is not None and windows in stored:
@@ -127,5 +127,5 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
 
 
-#: How the form of an operation is made, by the type of its source; a source that is not here only moves rows.
+#: Makes the form of an operation, by the type of its source. Other sources have only one form.
 _FORMS: dict[type, Callable[..., Form]] = {Linear: _linear, Conv1d: _conv1d, Conv2d: _conv2d, Scan: _scan}

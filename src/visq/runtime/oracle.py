@@ -1,4 +1,4 @@
-"""The program executed by slow, obvious arithmetic in NumPy: it defines what the kernels must give, bit for bit."""
+"""Runs a program by slow, obvious arithmetic in NumPy. Its results are the bits that every kernel must give."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ from visq.runtime.operation_forms import form_of, reason
 
 
 class Oracle:
-    """Runs a program on one image at a time.
+    """The executor that defines the results; it runs a program on one image at a time.
 
     Attributes:
-        in_float: why, by operation, of everything that runs in float32.
-        tensors: after a run, every tensor of the last image by name: bytes or float32, [rows, width].
+        in_float: for each operation that runs in float32, the reason.
+        tensors: after a run, every tensor of the last image by name, [rows, width] bytes or float32.
     """
 
     def __init__(self, program: Program, bundle: Bundle) -> None:
@@ -70,7 +70,7 @@ class Oracle:
         self.tensors: dict[str, np.ndarray] = {}
 
     def __call__(self, images: Floats) -> Floats:
-        """images [B, channels, size, size] float32, normalized -> [B, classes]."""
+        """Returns the logits [B, classes] float32 of normalized images [B, channels, size, size] float32."""
         logits = [self._run(image) for image in checked_images(self.program, images)]
         width = self.program.tensors[self.program.output].width
         return np.stack(logits) if logits else np.zeros((0, width), np.float32)
@@ -89,7 +89,7 @@ class Oracle:
     # --- tensors
 
     def _order(self, name: str, rows: int) -> np.ndarray:
-        """Which token of its site's scales each row of a tensor is."""
+        """Returns, for each row of a tensor, the index of its token in the site's scales."""
         return _order(rows, self.program.tensors[name].reverse)
 
     def _decoded(self, name: str) -> Floats:
@@ -106,7 +106,7 @@ class Oracle:
     # --- sources
 
     def _source(self, operation: Operation, form: Form, image: Floats) -> Floats | None:
-        """Register 0 of every row, [rows, width]; None where the body loads all it needs."""
+        """Returns register 0 of every row, [rows, width]; None where the source fills nothing."""
         source = operation.source
         if isinstance(source, Patches):
             return self._patches(source, image)
@@ -162,7 +162,7 @@ class Oracle:
         return _windows(codes, form.weight, source.padding).astype(np.float32) * form.scale + form.bias
 
     def _map(self, x: np.ndarray) -> np.ndarray:
-        """Rows of a square map as [side, side, width]."""
+        """Returns the rows [side * side, width] of a square map as [side, side, width]."""
         side = math.isqrt(len(x))
         return x.reshape(side, side, -1)
 
@@ -223,7 +223,7 @@ class Oracle:
         return codec.encode(x, self._order(step.tensor, decl.rows))
 
 
-#: How each source fills register 0; `patches` also needs the image, and `rows` fills nothing.
+#: Fills register 0, by the type of the source. `Patches` is not here, since it needs the image; `Rows` fills nothing.
 _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     Linear: Oracle._linear,
     Conv1d: Oracle._conv1d,
@@ -234,7 +234,7 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     Concat: Oracle._concat,
 }
 
-#: How each instruction with one source register computes its result.
+#: Computes the result of each instruction that reads one register, by its type.
 _INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
     Slice: Oracle._slice,
     Unary: Oracle._unary,
@@ -248,7 +248,7 @@ _INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
 
 
 def patches(image: Floats, patch: int, stride: int, padding: int = 0) -> Floats:
-    """image [channels, H, W] -> rows of patches [M, channels * patch * patch]."""
+    """Returns the patches of image [channels, H, W] as rows [M, channels * patch * patch]."""
     image = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(image, (patch, patch), (1, 2))[:, ::stride, ::stride]
     return np.ascontiguousarray(windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1] * windows.shape[2], -1))
@@ -260,7 +260,7 @@ def _order(rows: int, reverse: bool) -> np.ndarray:
 
 
 def _taps(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """sum_k x[t - K + 1 + k] weight[:, k], added up in the order of k; x [L, C], weight [C, K]."""
+    """Returns sum_k x[t - K + 1 + k] weight[:, k], added in the order of k; x [L, C], weight [C, K]."""
     taps = weight.shape[1]
     padded = np.concatenate([np.zeros((taps - 1, x.shape[1]), x.dtype), x])
     total = np.zeros_like(x)
@@ -270,7 +270,10 @@ def _taps(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _windows(x: np.ndarray, weight: np.ndarray, padding: int) -> np.ndarray:
-    """The sum over a window of x [H, W, C] times weight [C, K, K], row by row of the window -> [positions, C]."""
+    """Returns x [H, W, C] times weight [C, K, K] summed over each window, as [positions, C].
+
+    A window's terms are added row by row.
+    """
     kernel = weight.shape[1]
     x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
     height, width = x.shape[0] - kernel + 1, x.shape[1] - kernel + 1

@@ -1,4 +1,4 @@
-"""From images in any form to named classes, batch by batch, so that memory does not grow with their number."""
+"""Turns images in any form into named classes, batch by batch, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FORMS = (str, Path, bytes, Image.Image)
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class, its name (its number where classes have no names) and its probability."""
+    """A predicted class: its number, its name (the number where classes have no names) and its probability."""
 
     index: int
     name: str
@@ -34,11 +34,11 @@ class Prediction:
 
 
 class Predictor:
-    """Turns images into predictions with a function from normalized images to logits.
+    """A way from images to predictions, through a function from normalized images to logits.
 
     Arguments:
         run: images [B, channels, size, size] float32 -> logits [B, classes] float32.
-        names: the class names. Without them, 1,000 classes are called as ImageNet's.
+        names: the class names. Without them, a network with 1,000 classes gets ImageNet's names.
     """
 
     def __init__(self, run: Callable[[Floats], Floats], preprocess: Preprocess, names: Sequence[str] | None) -> None:
@@ -51,7 +51,7 @@ class Predictor:
         """Yields, for every image in order, its `top` classes, likeliest first, or why it cannot be read.
 
         Raises:
-            VisqError: `images` are none of the forms, or `top` or `batch` is below 1.
+            VisqError: `images` have none of the forms of `ImageLike`, or `top` or `batch` is below 1.
         """
         if top < 1 or batch < 1:
             raise VisqError(f"top and batch must be at least 1, not {top} and {batch}")
@@ -104,7 +104,7 @@ class Predictor:
 
 
 def as_images(given: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Returns images one by one, of a single image, an array of several, or any iterable.
+    """Returns an iterable of single images; `given` is one image, an array of several, or any iterable.
 
     Raises:
         VisqError: `given` is none of these.

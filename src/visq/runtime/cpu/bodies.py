@@ -30,11 +30,11 @@ from visq.runtime.cpu.schedule import origins, reads_registers
 
 
 class Body:
-    """Writes the instructions of one operation.
+    """The body of one operation, written into the engine instruction by instruction.
 
     Arguments:
         tensors: the engine's index of every tensor written so far, by name.
-        duplicates: tensors that hold what another one holds, and are not stored again.
+        duplicates: by name of a tensor that is not stored, the stored tensor with the same content.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Body:
         self.slots = Slots(operation)
 
     def write(self, written_by_scan: Store | Round | None, y: int) -> None:
-        """Writes every instruction but `written_by_scan`, whose codes the scan has stored in tensor `y` itself."""
+        """Writes every instruction except `written_by_scan`, whose codes the scan itself stores in tensor `y`."""
         for index, step in enumerate(self.operation.body):
             if step is not written_by_scan:
                 _INSTRUCTIONS[type(step)](self, step)
@@ -61,7 +61,7 @@ class Body:
             self.slots.free_after(index)
 
     def slot(self, step: Any) -> int:
-        """Takes memory for a result as wide as the instruction's source."""
+        """Takes memory for a result as wide as the register `step.src`, and returns its offset."""
         return self.slots.take(step.dst, self.slots.width[step.src])
 
     def store(self, step: Store) -> None:
@@ -127,10 +127,10 @@ _INSTRUCTIONS: dict[type, Callable[[Body, Any], None]] = {
 
 
 class Slots:
-    """Places the registers of a body in a row of float32; memory is used again after a register's last reader.
+    """The places of a body's registers in a row of float32; memory is used again after a register's last reader.
 
     Attributes:
-        width: of every register so far.
+        width: the width of every register written so far.
     """
 
     def __init__(self, operation: Operation) -> None:
@@ -161,7 +161,8 @@ class Slots:
 def rotation_room(width: int, order: int) -> int:
     """Returns the floats a rotation by a matrix [order, order] needs beside its result.
 
-    A single product needs its input. Sums and differences need two rows of them and the products, each padded.
+    A rotation by one full matrix needs room for its input. Otherwise it needs two rows of sums and differences, and
+    one of products, all padded.
     """
     row = pad(width, LANES)
     return row if order == width else 2 * (row + LANES) + width // order * pad(order, LANES)

@@ -1,4 +1,4 @@
-"""Hands codecs to the C++ engine, each once."""
+"""Hands each codec to the C++ engine once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from visq.integer.codecs import Codec
 from visq.native.memory import empty
 from visq.runtime.bundle import Bundle
 
-#: A code less its zero point fits 16 bits.
+#: With zero points up to this, a code less its zero point fits 16 bits.
 LARGEST_ZERO_POINT = 16000
 
 
 class CodecTable:
-    """The engine's index of each codec. Codecs with equal numbers share one."""
+    """The engine's index of each codec. Codecs with equal numbers share an index."""
 
     def __init__(self, bundle: Bundle, engine: Any) -> None:
         self.bundle, self.engine = bundle, engine
@@ -40,7 +40,7 @@ def codec_arrays(site: str, codec: Codec, rows: int, width: int, reverse: bool) 
     """Returns a codec as the extension takes it: a factor for each channel and row, zero points, range, table.
 
     Raises:
-        VisqError: a codec that was made for another shape, or whose numbers the engine cannot hold.
+        VisqError: the codec was made for another shape, or the engine cannot hold its numbers.
     """
     order = slice(None, None, -1 if reverse else 1)
 

@@ -1,6 +1,6 @@
-"""A program on the C++ engine: parameters are packed once, then images run without Python in between.
+"""Runs a program on the C++ engine: parameters are packed once, then images run without Python in between.
 
-The bits are those of `visq.runtime.oracle`, on every instruction set, for every thread count and batch.
+Results have the bits of `visq.runtime.oracle`, on every instruction set, for every thread count and batch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from visq.runtime.cpu.writer import Writer
 
 
 class CpuEngine:
-    """Runs a program on images.
+    """The executor that runs a program on the C++ engine.
 
     Arguments:
-        threads: how many threads a run may use; by default as many processors as this process may keep busy.
+        threads: threads that a run may use; by default as many processors as this process may keep busy.
         isa: one of `engine_isas()`, or `EMULATED`; by default VISQ_ISA or the fastest.
-        separate_memory: gives every tensor memory of its own, so that `tensors` has them after a run.
+        separate_memory: gives every tensor its own memory, so that `tensors` can read it after a run.
 
     Attributes:
-        in_float: for each operation that runs in float32, why.
+        in_float: for each operation that runs in float32, the reason.
         classes: width of the output.
 
     Raises:
-        VisqError: parameters that do not fit the program, a range the engine has no form for, an instruction set this
-            machine lacks, a number of threads that makes no sense.
+        VisqError: parameters do not fit the program, numbers are out of the engine's range, this machine lacks the
+            instruction set, or the number of threads makes no sense.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class CpuEngine:
         return int(self._engine.parameter_bytes)
 
     def __call__(self, images: Floats) -> Floats:
-        """Returns logits [B, classes] float32 of images [B, channels, size, size] float32, normalized.
+        """Returns logits [B, classes] float32 of normalized images [B, channels, size, size] float32.
 
         Raises:
-            VisqError: images of another shape or type, or with values that are not finite.
+            VisqError: as `visq.integer.images.checked_images`.
         """
         images = checked_images(self.program, images)
         out = np.empty((len(images), self.classes), np.float32)
@@ -84,7 +84,11 @@ class CpuEngine:
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Every tensor of the last image by name, [rows, width] bytes or float32. Needs `separate_memory`."""
+        """Tensors of the last image by name, [rows, width] bytes or float32.
+
+        Raises:
+            VisqError: the engine was made without `separate_memory`.
+        """
         if not self.separate_memory:
             raise VisqError("the engine has its tensors only when it was made with separate_memory=True")
         found = {}
@@ -97,13 +101,13 @@ class CpuEngine:
 
     @property
     def bodies(self) -> dict[str, str]:
-        """Row instructions by operation, a bar between chains. A chain keeps its values in registers."""
+        """Row instructions by operation, with a bar between chains. A chain keeps its values in registers."""
         return dict(zip((op.name for op in self.program.operations), self._engine.bodies(), strict=True))
 
     def enable_profile(self, on: bool = True) -> None:
-        """Starts counting time from zero, or stops."""
+        """Starts to measure time from zero, or stops."""
         self._engine.enable_profile(on)
 
     def profile(self) -> dict[str, float]:
-        """Returns seconds, summed over threads, by kind of operation: of its source, and of its body."""
+        """Returns seconds, summed over threads, by kind of source and for bodies."""
         return dict(self._engine.profile())

@@ -1,4 +1,4 @@
-"""Orders operations, and says what they read and write."""
+"""Orders operations so that independent scans run together, and finds the tensors and registers they use."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from visq.integer.operations import Binary, Instruction, Load, Operation, Scan, 
 def scans_together(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
     """Returns the operations with scans as late as possible, so that independent scans follow each other.
 
-    These are the two directions of a Vim and the four of a VMamba. Threads then meet less often, and find more tasks
-    at a time.
+    Such scans are the two directions of a Vim and the four of a VMamba. Together they give threads more tasks at a
+    time, and threads wait for each other less often.
 
-    It ends for every program that was checked: the first operation put off is a scan, and all it reads was written by
-    operations that are done, or by its own body. So each turn of the loop orders at least one.
+    The loop ends for every checked program. The first operation put off is a scan, and it reads only tensors of
+    ordered operations or of its own body. So each turn orders at least one operation.
     """
     ordered: list[Operation] = []
     left = list(operations)
     while left:
         later = _put_off(left, ordered)
         left = _next_scans(later, ordered)
-        if later and len(left) == len(later):  # only a program that reads what nobody wrote
+        if later and len(left) == len(later):  # only in a program that reads a tensor nobody wrote
             raise VisqError(f"operation {left[0].name} waits for itself")
     return tuple(ordered)
 
 
 def _put_off(operations: list[Operation], ordered: list[Operation]) -> list[Operation]:
-    """Orders what no scan holds up; returns the scans and all that reads what they write."""
+    """Orders the operations that wait for no scan; returns the scans and the operations that wait for one."""
     later: list[Operation] = []
     waiting: set[str] = set()
     for operation in operations:
@@ -37,10 +37,13 @@ def _put_off(operations: list[Operation], ordered: list[Operation]) -> list[Oper
 
 
 def _next_scans(operations: list[Operation], ordered: list[Operation]) -> list[Operation]:
-    """Orders the scans that read nothing an earlier one of `operations` writes; returns the others."""
+    """Orders the scans that wait for no other of `operations`; returns the rest.
+
+    The body of a scan may read the results of scans ordered before it.
+    """
     waiting: set[str] = set().union(*map(stores, operations))
     left: list[Operation] = []
-    bodies: set[str] = set()  # what ordered scans store: the bodies of later scans may read it
+    bodies: set[str] = set()  # tensors that ordered scans store, which bodies of later scans may read
     for operation in operations:
         others = waiting - bodies - stores(operation)
         free = waiting.isdisjoint(inputs(operation.source)) and others.isdisjoint(loads(operation))

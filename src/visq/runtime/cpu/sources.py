@@ -41,7 +41,7 @@ from visq.runtime.bundle import Bundle
 
 @dataclass(frozen=True)
 class Target:
-    """Where a source goes.
+    """The engine and the operation that a source is written for.
 
     Attributes:
         tensors: the engine's index of every tensor written so far, by name.
@@ -56,7 +56,7 @@ class Target:
 
 
 def add_source(target: Target, form: Form) -> None:
-    """Starts an operation in the engine: its source, in the arithmetic form it has."""
+    """Starts an operation in the engine with its source, in arithmetic form `form`."""
     source = target.operation.source
     _SOURCES[type(source)](target, source, form)
 

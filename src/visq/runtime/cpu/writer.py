@@ -1,4 +1,4 @@
-"""Hands a program to the C++ engine, one operation after the other, and decides where each tensor lies."""
+"""Hands a program to the C++ engine, operation by operation, and places each tensor in memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from visq.runtime.operation_forms import form_of, reason
 
 
 class Writer:
-    """Writes a program into an engine.
+    """A program on its way into an engine.
 
     Attributes:
-        in_float: for each operation that runs in float32, why.
+        in_float: for each operation that runs in float32, the reason.
     """
 
     def __init__(self, program: Program, bundle: Bundle, engine: Any, separate_memory: bool) -> None:
@@ -27,11 +27,11 @@ class Writer:
         self.in_float: dict[str, str] = {}
         self.codecs = CodecTable(bundle, engine)
         self.tensors: dict[str, int] = {}
-        # By name, the tensor that holds the same codes and was stored first.
+        # By name of a tensor that is not stored, the stored tensor with the same content.
         self.duplicates: dict[str, str] = {}
         self.arena = Arena(LINE)
         self.offsets: dict[str, int] = {}
-        # Tensors that the operations of the running phase write, and memory to free after it.
+        # Tensors that the current phase writes, and offsets of memory to free after it.
         self.phase: set[str] = set()
         self.unused: list[int] = []
         self.last_reader = self._last_readers()
@@ -45,7 +45,7 @@ class Writer:
         return self.tensors
 
     def _last_readers(self) -> dict[str, int]:
-        """The operation that reads a tensor last, or that writes it where none reads it."""
+        """Returns the index of the operation that reads each tensor last, or writes it if none reads it."""
         last: dict[str, int] = {}
         for index, operation in enumerate(self.program.operations):
             for name in inputs(operation.source):
@@ -66,7 +66,7 @@ class Writer:
         if isinstance(operation.source, Scan):
             by_scan = self._only_rounding_of_y(operation)
             y = self._scan_output(operation, by_scan)
-        form = form_of(self.program, operation, self.bundle)  # dropped at once: the engine has its own packed copy
+        form = form_of(self.program, operation, self.bundle)  # not kept: the engine has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
         add_source(Target(self.engine, self.bundle, operation, self.tensors, y), form)
@@ -78,9 +78,9 @@ class Writer:
             self.unused += [self.offsets[name] for name, last in self.last_reader.items() if last == index]
 
     def _joins(self, operation: Operation, before: Operation) -> bool:
-        """Whether an operation may run tile by tile with those before it: it reads only its own row of what they write.
+        """Returns whether an operation may join the current phase and run tile by tile with it.
 
-        Their memory is used again only after all of them.
+        It may if it reads only its own row of tensors that the phase writes. Memory is freed after the whole phase.
         """
         source = operation.source
         starts_scan = isinstance(source, Scan) and not isinstance(before.source, Scan)
@@ -98,7 +98,7 @@ class Writer:
         self.unused.clear()
 
     def _codec(self, name: str) -> int:
-        """The index of a tensor's codec; -1 for float32."""
+        """Returns the engine's index of a tensor's codec; -1 for float32."""
         decl = self.program.tensors[name]
         return -1 if decl.site is None else self.codecs.index(decl.site, decl.rows, decl.width, decl.reverse)
 
@@ -108,7 +108,7 @@ class Writer:
         self.tensors[name] = self.engine.add_tensor(decl.rows, decl.width, self.offsets[name], self._codec(name))
 
     def _place_stores(self, operation: Operation) -> None:
-        """Places the tensors a body stores. A body that stores the same codes twice stores them once."""
+        """Places the tensors that a body stores. Stores of one register with one codec share a place."""
         stored: dict[tuple[tuple[int, int], int, int], str] = {}
         registers = origins(operation)
         for step in operation.body:
@@ -126,7 +126,10 @@ class Writer:
     # --- a scan's result
 
     def _only_rounding_of_y(self, operation: Operation) -> Store | Round | None:
-        """The instruction that makes codes of y, if nothing else reads y: then the scan writes the codes itself."""
+        """Returns the instruction that rounds y to codes, if it alone reads y; otherwise None, also for a table.
+
+        The scan then writes the codes itself.
+        """
         readers = [step for step in operation.body if 0 in reads_registers(step)]
         if len(readers) != 1 or not isinstance(readers[0], Store | Round):
             return None
@@ -135,7 +138,7 @@ class Writer:
         return None if site is None or self.bundle.codec(site).table is not None else reader
 
     def _scan_output(self, operation: Operation, by_scan: Store | Round | None) -> int:
-        """The index of the tensor a scan writes y to, as codes where `by_scan` makes them."""
+        """Returns the engine's index of the tensor that a scan writes: codes of `by_scan`, or float32 if None."""
         rows, width = operation.rows, operation.width
         if isinstance(by_scan, Store):
             return self.tensors[by_scan.tensor]
