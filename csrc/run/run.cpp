@@ -82,7 +82,7 @@ struct Engine::Run {
   std::atomic<bool> leader_sleeps{false};
 
   static constexpr uint64_t kOver = ~uint64_t{0}, kWholeImages = 1;  // generations; phases of single images follow
-  static constexpr int kSpins = 4000;                                // some 100 microseconds
+  static constexpr int kSpins = 16000;                               // some 400 microseconds: longer than a phase
 
   // Takes and runs one task of the open phase. Returns false where none is left.
   bool take(int index) {
