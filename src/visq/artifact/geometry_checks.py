@@ -52,6 +52,7 @@ class _Shown:
         return next((found for name, found in self.operations.items() if name.endswith(end)), None)
 
     def width(self, end: str) -> int:
+        """Returns the width of the first operation whose name ends with `end`, or 0."""
         found = self.operation(end)
         return 0 if found is None else found.width
 

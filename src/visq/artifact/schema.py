@@ -22,6 +22,8 @@ TENSOR_FILE = "model.safetensors"
 
 
 class Strict(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -197,6 +199,7 @@ def self_hash(values: dict[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -79,6 +79,7 @@ def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, na
 
 
 def bias(module: Linear | PatchConv2d | CausalConv1d | Conv2d, name: str) -> str | None:
+    """Returns the name of a module's bias, or None without one."""
     return f"{name}.bias" if module.bias is not None else None
 
 
@@ -89,6 +90,11 @@ def linear(lowering: Lowering, module: Linear, name: str, x: Value) -> Value:
 
 @lowers(PatchConv2d)
 def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Image) -> Value:
+    """Cuts patches, then multiplies matrices. Returns tokens [M, out_channels].
+
+    Raises:
+        LoweringError: the input is not the image, or the patches are not square.
+    """
     if not isinstance(image, Image):
         raise LoweringError(f"{name}: a patch convolution reads the image")
     (patch, other), (stride, other_stride) = module.kernel_size, module.stride
@@ -103,6 +109,12 @@ def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Imag
 
 @lowers(Conv2d)
 def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map:
+    """Lowers a dense convolution to windows and a product, and a depthwise one to an operation of its own.
+
+    Raises:
+        LoweringError: the input is not a map or the image, a size is not square, or the groups are neither one nor one
+            per channel.
+    """
     if not isinstance(x, Map | Image):
         raise LoweringError(f"{name}: a convolution reads a map or the image")
     (kernel, other), (stride, other_stride) = module.kernel_size, module.stride
@@ -154,6 +166,7 @@ def rows_of(lowering: Lowering, name: str, x: Map | Image) -> Value:
 
 
 def conv_input(lowering: Lowering, module: CausalConv1d | Conv2d, name: str, x: Value) -> Value:
+    """Rounds a convolution's input by its site. Raises LoweringError for a rotated site."""
     x = lowering.site(x, f"{name}.in", module.site_in)
     if x.rotated:
         raise LoweringError(f"{name}.in: a convolution over a rotated tensor")

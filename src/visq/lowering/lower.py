@@ -44,6 +44,7 @@ class _Walk(Lowering):
         self.values: dict[fx.Node, Any] = {}
 
     def run(self) -> Program:
+        """Traces the network and lowers every node. Raises LoweringError."""
         try:
             graph = _Tracer().trace(self.model)
         except fx.proxy.TraceError as error:

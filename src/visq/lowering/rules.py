@@ -46,6 +46,7 @@ def mul(lowering: Lowering, a: Any, b: Any) -> Any:
 
 @rule
 def truediv(lowering: Lowering, a: Value, b: float) -> Any:
+    """Multiplies by 1 / b. Raises LoweringError unless `(1 / b) * b == 1`."""
     if not isinstance(b, int | float) or b == 0 or (1 / b) * b != 1:
         raise LoweringError("a division by something else than a number with an exact reciprocal")
     return lowering.binary("mul", a, 1 / b)
@@ -80,6 +81,7 @@ def double(lowering: Lowering, x: Parameter) -> Parameter:
 
 @rule
 def to(lowering: Lowering, x: Parameter, like: Parameter) -> Parameter:
+    """Returns the parameter unchanged: the conversion undoes `double`."""
     if not isinstance(x, Parameter) or not isinstance(like, Parameter):
         raise LoweringError("a conversion of an activation")
     return x
@@ -118,6 +120,7 @@ def split(lowering: Lowering, x: Value, sizes: list[int], dim: int = 0) -> tuple
 
 @rule
 def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
+    """Takes an item of a tuple, one row of a sequence (`x[:, i]`) or a run of its rows (`x[:, i:j]`)."""
     if isinstance(x, tuple):
         return x[index]
     everything = slice(None)
@@ -141,6 +144,7 @@ def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
 
 @rule
 def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) -> Map:
+    """Returns a sequence [height * width, C] as a map of `sizes` (height, width)."""
     if not isinstance(x, Value) or x.reverse or dim != 1 or len(sizes) != 2 or sizes[0] * sizes[1] != x.rows:
         raise LoweringError(f"unflatten of dimension {dim} to {sizes}: tokens in order make a map")
     return Map(x, *sizes)
@@ -148,6 +152,7 @@ def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) ->
 
 @rule
 def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -> Value:
+    """Returns the positions of a map as a sequence, row by row."""
     if not isinstance(x, Map) or (start_dim, end_dim) != (1, 2):
         raise LoweringError("flatten of something else than a map")
     return x.value
@@ -155,6 +160,7 @@ def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -
 
 @rule
 def transpose(lowering: Lowering, x: Map, dim0: int, dim1: int) -> Map:
+    """Swaps height and width of a map, which reorders its positions."""
     if not isinstance(x, Map) or {dim0, dim1} != {1, 2}:
         raise LoweringError("transpose of something else than a map")
     source = ir.Transpose(input=lowering.builder.tensor(x.value), height=x.height, width=x.width)
@@ -179,6 +185,11 @@ RULES["getattr"] = shape
 
 @rule
 def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
+    """Concatenates rows: parameters of one row, sequences and runs of their rows.
+
+    Raises:
+        LoweringError: another dimension, or a flipped sequence.
+    """
     if dim != 1:
         raise LoweringError(f"concatenation along dimension {dim}")
     placed: list[Any] = []

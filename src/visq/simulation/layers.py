@@ -57,6 +57,7 @@ def deploys(layer: type[nn.Module]) -> Callable[[Function], Function]:
 
 @deploys(Site)
 def site(site: Site, x: Tensor) -> Tensor:
+    """Rounds x as the engine does, which treats NaN as the largest code and rotates in its own order of sums."""
     if isinstance(site.quantizer, RotatedQuantizer) and not site.baked:
         rotation = site.quantizer.coordinates()
         turned = nan_as_largest(exact.rotate(x, rotation.matrix, rotation.divisor))
@@ -84,6 +85,7 @@ def patch_conv2d(module: PatchConv2d, images: Tensor) -> Tensor:
 
 @deploys(Conv2d)
 def conv2d(module: Conv2d, x: Tensor) -> Tensor:
+    """Convolves a map x [B, H, W, C] -> [B, H', W', C'] float32."""
     x = module.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
     padding = padding_of(module)
     sizes = zip(x.shape[1:3], module.kernel_size, module.stride, strict=True)
@@ -114,6 +116,7 @@ def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
 
 @deploys(CausalConv1d)
 def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
+    """Convolves x [B, L, C], in integers or in float32 tap by tap. Returns [B, L, C] float32."""
     x = module.site_in(x)
     form = cached(module, lambda: products.conv1d(module))
     weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
@@ -173,6 +176,7 @@ def layer_norm(module: LayerNorm, x: Tensor) -> Tensor:
 
 @deploys(SelectiveScan)
 def selective_scan(module: SelectiveScan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """Scans in fixed point where the quantizers allow it, otherwise in float32. Returns y [B, L, C] float32."""
     delta, B, C = module.site_delta(delta), module.site_b(B), module.site_c(C)
     y = module.recurrence.in_fixed_point(u, delta, A, B, C)
     return module.site_y(exact.float_scan(u, delta, B, C, products.float_scan(module, A)) if y is None else y)

@@ -115,10 +115,12 @@ def product(module: Dense) -> Product | OrderedProduct:
 
 
 def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
+    """Returns the form of a causal depthwise convolution over tokens."""
     return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv1d, FloatConv1d)
 
 
 def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
+    """Returns the form of a depthwise convolution over maps."""
     return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv2d, FloatConv2d)
 
 
