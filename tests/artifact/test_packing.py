@@ -1,3 +1,5 @@
+"""Tests that packed codes unpack to themselves, and that bad codes and bytes are refused."""
+
 from __future__ import annotations
 
 import numpy as np

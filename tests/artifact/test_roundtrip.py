@@ -1,3 +1,5 @@
+"""Tests that a saved model loads with the same bits, and that the artifact is small and describes itself."""
+
 from __future__ import annotations
 
 import json

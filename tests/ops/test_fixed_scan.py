@@ -173,7 +173,7 @@ def test_packed_kernels_go_with_their_parameters(asymmetric: bool, fused: bool) 
 
 
 def test_scales_that_float32_cannot_invert_are_refused() -> None:
-    """No constructor accepts such a scale. A scale that is changed later is refused where it would be used."""
+    """A constructor refuses such a scale. If a scale changes later, its user refuses it."""
     case = Case(divisors=True)
     assert case.bbar.smooth is not None
     case.bbar.smooth.fill_(1e-38)

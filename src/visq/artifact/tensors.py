@@ -22,12 +22,12 @@ from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, named_sites, site_parameter
 
-#: Parts stored as small integers: choices (dtype, smallest, largest), of which the first that fits is used.
+#: Parts stored as small integers. The first choice (dtype, smallest, largest) that fits is used.
 SMALL_INTEGERS = {
     "zero_point": ((torch.uint8, 0, 255), (torch.int16, -32768, 32767)),
     "group": ((torch.uint8, 0, 255), (torch.int16, 0, 32767)),
 }
-#: From this many bytes, a tensor is stored once even if several sites have an equal one.
+#: Equal tensors of at least this many bytes are stored once.
 SHARED_BYTES = 1024
 ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choices in SMALL_INTEGERS.items()}
 

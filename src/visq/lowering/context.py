@@ -35,7 +35,7 @@ class Lowering:
         return Value("round", x.rows, x.width, (x,), {"site": name, "rotated": rotated}, x.reverse)
 
     def unary(self, function: str, x: Value) -> Value:
-        """Returns a row function, such as `silu`, of each element of x."""
+        """Applies a function of one argument (`silu`, `neg`, ...) to each element of x."""
         return Value("unary", x.rows, x.width, (x,), {"function": function}, x.reverse)
 
     def binary(self, function: str, a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""DVMSR, super-resolution with Mamba-1 mixers (arXiv 2405.03008), public code https://github.com/nathan66666/DVMSR.
+"""Defines DVMSR (arXiv 2405.03008, https://github.com/nathan66666/DVMSR): super-resolution with Mamba-1 mixers.
 
 This file is the worked example of docs/add-a-model.md, written from the checkpoint's keys and the results of the public
 forward pass. Parameters keep the checkpoint's names. It supports the released variant only: `pixelshuffledirect`,
@@ -86,7 +86,7 @@ class DVMSR(StagedNetwork):
     def stages(self) -> list[Stage]:
         """Returns the steps of the forward pass.
 
-        Between them go the first features, inside a group also the group's input, and the features.
+        A step passes on the first features and the current features; inside a group, also the group's input.
         """
         stages = [Stage("embed", self.embed, ("conv_first", "patch_embed"))]
         for i, group in enumerate(self.layers):
@@ -114,7 +114,7 @@ class DVMSR(StagedNetwork):
 
 
 def inside(block: nn.Module, first: Tensor, *group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs a block. `group` is the group's input, and the features where they differ from it."""
+    """Runs a block. `group` is (input of the group,), or (input of the group, features) after its first block."""
     return first, group[0], block(group[-1])
 
 

@@ -1,4 +1,4 @@
-"""Vision Mamba (Vim), bidirectional `bimamba v2` with a middle class token.
+"""Defines Vision Mamba (Vim): bidirectional `bimamba v2` mixers and a class token in the middle.
 
 Paper: Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model, https://arxiv.org/abs/2401.09417
 Public code: https://github.com/hustvl/Vim (Apache-2.0); this file is written from the paper and the checkpoint's keys.

@@ -1,4 +1,4 @@
-"""VMamba (arXiv 2401.10166), official code https://github.com/MzeroMiko/VMamba: `v0` and `v05_noz`.
+"""Defines VMamba (arXiv 2401.10166) as in https://github.com/MzeroMiko/VMamba, variants `v0` and `v05_noz`.
 
 Maps are [B, H, W, C] between blocks; inside a block they are token sequences [B, L, C], row by row. SS2D scans them in
 four orders: rows, columns, and both reversed.
@@ -35,8 +35,8 @@ class VMambaConfig:
     Attributes:
         embed_dim: channels of the first level; each later level of `depths` has twice as many as the one before.
         d_state, expand, mlp_ratio: states N of the scan, d_inner / channels, hidden channels of the MLP / channels.
-        forward_type: `v0` gates with SiLU(z), has no MLP (`mlp_ratio` 0) and merges patches as Swin does; `v05_noz` has
-            no gate, and overlapping convolutions for stem and downsampling.
+        forward_type: `v0` gates with SiLU(z), has no MLP (`mlp_ratio` 0) and merges patches as Swin does. `v05_noz` has
+            no gate; its stem and downsampling are overlapping convolutions.
     """
 
     image_size: int = 224
@@ -226,7 +226,7 @@ class VMamba(StagedNetwork):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initializes as the public code: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
+        """Initializes as the public code does: linears with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
