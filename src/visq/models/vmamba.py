@@ -226,7 +226,7 @@ class VMamba(StagedNetwork):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initializes as the public code does: linears with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
+        """Initializes as in the public code: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
