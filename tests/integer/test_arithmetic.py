@@ -1,4 +1,4 @@
-"""The engine's own functions against exact ones, within the errors that docs/integer-semantics.md states."""
+"""Checks that the engine's functions stay within the errors that docs/integer-semantics.md states."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Products with codes of 4 bits against float64, written from docs/integer-semantics.md.
+"""Checks products of 4-bit codes and row instructions against float64, written from docs/integer-semantics.md.
 
-The reference decodes bytes and codes by the formula of the page, multiplies in float64, and shares no code with
-`integer.forms` or the codecs: of a codec it reads the numbers that an artifact stores. The bounds count roundings to
-float32 of 2^-24 each; the sums of a form in integers have none.
+The reference decodes bytes and codes by the formula of the page and multiplies in float64. It shares no code with
+`integer.forms` or the codecs, and reads only the numbers of a codec that an artifact stores. The bounds count roundings
+to float32, 2^-24 each. Sums of an integer form are exact.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from visq.native.extension import available
 from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
 
-#: Half a unit in the last place of float32, relative.
+#: Relative error of one rounding to float32: half a unit in the last place.
 ULP = 2.0**-24
-#: A sum to float32, a product of two scales, two products with scales, an addition of the bias; and one to spare.
+#: Roundings of an integer form: the sum, the product of two scales, two products with scales, the bias; one is spare.
 ROUNDINGS = 6
-#: Kinds of quantizers of 4 bits whose scale and zero point leave a sum over channels.
+#: Kinds of 4-bit quantizers with one scale and one zero point for all channels of a row.
 NARROW = (
     "tensor 4 bits",
     "token 4 bits",
@@ -32,12 +32,15 @@ NARROW = (
     "token asymmetric 4 bits",
     "token one zero 4 bits",
 )
-#: Those whose values are whole numbers of one unit.
+#: Kinds of quantizers whose values are whole multiples of one unit.
 WIDE = ("groups 4 bits", "groups asymmetric 4 bits", "twin table", "token twin table")
 
 
 def decoded(codec: Codec, data: np.ndarray, reverse: bool = False) -> np.ndarray:
-    """(byte - offset - zero) * scale * smooth, or table[byte] * scale * smooth: bytes [rows, width] in float64."""
+    """Returns the values of bytes [rows, width] in float64.
+
+    These are (byte - offset - zero) * scale * smooth, or table[byte] * scale * smooth.
+    """
     rows, width = data.shape
     by_token = codec.step_token is not None
 
@@ -61,7 +64,7 @@ def expected_weight(maker: Maker, name: str) -> np.ndarray:
 
 
 def results(maker: Maker, output: str) -> tuple[Oracle, list[np.ndarray]]:
-    """The output of the oracle, and of the engine where there is one, float32."""
+    """Returns the oracle, and the float32 output of it and of the engine where that is installed."""
     program, images = maker.program(output), maker.images()
     oracle = Oracle(program, maker.bundle)
     oracle(images)
@@ -74,7 +77,7 @@ def results(maker: Maker, output: str) -> tuple[Oracle, list[np.ndarray]]:
 
 
 def compare(found: list[np.ndarray], exact: np.ndarray, magnitude: np.ndarray, roundings: float = ROUNDINGS) -> None:
-    """Within so many roundings of the exact values, where `magnitude` is what rounded values stay below."""
+    """Checks that values are within so many roundings of the exact ones; `magnitude` bounds every rounded value."""
     assert np.abs(exact).max() > 0.01  # something was computed
     for values in found:
         error = np.abs(values.astype(np.float64) - exact)
@@ -101,7 +104,7 @@ def test_linear(kind: str, reverse: bool, rows: int, K: int, N: int) -> None:
 
 @pytest.mark.parametrize("kind", ["channel 4 bits", "table", None])
 def test_linear_in_float(kind: str | None) -> None:
-    """Products and sums are rounded one by one: K + 2 roundings of what the magnitudes add up to."""
+    """Every product and sum is rounded: K + 2 roundings, each of at most the sum of magnitudes."""
     rows, K, N = 7, 33, 9
     maker = Maker(2)
     x = maker.random(rows, K, kind)
@@ -175,7 +178,7 @@ def test_conv2d(kind: str, kernel: int, padding: int) -> None:
 
 
 def body(rows: int, width: int, write: Callable[[Maker], int]) -> tuple[Maker, np.ndarray, list[np.ndarray]]:
-    """(maker, the row instruction's input [rows, width] in float64, results of it)."""
+    """Returns the maker, the row instruction's input [rows, width] in float64, and its results."""
     maker = Maker(5)
     x = maker.random(rows, width, scale=4.0)
     maker.operation(ir.Rows(), rows, 0)
@@ -192,7 +195,7 @@ def erf(x: np.ndarray) -> np.ndarray:
     return np.vectorize(erf)(x)
 
 
-#: The function in float64 and its error by docs/integer-semantics.md: of e^-x, 2e-7 and the rounding of x log2 e.
+#: The float64 function and its error by docs/integer-semantics.md. e^-x has 2e-7 and the rounding of x log2 e.
 FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     "silu": (lambda x: x / (1 + np.exp(-x)), lambda x, y: np.abs(y) * (2e-7 + (4 + 2 * np.abs(x)) * ULP)),
     "softplus": (lambda x: np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0), lambda x, y: 2e-6 * y),
@@ -214,7 +217,7 @@ def test_functions(name: str) -> None:
 
 @pytest.mark.parametrize(("op", "function"), [("add", np.add), ("mul", np.multiply)])
 def test_operations_of_two_registers_round_once(op: str, function: Callable[..., np.ndarray]) -> None:
-    """x and 0.3 x, combined: the float64 result rounded to float32 is the only right answer."""
+    """For x and 0.3 x, only the float64 result rounded to float32 is right."""
 
     def write(maker: Maker) -> int:
         maker.step(ir.WithScalar(dst=1, src=0, value=0.3), 20)
@@ -240,7 +243,10 @@ def test_constants_round_once(op: str) -> None:
 
 @pytest.mark.parametrize("width", [5, 16, 100])
 def test_rms_norm(width: int) -> None:
-    """A sum of width / 16 squares in each lane and four foldings, which a root halves; then seven roundings."""
+    """Each lane adds width / 16 squares, and lanes are folded four times.
+
+    The root halves the error of this sum. Seven roundings follow.
+    """
 
     def write(maker: Maker) -> int:
         weight = ir.Constant(name=maker.parameter(width))
@@ -254,7 +260,7 @@ def test_rms_norm(width: int) -> None:
 
 @pytest.mark.parametrize("width", [5, 16, 100])
 def test_layer_norm(width: int) -> None:
-    """The mean has width / 16 + 6 roundings of the mean magnitude, which move every d and the deviation."""
+    """The mean is off by width / 16 + 6 roundings of the mean magnitude, and this moves every d and the deviation."""
 
     def write(maker: Maker) -> int:
         weight, bias = (ir.Constant(name=maker.parameter(width)) for _ in range(2))
@@ -281,7 +287,10 @@ def test_mean() -> None:
 
 @pytest.mark.parametrize(("width", "order"), [(12, 12), (24, 3), (32, 1)])
 def test_rotate(width: int, order: int) -> None:
-    """(x / divisor) (H x matrix) by Sylvester's matrix in full: log2 of the runs, and order, roundings of a sum."""
+    """The reference multiplies by the full matrix H x matrix with Sylvester's H.
+
+    A sum has log2(runs) + order roundings.
+    """
 
     def write(maker: Maker) -> int:
         matrix = maker.rng.normal(0, 1, (order, order)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A program is checked completely before anything is computed from it."""
+"""Checks that an inconsistent program is refused before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MODEL = create_model(
     "vim", image_size=8, patch_size=4, stride=4, channels=1, embed_dim=8, depth=1, d_state=2, num_classes=3
 )
 PROGRAM = lower(MODEL.eval()).to_json()
-#: With every operation over maps.
+#: A program with every operation over maps.
 MAPS = lower(
     create_model("vmamba", image_size=8, channels=1, embed_dim=4, depths=[1, 1], mlp_ratio=1, num_classes=3).eval()
 ).to_json()
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Of every leaf of a JSON value."""
+    """Returns the path of every leaf of a JSON value."""
     if isinstance(value, dict):
         return [p for key, item in value.items() for p in paths(item, (*path, key))]
     if isinstance(value, list):
@@ -142,7 +142,7 @@ def test_operations_over_maps_have_the_shape_of_their_input(operation: int, key:
 
 
 def test_a_map_that_is_not_square_is_refused() -> None:
-    """Twelve rows: neither windows nor a depthwise convolution has a side of them."""
+    """Twelve rows are no square, so windows and depthwise convolutions find no side."""
     for source in ({"kind": "patches", "patch": 1, "stride": 1}, {"kind": "conv2d", "weight": "w", "kernel": 1}):
         tensors = {"image": {"rows": 16, "width": 1}, "map": {"rows": 12, "width": 1}, "t": {"rows": 9, "width": 1}}
         pixels = {"name": "pixels", "rows": 16, "width": 1, "source": {"kind": "patches", "patch": 1, "stride": 1}}
@@ -158,7 +158,7 @@ def test_a_map_that_is_not_square_is_refused() -> None:
 
 
 def test_programs_of_before_there_were_maps_still_load() -> None:
-    """What is not there is written nowhere: no padding, no input of the image's patches."""
+    """Absent values are not written: patches of the image have neither `padding` nor `input`."""
     source = PROGRAM["operations"][0]["source"]
     assert source == {"kind": "patches", "patch": 4, "stride": 4}
     assert Program.model_validate(PROGRAM).to_json() == PROGRAM

@@ -1,8 +1,9 @@
-"""The forms of the selective scan with codes of 4 bits against float64, written from docs/integer-semantics.md.
+"""Checks the forms of the selective scan with 4-bit codes against float64, written from docs/integer-semantics.md.
 
-A rounding that falls the other way changes all later steps, so whole runs say little. With one state and known C, y
-shows the state after every step. Each step is then checked by itself: from the state before it, in real numbers, within
-what the page's formats can lose in one step. The reference shares no code with the plans, the codecs or the scans.
+A rounding that falls the other way changes all later steps, so comparing whole runs says little. With one state and
+known C, y shows the state after every step. So each step is checked by itself: real arithmetic computes it from the
+state before, and the bound is the loss that the page's formats allow in one step. The reference shares no code with the
+plans, the codecs or the scans.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ L, CHANNELS = 60, 24
 
 
 class Case:
-    """Random inputs of a scan [L, CHANNELS] with N states, and the quantizers as an artifact stores them."""
+    """Random inputs of a scan [L, CHANNELS] with `states` states, and quantizers as an artifact stores them."""
 
     def __init__(self, seed: int, states: int = 1, steps: bool = True, divisors: bool = False) -> None:
         rng = np.random.default_rng(seed)
@@ -67,9 +68,9 @@ class Case:
         )
 
     def exact(self) -> dict[str, np.ndarray]:
-        """S, the ratio of the step before to it, decay [L, CHANNELS] in float64, and decay's error from A in 16 bits.
+        """Returns S, the previous S divided by it, decay [L, CHANNELS] and decay's error from A in 16 bits, in float64.
 
-        The error is half a unit of 2^-16 for each code of delta, in the exponent of two.
+        The exponent of two is off by half a unit of 2^-16 for each code of delta.
         """
         S = np.broadcast_to(self.S.astype(np.float64), L)[:, None]
         decay = np.exp(self.delta.astype(np.float64) * self.A[:, 0].astype(np.float64))
@@ -82,7 +83,7 @@ class Case:
 
 
 def allowed(real: np.ndarray, slack: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest code that a number known up to `slack` may be rounded to."""
+    """Returns the smallest and the largest code that a number known up to `slack` may round to."""
     return np.clip(np.ceil(real - 0.5 - slack), low, high), np.clip(np.floor(real + 0.5 + slack), low, high)
 
 
@@ -96,15 +97,15 @@ def test_fixed_scan(seed: int, steps: bool, divisors: bool) -> None:
     y = integer_scan(form, case.u, case.delta, case.B, case.C).astype(np.float64)
     x = case.exact()
     h = y / (case.C * case.r * x["S"] * np.float64(case.C_scale))
-    assert np.abs(h - np.rint(h)).max() < 1e-4  # codes, read out of y
+    assert np.abs(h - np.rint(h)).max() < 1e-4  # y shows whole codes
     h = np.rint(h)
     before = np.concatenate([np.zeros((1, CHANNELS)), h[:-1]])
 
-    # Abar's code: v is within 6 of its units, of which a code has 2^F.
+    # Abar's code: v is within 6 of its units. A code has 2^F units.
     F = np.floor(np.log2(65535 / (1 / case.a_scale + 0.5)))
     a_low, a_high = allowed(x["decay"] / case.a_scale, 6 * 2.0**-F + x["decay_error"] / case.a_scale, 0, 15)
 
-    # Bbar's code: w and beta are off by half a unit each, their product by another half, in units of 2^-G of a code.
+    # Bbar's code: w, beta and their product are off by half a unit each. A unit of the product is 2^-G of a code.
     G, delta, B = 12 - BITS, case.delta.astype(np.float64), case.B.astype(np.float64)
     p = 14 if divisors else np.floor(np.log2(31743 / (15 * float(case.delta_scale))))
     w, beta = delta / case.divisors * 2**p, B * 2 ** (15 - p + G) / case.b_scale
@@ -120,7 +121,7 @@ def test_fixed_scan(seed: int, steps: bool, divisors: bool) -> None:
             real = before * a * case.a_scale * x["ratio"] + b * case.b_scale * case.divisors * case.u / (
                 case.r * x["S"]
             )
-            # kept is off by decay's half unit and two cuts; the product with h is cut once more, that with g rounded.
+            # `kept` is off by decay's half unit and two cuts. Its product with h is cut; that of b and g is rounded.
             kept = a * 2.0 ** (16 - BITS) * 0.5 * 2.0**-16 + 2
             lift = np.clip(np.ceil(np.log2(x["ratio"])), 0, 3)
             slack = np.abs(before) * 2.0 ** (P + 1 + lift) * kept * 2.0**-16 + 1
@@ -141,7 +142,7 @@ def test_fused_scan(seed: int, steps: bool) -> None:
     assert isinstance(form, FusedScan), form
     y = integer_scan(form, case.u, case.delta, case.B, case.C).astype(np.float64)
     x, P = case.exact(), 14 - BITS
-    total = y / (case.C * case.r * 2.0**-P * x["S"] * np.float64(case.C_scale))  # units of 2^-P of a code
+    total = y / (case.C * case.r * 2.0**-P * x["S"] * np.float64(case.C_scale))  # in units of 2^-P of a code
     assert np.abs(total - np.rint(total)).max() < 0.01
     h = np.clip(np.floor(np.rint(total) * 2.0**-P + 0.5), LOW, HIGH)
     before = np.concatenate([np.zeros((1, CHANNELS)), h[:-1]])
@@ -152,7 +153,7 @@ def test_fused_scan(seed: int, steps: bool) -> None:
     kept = np.clip(before * x["decay"] * x["ratio"] * 2.0**P, -16384, 16384)
     g = np.clip(g, -14335, 14335)
     real = kept + case.B_codes * 2.0**12 * g * 2.0**-15
-    # v is within 6 units of Q14, and cut when shifted; its product with h is cut; g and its product are rounded.
+    # v is within 6 units of Q14, and cut when shifted. Its product with h is cut; g and its product are rounded.
     v = 7 + x["decay_error"] * q14
     slack = (np.abs(before) * 2.0 ** (P + 2) * v * 2.0**-16 + 1) * 2.0**lift
     slack += np.abs(case.B_codes) * 2.0**12 * (0.5 + 4 * ULP * np.abs(g)) * 2.0**-15 + 0.5
@@ -162,7 +163,7 @@ def test_fused_scan(seed: int, steps: bool) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_y_adds_up_the_states(fused: bool) -> None:
-    """Four states together are four scans of one state, added: y has three roundings, and no state sees another."""
+    """A scan of four states is the sum of four scans of one state, but for three roundings of y."""
     case = Case(9, states=4)
     form = integer_form(L, case.A, case.codecs(fused))
     assert isinstance(form, FixedScan | FusedScan)
@@ -180,7 +181,7 @@ def test_y_adds_up_the_states(fused: bool) -> None:
 
 
 def test_float_scan() -> None:
-    """Errors of every step, and of the states they are carried on with, added up as they arise."""
+    """The bound adds the error of every step to the error that the state carries on."""
     case = Case(3, states=5)
     C = case.C.astype(np.float32) * case.C_scale
     y = float_scan(FloatScan(case.A, None, None, None, "a test"), case.u, case.delta, case.B, C)
@@ -189,7 +190,7 @@ def test_float_scan() -> None:
         delta, u, B, c = (x[t].astype(np.float64) for x in (case.delta, case.u, case.B, C))
         exponent = delta[:, None] * case.A
         decay, drive = np.exp(exponent), delta[:, None] * B * u[:, None]
-        # exp2 is right to 2e-7; its argument has three roundings. Products and the sum round once each.
+        # exp2 is within 2e-7, and its argument has three roundings. Products and the sum round once each.
         relative = 2e-7 + 3 * ULP * np.abs(exponent)
         error = error * decay * (1 + 1e-5) + np.abs(state) * decay * (relative + ULP) + np.abs(drive) * 2 * ULP
         state = decay * state + drive
@@ -199,7 +200,7 @@ def test_float_scan() -> None:
 
 
 def test_float_scan_with_codes() -> None:
-    """Abar, Bbar and h rounded in float32: one step at a time, the only slack a rounding beside a boundary."""
+    """Abar, Bbar and h are rounded in float32. Each step must match, except where a value lies beside a boundary."""
     case = Case(4)
     codecs = case.codecs(fused=False)
     C = case.C.astype(np.float32) * case.C_scale

@@ -1,4 +1,4 @@
-"""Pieces of the engine's memory never overlap, and freed ones are used again."""
+"""Checks that pieces of the engine's memory never overlap, and that freed pieces are used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads a process may use: its affinity, its control group, and what callers ask for."""
+"""Checks the number of threads a process may use: by affinity, by control group, and by the caller's wish."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_quota_limits_the_threads(quota: float, expected: int | None, monkeypa
 
 
 def groups(root: Path, own: str, files: dict[str, str]) -> float | None:
-    """The quota read from a made-up tree of control groups."""
+    """Returns the quota of a made-up tree of control groups."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -1,4 +1,4 @@
-"""A number of threads that makes no sense is refused wherever one can be given."""
+"""Checks that every way to set the number of threads refuses a number that makes no sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the C++ engine with the oracle: the same bits in every tensor, on every instruction set."""
+"""Checks that the C++ engine has the oracle's bits in every tensor, on every instruction set."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from visq.runtime.oracle import Oracle
 
 
 def check(maker: Maker, output: str, isas=ISAS, threads=(1, 2), batch: int = 1) -> Oracle:
-    """Every tensor of the last image is the oracle's, and every image's result."""
+    """Checks every image's logits and every tensor of the last image against the oracle, and returns the oracle."""
     program, images = maker.program(output), maker.images(batch)
     oracle = Oracle(program, maker.bundle)
     expected = oracle(images)
@@ -27,5 +27,5 @@ def check(maker: Maker, output: str, isas=ISAS, threads=(1, 2), batch: int = 1) 
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Bit for bit; but zeros are equal, whatever their sign."""
+    """Returns whether two arrays are equal bit for bit, apart from the sign of zeros."""
     return a.shape == b.shape and np.array_equal(a, b)

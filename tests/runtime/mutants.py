@@ -1,4 +1,4 @@
-"""Mutants of artifacts: changes anywhere in config and tensors that know the format, with hashes that fit again."""
+"""Changes artifacts anywhere in config and tensors, by mutations that know the format, and makes the hashes fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from visq.artifact.schema import CONFIG_FILE, TENSOR_FILE, canonical, self_hash
 
 DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int16": "I16", "int64": "I64", "float64": "F64"}
-#: Values of every type, some of which mean something somewhere.
+#: Values of every type. Some of them are valid somewhere in a config.
 WILD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 8, 16, 255, 256, 1 << 20, 2**70, -(2**70), 0.5, 1e-30, 1e30, 1e300, -1.0,
     "", "t0", "t3", "cls_token", "head.weight", "layers.0.mixer.scan.h", "uniform", "token", [], {}, [None], ["x"],
@@ -26,7 +26,7 @@ WILD: tuple[Any, ...] = (
 
 @dataclass
 class Artifact:
-    """An artifact in memory."""
+    """An artifact in memory: its config and its tensors by name."""
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
@@ -37,21 +37,21 @@ class Artifact:
         return Artifact(config, load((folder / TENSOR_FILE).read_bytes()))
 
     def write(self, folder: Path, rng: random.Random) -> None:
-        """Writes the files with hashes that fit. The table of tensors fits too, but for one time in ten."""
+        """Writes the files with hashes that fit. The table of tensors fits too, nine times in ten."""
         data = save({name: np.ascontiguousarray(value) for name, value in self.tensors.items()})
         self.config["tensor_file"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         if rng.random() < 0.9:
             self.config["tensors"] = {n: [DTYPES[str(v.dtype)], list(v.shape)] for n, v in self.tensors.items()}
         try:
             self.config["self_hash"] = self_hash(self.config)
-        except ValueError:  # NaN: no hash is right
+        except ValueError:  # no hash is right for NaN
             self.config["self_hash"] = "0" * 64
         folder.mkdir(exist_ok=True)
         (folder / TENSOR_FILE).write_bytes(data)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config))
 
     def same(self, other: Artifact) -> bool:
-        """Whether nothing was changed."""
+        """Returns whether both artifacts have the same config and tensors."""
         tensors = self.tensors.keys() == other.tensors.keys() and all(
             value.dtype == other.tensors[name].dtype and np.array_equal(value, other.tensors[name])
             for name, value in self.tensors.items()
@@ -77,11 +77,11 @@ def mutation(weight: int) -> Callable[[Mutation], Mutation]:
 
 
 def mutate(original: Artifact, seed: int) -> Artifact:
-    """Returns a copy with one to three changes, always the same ones for a seed."""
+    """Returns a copy with one to three changes; a seed always gives the same ones."""
     rng = random.Random(seed)
     found = Artifact(copy.deepcopy(original.config), {name: x.copy() for name, x in original.tensors.items()})
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        for _ in range(20):  # some changes change nothing where they happen to land
+        for _ in range(20):  # a mutation may not apply to the place it picked
             try:
                 rng.choice(MUTATIONS)(found, rng)
             except (IndexError, KeyError, TypeError, ValueError, OverflowError):
@@ -94,7 +94,7 @@ def mutate(original: Artifact, seed: int) -> Artifact:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values that hold no others."""
+    """Yields the path of every value that holds no other values."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     empty = True
     for key, item in items:
@@ -111,7 +111,7 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
 
 
 def near(value: Any, rng: random.Random, others: list[Any]) -> Any:
-    """A value of the same type that is not far away: a number changed a little, or a name used elsewhere."""
+    """Returns a value of the same type that may look right: a changed number, or a name used elsewhere."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -153,7 +153,7 @@ def deep(artifact: Artifact, rng: random.Random) -> None:
 
 
 def operation(artifact: Artifact, rng: random.Random, *kinds: str) -> dict[str, Any]:
-    """An operation whose source is one of `kinds`, by default any."""
+    """Picks an operation whose source is one of `kinds`, by default any."""
     found = artifact.config["program"]["operations"]
     chosen: dict[str, Any] = rng.choice([op for op in found if not kinds or op["source"]["kind"] in kinds])
     return chosen
@@ -196,7 +196,7 @@ def instructions(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(2)
 def loads(artifact: Artifact, rng: random.Random) -> None:
-    """A body that loads any tensor, its own among them."""
+    """Makes a body load any tensor, perhaps one that it stores itself."""
     body = operation(artifact, rng)["body"]
     tensor = rng.choice([*artifact.config["program"]["tensors"], *(s["tensor"] for s in body if s["op"] == "store")])
     step = {"op": "load", "dst": rng.choice([100, 200]), "tensor": tensor}
@@ -225,7 +225,7 @@ def inputs(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(2)
 def shapes(artifact: Artifact, rng: random.Random) -> None:
-    """Every number of rows, or of channels, that is the same becomes another one."""
+    """Changes one number of rows, or one width, everywhere it occurs."""
     program = artifact.config["program"]
     key = rng.choice(["rows", "width"])
     old = rng.choice(list(program["tensors"].values()))[key]
@@ -237,7 +237,7 @@ def shapes(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(1)
 def many_tensors(artifact: Artifact, rng: random.Random) -> None:
-    """Forty tensors that are written and all alive until an operation reads them."""
+    """Adds forty tensors that all stay in memory until one operation reads them."""
     program = artifact.config["program"]
     rows, size = rng.choice([1 << 20, 1 << 10]), program["channels"] * program["size"] ** 2
     patches = {"kind": "patches", "patch": program["size"], "stride": 1}
@@ -292,7 +292,7 @@ def quantizers(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(2)
 def bits_everywhere(artifact: Artifact, rng: random.Random) -> None:
-    """A weight of other bits, said alike in recipe, record and codes: the spec is that of other codes."""
+    """Changes a weight's bits in its spec and in the record of its codes alike, but not the codes themselves."""
     weight = rng.choice([site for site in artifact.config["sites"].values() if "codes" in site])
     bits = rng.choice([2, 4, 8])
     weight["quantizer"]["spec"]["bits"] = weight["codes"]["bits"] = bits
@@ -308,7 +308,7 @@ def tensor(artifact: Artifact, rng: random.Random) -> str:
 
 @mutation(6)
 def values(artifact: Artifact, rng: random.Random) -> None:
-    """Values of one tensor: a single one or all of them."""
+    """Changes one value of a tensor, or all of them."""
     name = tensor(artifact, rng)
     x = artifact.tensors[name]
     place = rng.randrange(x.size) if rng.random() < 0.7 else slice(None)
@@ -323,7 +323,7 @@ def values(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(4)
 def forms(artifact: Artifact, rng: random.Random) -> None:
-    """Another dtype, shape, place or name."""
+    """Gives a tensor another dtype, shape or name, swaps two tensors, or deletes one."""
     name, other = tensor(artifact, rng), tensor(artifact, rng)
     tensors = artifact.tensors
     x = tensors[name]
@@ -346,7 +346,7 @@ def forms(artifact: Artifact, rng: random.Random) -> None:
 
 @mutation(2)
 def parts_of_a_site(artifact: Artifact, rng: random.Random) -> None:
-    """A part that the site did not have: a zero point, groups, divisors, a table."""
+    """Adds a part to a site, or replaces it: a zero point, groups, divisors, a table."""
     site = rng.choice(list(artifact.config["sites"]))
     scale = artifact.tensors[f"{site}.scale"]
     part = rng.choice(["zero_point", "group", "smooth", "table", "divisor"])

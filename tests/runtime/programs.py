@@ -1,4 +1,4 @@
-"""Small programs made by hand, with parameters drawn at random: no network, no artifact."""
+"""Makes small programs by hand with random parameters, without a network or an artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ISAS = (*engine_isas(), *filter(has_engine_isa, [PORTABLE, EMULATED]))
 
 @dataclass
 class Parameters(Bundle):
-    """A bundle whose quantizers and weights were put in instead of read."""
+    """A bundle with quantizers and weights that a test puts in, instead of reading an artifact."""
 
     config: Any = None
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Parameters(Bundle):
         return self.sites[name] if name in self.sites else self.parameter(name)
 
 
-#: Kinds of activation quantizers: how scales lie, and what else there is.
+#: Kinds of activation quantizers: the axis of their scales, then zero points, tables and smoothing.
 QUANTIZERS = (
     "tensor",
     "channel",
@@ -69,7 +69,7 @@ QUANTIZERS = (
 
 
 def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: float = 3.0) -> Codec:
-    """For values up to about `top`: some of them are clipped."""
+    """Returns a random codec of a kind for values up to about `top`; it clips some of them."""
     bits = 4 if "4 bits" in kind else 8
     asymmetric = "asymmetric" in kind or "one zero" in kind
     unsigned = asymmetric or kind == "unsigned"
@@ -77,7 +77,7 @@ def quantizer(kind: str, rows: int, width: int, rng: np.random.Generator, top: f
     by_token, across = kind.startswith("token"), "channel" in kind or "groups" in kind
     scales = rng.uniform(0.5, 1.5, rows if by_token else width if across else 1) * top / (high - low) * 2
     scale = scales.astype(np.float32)
-    if "groups" in kind:  # powers of two apart
+    if "groups" in kind:  # scales differ by powers of two
         scale = np.ldexp(scale[:1], -rng.integers(0, 5, scale.size)).astype(np.float32)
     zeros = scale.size if "asymmetric" in kind else 1
     zero = np.zeros(1, np.float32)
@@ -121,7 +121,7 @@ def weight(
 
 
 class Maker:
-    """Writes a program by hand. Methods named after sources start an operation; `row` is its register 0."""
+    """A program written by hand: `operation` starts an operation, `step` and `store` add to its body."""
 
     def __init__(self, seed: int = 0, channels: int = 3, size: int = 8) -> None:
         self.rng = np.random.default_rng(seed)
@@ -166,7 +166,7 @@ class Maker:
         return int(self.operations[-1]["widths"][register])
 
     def store(self, src: int = 0, kind: str | None = None, reverse: bool = False, top: float = 3.0) -> str:
-        """`kind`: of the quantizer; None stores floats."""
+        """Stores register `src` in a new tensor, as codes of a quantizer `kind` or as floats, and returns its name."""
         op, name = self.operations[-1], f"t{len(self.tensors)}"
         site = None if kind is None else self.quantizer(kind, op["rows"], self.width(src), top)
         self.tensors[name] = TensorDecl(rows=op["rows"], width=self.width(src), site=site, reverse=reverse)
@@ -174,7 +174,10 @@ class Maker:
         return name
 
     def random(self, rows: int, width: int, kind: str | None = None, scale: float = 1.0, reverse: bool = False) -> str:
-        """A tensor that depends on the image: a linear layer of patches, cut or repeated to so many rows."""
+        """Adds a tensor [rows, width] that depends on the image, and returns its name.
+
+        A linear layer of the image gives one row. It is repeated and multiplied by random numbers.
+        """
         side = self.size
         self.operation(ir.Patches(patch=side, stride=1), 1, self.channels * side * side)
         base = self.store()

@@ -1,4 +1,4 @@
-"""Programs of scans, for tests."""
+"""Makes programs of scans for tests."""
 
 import numpy as np
 
@@ -80,14 +80,14 @@ def start_scan(
 
 
 def make_scan(maker: Maker, rows: int, width: int, states: int, **options: object) -> str:
-    """y as codes and as floats."""
+    """Adds a scan whose y is stored as codes and as floats, and returns the name of the float tensor."""
     start_scan(maker, rows, width, states, **options)  # type: ignore[arg-type]
     maker.store(kind="tensor")
     return maker.store()
 
 
 def at_their_ends(maker: Maker) -> None:
-    """States at their end, decays of one, a scale that shrinks eightfold and the largest input, all at once."""
+    """Changes A and the state's steps: decays are one, the scale shrinks eightfold, states and input are largest."""
     for name, values in list(maker.bundle.tensors.items()):
         if values.shape == (24, 8):
             maker.bundle.tensors[name] = np.full_like(values, -20)

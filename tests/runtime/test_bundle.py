@@ -1,4 +1,4 @@
-"""What an artifact's tensors must be before the engine sees them."""
+"""Checks that rotations in an artifact that do not fit are refused before the engine sees them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 def bundle(**parts: np.ndarray) -> Bundle:
-    config: Any = None  # rotations are tensors alone
+    config: Any = None  # rotations need no config
     return Bundle(config, {f"site.in.{name}": value for name, value in parts.items()})
 
 

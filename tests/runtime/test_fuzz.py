@@ -1,5 +1,7 @@
-"""Artifacts changed anywhere, with hashes that fit: refused with one clear error by all, or run by all with the same
-bits."""
+"""Checks that oracle, engine and simulation agree on changed artifacts with fitting hashes.
+
+All refuse such an artifact with one clear error, or all run it with the same bits.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ GEOMETRY: dict[str, dict[str, Any]] = {
     "vim": {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 1, "d_state": 3},
     "vmamba": {"embed_dim": 8, "depths": [1], "mlp_ratio": 1},
 }
-#: Every scope, and every form of a product and a scan, among them.
+#: Networks and recipes that together have every scope and every form of products and scans.
 CASES = [
     ("vim", "kscaled-w4a4"),
     ("vim", "minmax-w8a8-linear"),
@@ -39,11 +41,11 @@ CASES = [
     ("vmamba", "kscaled-w8a8-paper"),
     ("vmamba", "visq-w8a8-fused"),
 ]
-#: Mutants of the normal run and of the slow one, all cases together.
+#: Numbers of mutants of the normal run and of the slow run, over all cases.
 USUAL, MANY = 300, 50_000
-#: Seconds and bytes (beyond what the process has) that a mutant may take.
+#: Seconds, and bytes beyond the process's present size, that a mutant may take.
 SECONDS, MEMORY = 20, 3 << 30
-#: What only the network knows, and the engine, which has none, cannot see.
+#: Words of errors that only the simulation can find: they need the network, which the engine does not have.
 OF_THE_NETWORK = ("program is not that of the network", "coverage is not that of its sites", "architecture.family")
 
 Outcome = np.ndarray | VisqError
@@ -51,7 +53,7 @@ Outcome = np.ndarray | VisqError
 
 @pytest.fixture(scope="module", params=range(len(CASES)), ids=["-".join(case) for case in CASES])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Artifact]:
-    """(number, artifact)."""
+    """Returns the number of a case and its quantized artifact."""
     torch.manual_seed(0)
     name, recipe = CASES[request.param]
     model = create_model(name, image_size=28, channels=1, num_classes=10, **GEOMETRY[name])
@@ -62,7 +64,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def executors(folder: Path, images: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """Loads and runs an artifact, each in its way."""
+    """Returns, by name, functions that load and run an artifact: oracle, simulation and engine."""
     found = {
         "oracle": lambda: Engine(folder, kernel="oracle")(images),
         "simulation": lambda: load(folder)(torch.from_numpy(images)).numpy(),
@@ -71,7 +73,7 @@ def executors(folder: Path, images: np.ndarray) -> dict[str, Callable[[], np.nda
 
 
 def outcome(run: Callable[[], np.ndarray]) -> Outcome:
-    """Logits, or the error that refused them; any other exception is a failure."""
+    """Returns the logits, or the VisqError that refused the artifact; any other exception is a failure."""
     try:
         with torch.no_grad(), np.errstate(all="ignore"):
             return run()
@@ -81,7 +83,7 @@ def outcome(run: Callable[[], np.ndarray]) -> Outcome:
 
 
 def verdict(found: dict[str, Outcome]) -> str:
-    """`refused` or `accepted` by all, `of the network` where only the simulation could see what is wrong."""
+    """Returns `refused` or `accepted` if all agree, `of the network` if only the simulation can find the fault."""
     logits = [value for value in found.values() if isinstance(value, np.ndarray)]
     same = all(np.array_equal(value, logits[0], equal_nan=True) for value in logits)
     assert same, f"the same artifact gives other bits: {found}"
@@ -95,7 +97,7 @@ def verdict(found: dict[str, Outcome]) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Ends with an error what takes too long or too much memory."""
+    """Raises an error in a block that takes too long or too much memory."""
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"a mutant took more than {SECONDS} s")
@@ -114,7 +116,7 @@ def limits() -> Iterator[None]:
 
 
 def run(case: tuple[int, Artifact], folder: Path, count: int) -> Counter[str]:
-    """Makes and tries `count` mutants of a case; returns how many had which verdict."""
+    """Makes and runs `count` mutants of a case, and returns the number of mutants by verdict."""
     number, original = case
     program = original.config["program"]
     shape = (1, program["channels"], program["size"], program["size"])

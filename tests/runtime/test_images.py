@@ -1,4 +1,4 @@
-"""Images, and what overflows inside the network: one rule for engine, oracle and simulation."""
+"""Checks that engine, oracle and simulation treat bad images and overflow inside the network alike."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def executors(folder: Path) -> dict[str, Run]:
 
 
 def made(folder: Path, change: Callable[[Any], None] = lambda model: None) -> Path:
-    """A Vim in scope linear: what is not rounded stays float32 from the image to the logits."""
+    """Saves a Vim in scope linear, whose tensors outside the scope stay float32, after `change`; returns its folder."""
     torch.manual_seed(0)
     geometry = {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 1, "d_state": 3}
     model = create_model("vim", image_size=28, channels=1, num_classes=10, **geometry)
@@ -78,7 +78,7 @@ def test_the_largest_images_give_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["layers.0.norm.weight", "layers.0.mixer.D", "patch_embed.proj.bias"])
 def test_overflow_inside_gives_the_same_bits(tmp_path: Path, where: str) -> None:
-    """NaN and Inf that arise inside the network: NaN is rounded to the largest code by all."""
+    """NaN and Inf arise inside the network. All executors round NaN to the largest code."""
 
     def change(model: Any) -> None:
         model.get_parameter(where).data[:4] = 3e38

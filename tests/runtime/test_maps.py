@@ -1,4 +1,4 @@
-"""Sources over maps: the oracle against PyTorch, and the kernels against the oracle."""
+"""Checks sources over maps: the oracle against PyTorch, and the kernels against the oracle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is no
 
 
 def decoded(maker: Maker, oracle: Oracle, name: str) -> np.ndarray:
-    """A tensor of the last image as numbers, [rows, width]."""
+    """Returns a tensor of the last image, decoded, [rows, width] float32."""
     decl, data = maker.tensors[name], oracle.tensors[name]
     if decl.site is None:
         return data
@@ -32,7 +32,7 @@ def decoded(maker: Maker, oracle: Oracle, name: str) -> np.ndarray:
 
 
 def as_map(x: np.ndarray, side: int) -> torch.Tensor:
-    """[side * side, C] -> [1, C, side, side] in float64."""
+    """Returns rows [side * side, C] as a map [1, C, side, side] float64."""
     return torch.from_numpy(x).double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
 
 
@@ -133,7 +133,7 @@ def test_depthwise_convolution_of_a_weight_in_float() -> None:
 
 
 def test_depthwise_convolution_with_the_largest_sums() -> None:
-    """The largest kernel, codes of 255 against a zero point of 0, weights of -128."""
+    """The largest sums come from the largest kernel, codes of 255 with zero point 0, and weights of -128."""
     maker = Maker(6)
     x = maker.random(15 * 15, 17, "unsigned", scale=1e6)
     w = Weight(np.full((17, 1, 15, 15), -128), np.ones(1, np.float32), np.ones(1, np.float32))
@@ -201,7 +201,7 @@ def test_mean(kind: str | None, rows: int, width: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_operations_over_maps_wait_for_all_rows(threads: int) -> None:
-    """Each reads other rows than its own of what was just written, in memory that is used again."""
+    """Each operation reads other rows of the tensor just written, in memory that is used again."""
     side, width = 6, 24
     maker = Maker(10)
     x = maker.random(side * side, width, "tensor")

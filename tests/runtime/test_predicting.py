@@ -1,4 +1,4 @@
-"""Predictions without an engine: names, order, batches, and errors in their place."""
+"""Checks predictions without an engine: names, order, batches, and an error in the place of its image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRANSFORM = Preprocess(4, 4, mean=(0.0,), std=(1.0,), channels=1)
 
 
 def predictor(classes: int, names: tuple[str, ...] | None = None) -> tuple[Predictor, list[int]]:
-    """A network whose likeliest class is the value of the first pixel, and the sizes of the batches it gets."""
+    """Returns a predictor and the sizes of its batches; the likeliest class is the value of the first pixel."""
     sizes: list[int] = []
 
     def run(images: np.ndarray) -> np.ndarray:

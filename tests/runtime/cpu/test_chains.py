@@ -1,4 +1,4 @@
-"""Chains of row instructions: the same bits as the oracle, which runs one instruction after the other."""
+"""Checks that chains of row instructions have the bits of the oracle, which runs instructions one by one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from visq.runtime.cpu.engine import CpuEngine
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
 
-#: Ends of vectors, of the four and eight that go together, and beyond.
+#: Widths at the ends of vectors and of groups of four or eight vectors, and beyond.
 WIDTHS = (1, 17, 64, 100, 128, 200, 261)
 CODES = ("tensor", "channel asymmetric", "token one zero")
 
 
 class Body(Maker):
-    """An operation over `rows` rows whose body is written instruction by instruction."""
+    """An operation over `rows` rows with a body that is written instruction by instruction."""
 
     def __init__(self, rows: int, width: int, kind: str, seed: int = 0) -> None:
         super().__init__(seed)
@@ -54,7 +54,7 @@ class Body(Maker):
         return self.step(ir.Load(dst=self.register(), tensor=tensor, row=row), self.tensors[tensor].width)
 
     def store_rounded(self, rounding: ir.Round) -> str:
-        """The codes that a rounding makes on its way."""
+        """Stores the codes of a rounding in a tensor, and returns its name."""
         name = f"t{len(self.tensors)}"
         self.tensors[name] = ir.TensorDecl(rows=self.rows, width=self.width(rounding.src), site=rounding.site)
         self.operations[-1]["body"].append(ir.Store(src=rounding.src, tensor=name))
@@ -66,7 +66,7 @@ class Body(Maker):
 
 
 def activation(maker: Body) -> str:
-    """A convolution's: what the scan reads are the codes of a rounding, what x_proj reads have scales of their own."""
+    """Writes the body of a convolution: the scan reads a rounding's codes, x_proj reads codes with other scales."""
     maker.start()
     rounded = maker.round(maker.unary("silu", maker.round(0)))
     rounding = maker.last()
@@ -76,7 +76,7 @@ def activation(maker: Body) -> str:
 
 
 def gate(maker: Body) -> str:
-    """y of two scans with D u, times the gate."""
+    """Writes the sum of y and D u of two scans, times the gate."""
     y, reverse_y, u, reverse_u, z = (maker.random(maker.rows, maker.wide, maker.kind) for _ in range(5))
     maker.start()
     first = maker.load(y)
@@ -97,7 +97,7 @@ def gate_of_floats(maker: Body) -> str:
 
 
 def ends(*instructions: str) -> Callable[[Body], str]:
-    """`0` rounded, run through unary instructions and stored, as codes and in the end as floats."""
+    """Returns a function that writes roundings and unary instructions, and stores the result as codes and as floats."""
 
     def write(maker: Body) -> str:
         maker.start()
@@ -111,7 +111,7 @@ def ends(*instructions: str) -> Callable[[Body], str]:
 
 
 def residual(maker: Body) -> str:
-    """What is added is read again: by a norm, and as floats by the next block."""
+    """Writes a residual sum that a norm reads, and the next block as floats."""
     before = maker.random(maker.rows, maker.wide)
     maker.start()
     x = maker.load(before)
@@ -155,7 +155,7 @@ def test_tables_stay_out_of_chains(body: str, table: str) -> None:
 
 
 def test_a_slice_ends_a_chain() -> None:
-    """Of a value that would stay in registers, a part is read: it goes through memory."""
+    """A value goes through memory, instead of staying in registers, where a slice of it is read."""
     maker = Body(9, 150, "channel")
     maker.start()
     value = maker.unary("silu", maker.round(0))
@@ -171,7 +171,7 @@ def test_a_slice_ends_a_chain() -> None:
 @given(st.integers(0, 10**6), st.sampled_from(WIDTHS))
 @settings(max_examples=60, deadline=None)
 def test_any_body(seed: int, width: int) -> None:
-    """Instructions in any order and of any values before: what is chained and what is kept is decided anew."""
+    """Instructions come in any order and read any earlier values, so each body has its own chains."""
     maker = Body(8, width, "tensor", seed)
     rng = maker.rng
     floats, codes = maker.random(8, width), maker.random(8, width, "channel asymmetric")

@@ -1,4 +1,4 @@
-"""Whole programs on the C++ engine: batches, threads, phases, and what it refuses."""
+"""Checks whole programs on the C++ engine: batches, threads, phases, and programs it refuses."""
 
 import subprocess
 import sys
@@ -64,7 +64,7 @@ def test_operations_that_run_together_and_those_that_do_not(threads: int, revers
 
 
 def test_what_runs_together_with_a_linear_of_tiles() -> None:
-    """AMX takes more rows at a time than the other levels, and so does then everything that follows row by row."""
+    """AMX takes more rows at a time than other levels, and so do the operations that follow it tile by tile."""
     rows, width = 70, 80
     maker = Maker(21)
     x, other = maker.random(rows, width, "token asymmetric"), maker.random(rows, width, "table")
@@ -166,7 +166,7 @@ def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not has_engine_isa(EMULATED), reason="the emulation needs AVX-512 VNNI")
 def test_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default where it is there, one clear error where it is not; the emulation runs only when asked for."""
+    """AMX is the default where the machine has it, otherwise one clear error. The emulation runs only when named."""
     monkeypatch.setenv("VISQ_ISA", "amx")
     if has_engine_isa("amx"):
         assert engine_isa() == "amx"

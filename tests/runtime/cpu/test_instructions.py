@@ -1,4 +1,4 @@
-"""Quantizers and row instructions of the C++ engine have the oracle's bits."""
+"""Checks that quantizers and row instructions of the C++ engine have the oracle's bits."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_encode_and_decode(kind: str, rows: int, width: int, reverse: bool) -> N
     ("width", "order"), [(1, 1), (45, 45), (10, 5), (40, 5), (64, 1), (48, 12), (192, 12), (256, 16), (160, 20)]
 )
 def test_rotations(width: int, order: int) -> None:
-    """Dense, and sums and differences of runs of any length before a small matrix."""
+    """Rotations are dense, or take sums and differences of runs of any length before a small matrix."""
     rows = 29
     maker = Maker(width + order)
     x = maker.random(rows, width)

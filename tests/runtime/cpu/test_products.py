@@ -1,4 +1,4 @@
-"""Windows, products and convolutions of the C++ engine have the oracle's bits."""
+"""Checks that windows, products and convolutions of the C++ engine have the oracle's bits."""
 
 from dataclasses import replace
 
@@ -63,7 +63,10 @@ def test_integer_linear_with_the_largest_sums(code: int) -> None:
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if "amx" not in isa])
 def test_weights_of_4_bits_lie_packed(isa: str) -> None:
-    """Half a byte each, also where one more bit makes every weight a byte, or two without a product of bytes."""
+    """A 4-bit weight takes half a byte.
+
+    A 5-bit weight takes one byte, or two where the kernel multiplies 16-bit values.
+    """
     N, K = 64, 192
     found = {}
     for bits in (4, 5):
@@ -81,7 +84,7 @@ def test_weights_of_4_bits_lie_packed(isa: str) -> None:
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 33, 48, 70])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_linear_of_awkward_shapes(rows: int, K: int, bits: int) -> None:
-    """Around the sizes of registers and tiles, with codes and weights at both ends of their range."""
+    """Shapes lie around the sizes of registers and tiles, and codes and weights reach both ends of their range."""
     end = 2 ** (bits - 1)
     maker = Maker(rows + K)
     x = maker.random(rows, K, "token asymmetric", scale=100.0)
@@ -100,8 +103,10 @@ def test_integer_linear_of_awkward_shapes(rows: int, K: int, bits: int) -> None:
 
 
 def test_tiles_of_integers_fill_their_sums() -> None:
-    """The largest sums there are: every code 255 and every weight -128, for as long a sum as the engine takes. Those of
-    4 bits are sixteen times as large on their way."""
+    """The largest sums have every code 255, every weight -128 and the longest K the engine takes.
+
+    Sums with 4-bit weights are sixteen times as large until the engine scales them back.
+    """
     K, N = 65536, 17
     maker = Maker(20, size=1)
     maker.operation(ir.Patches(patch=1, stride=1), 1, 3)
@@ -125,7 +130,7 @@ def test_tiles_of_integers_fill_their_sums() -> None:
 @pytest.mark.parametrize("kind", ["groups", "groups asymmetric", "twin table", "token twin table"])
 @pytest.mark.parametrize(("rows", "K", "N"), [(1, 2, 1), (14, 19, 70), (25, 64, 33), (7, 129, 16), (40, 200, 80)])
 def test_wide_linear(kind: str, rows: int, K: int, N: int) -> None:
-    """Inputs whose values are whole numbers of 16 bits: power-of-two scales of channels, tables of two steps."""
+    """Inputs with power-of-two scales of channels, or tables of two steps, are whole numbers of 16 bits."""
     maker = Maker(K + N)
     x = maker.random(rows, K, kind, reverse=True, scale=3.0)
     w = maker.site(weight(N, (K,), maker.rng, per_row=N > 20))
@@ -133,7 +138,7 @@ def test_wide_linear(kind: str, rows: int, K: int, N: int) -> None:
     oracle = check(maker, maker.store())
     form = oracle.forms[-1]
     assert isinstance(form, WideLinear)
-    # The same as the product of what the codes stand for.
+    # The result must also be the product of the decoded values.
     decl = maker.tensors[x]
     quantizer = maker.bundle.codec(decl.site)
     values = quantizer.decode(oracle.tensors[x], np.arange(rows)[::-1]).astype(np.float64)
@@ -144,7 +149,7 @@ def test_wide_linear(kind: str, rows: int, K: int, N: int) -> None:
 
 
 def test_wide_linear_with_the_largest_sums() -> None:
-    K = 515  # 514 times 128 times 32640 and once 128 times 255: just inside 32 bits
+    K = 515  # 514 * 128 * 32640 + 128 * 255 just fits 32 bits
     for extra, form in ((0, WideLinear), (1, FloatLinear)):
         maker = Maker(4)
         x = maker.random(3, K + extra, "unsigned", scale=1e6)  # nearly all codes are 0 or 255

@@ -1,4 +1,4 @@
-"""Scans of the C++ engine, in every form, have the oracle's bits."""
+"""Checks that scans of the C++ engine have the oracle's bits in every form."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_fixed_scan_of_any_codes(bits: int, c: str, others: str | None) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("largest_u", [1e-3, 1e3])
 def test_fixed_scan_that_saturates(bits: int, largest_u: float) -> None:
-    """An input far beyond the state's range, and one far below, while the state's scale shrinks."""
+    """The input is far above or far below the state's range, while the state's scale shrinks."""
     maker = Maker(9)
     output = make_scan(maker, 40, 24, 8, bits=bits, largest_u=largest_u)
     state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateCodec))
@@ -75,7 +75,7 @@ def test_fused_scan(rows: int, width: int, states: int, b: str, delta: str, reve
 @pytest.mark.parametrize("u", ["channel", "token", "table", None])
 @pytest.mark.parametrize("largest_u", [1e-3, 1.0, 1e3])
 def test_fused_scan_of_any_codes(bits: int, u: str | None, largest_u: float) -> None:
-    """An input far beyond the state's range, and one far below, while the state's scale shrinks and grows."""
+    """The input is far above, inside or far below the state's range, while the state's scale shrinks and grows."""
     maker = Maker(13)
     output = make_scan(maker, 40, 20, 4, bits=bits, b="token asymmetric", u=u, largest_u=largest_u, **FUSED)
     state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateCodec))
@@ -86,7 +86,7 @@ def test_fused_scan_of_any_codes(bits: int, u: str | None, largest_u: float) -> 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_fused_scan_keeps_to_16_bits(bits: int) -> None:
-    """The C++ sums wrap where the oracle's do not."""
+    """An overflow would show: sums wrap at 16 bits in C++, but not in the oracle."""
     maker = Maker(14)
     output = make_scan(maker, 12, 24, 8, bits=bits, b="token", largest_u=1e3, **FUSED)
     at_their_ends(maker)
@@ -127,7 +127,7 @@ def test_random_scans(seed: int, rows: int, width: int, states: int, bits: int) 
 
 
 def test_a_scan_alone_takes_delta_in_float32() -> None:
-    """What the simulation runs (`visq.ops.fixed_scan`, Engine::run_single): delta and u are float32 tensors there."""
+    """The simulation runs a single scan (`visq.ops.fixed_scan`, Engine::run_single) with delta and u in float32."""
     from tests.ops.test_fixed_scan import Case
 
     case = Case()

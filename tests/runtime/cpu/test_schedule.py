@@ -1,4 +1,4 @@
-"""In which order operations run, scans that write codes, and what is stored once: the oracle knows none of it."""
+"""Checks the order of operations, scans that write codes, and tensors stored once, none of which the oracle has."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_scan_whose_y_is_read_twice_keeps_floats(part: bool) -> None:
 
 
 def two_directions(maker: Maker, rows: int, width: int, kind: str) -> str:
-    """The body of the second scan reads y of the first, what comes then reads what it makes."""
+    """Writes two scans and a linear layer: the second scan's body reads the first y, and the layer reads the sum."""
     start_scan(maker, rows, width, 4, **FUSED)
     first = maker.store(0, kind)
     other = maker.random(rows, width)
@@ -106,7 +106,7 @@ def test_scans_of_two_directions_run_together(rows: int, width: int, kind: str) 
 
 
 def test_an_order_that_keeps_what_depends_on_what() -> None:
-    """A scan that reads what comes of another one waits for it, and everything is there once."""
+    """A scan that reads the result of another scan waits for it, and every operation occurs once."""
     maker = Maker(7)
     start_scan(maker, 9, 20, 4, **FUSED)
     u = maker.store(0, "channel")
@@ -128,7 +128,7 @@ def test_an_order_that_keeps_what_depends_on_what() -> None:
 @pytest.mark.parametrize("kind", ["tensor", "channel asymmetric", "token asymmetric", "table"])
 @pytest.mark.parametrize("change", [None, "scale", "direction"])
 def test_equal_codes_are_stored_once(kind: str, change: str | None) -> None:
-    """Two sites of the same values, as the inputs of the two directions' convolutions: once where they are equal."""
+    """Two sites hold the same values, as inputs of two directions' convolutions do. Equal codes are stored once."""
     rows, width = 13, 50
     maker = Maker(8)
     x = maker.random(rows, width + 3)
@@ -160,7 +160,7 @@ FORM = FloatScan(np.ones((20, 4), np.float32), None, None, None, "for this test"
 
 
 def raw(rows: int, width: int, entries: int = 0) -> Any:
-    """An engine with a scan over [6, 20] whose y is [rows, width], and codes with a table of so many entries if any."""
+    """Returns an engine with a scan over [6, 20] whose y is [rows, width], as codes of a table if it has `entries`."""
     engine = cpu._C.Engine(ISAS[0], 1, 1)
     ones, none = np.ones(32, np.float32), np.zeros(0, np.float32)
     tensors = [engine.add_tensor(6, n, 4096 * i, -1) for i, n in enumerate((20, 20, 4, 4))]
@@ -194,7 +194,7 @@ def test_the_executor_lets_scans_join_only_scans() -> None:
 
 @pytest.mark.parametrize("row", [None, 0])
 def test_a_scan_whose_body_reads_what_it_stores(row: int | None) -> None:
-    """No lowering writes that. Ordering such a program ends, and it runs as the oracle does or is refused."""
+    """Lowering writes no such program. Ordering it must end; it then runs with the oracle's bits or is refused."""
     maker = Maker(5)
     start_scan(maker, 9, 16, 2)
     first = maker.store()
@@ -211,7 +211,7 @@ def test_a_scan_whose_body_reads_what_it_stores(row: int | None) -> None:
 
 
 def test_scans_that_read_each_other_keep_their_order() -> None:
-    """A chain of scans, each of which reads what the one before stores: one at a time, in order."""
+    """Each scan reads the tensor that the scan before it stores, so they run one at a time, in order."""
     maker = Maker(6)
     for _ in range(3):
         start_scan(maker, 5, 16, 2)
@@ -227,7 +227,7 @@ def test_scans_that_read_each_other_keep_their_order() -> None:
 
 
 def test_an_operation_that_waits_for_itself_ends() -> None:
-    """What no checked program holds: a scan that reads what only it stores."""
+    """A scan reads a tensor that only it stores, which no checked program does."""
     maker = Maker(7)
     start_scan(maker, 5, 16, 2)
     output = maker.store()

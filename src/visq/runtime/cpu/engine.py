@@ -109,5 +109,5 @@ class CpuEngine:
         self._engine.enable_profile(on)
 
     def profile(self) -> dict[str, float]:
-        """Returns seconds, summed over threads, by kind of source and for bodies."""
+        """Returns seconds, summed over threads, by kind of source; the time of its bodies is under `<kind> body`."""
         return dict(self._engine.profile())
