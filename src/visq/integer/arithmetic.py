@@ -22,8 +22,8 @@ EXP2 = tuple(
         (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 0.24022242426872253, 0.6931470036506653),
     )
 )
-#: Coefficients of log1p(t) = t (c0 + t (c1 + ...)) for 0 <= t <= 1, minimax in relative error (2e-7; 4e-7 when
-#: rounded).
+#: Coefficients of log1p(t) = t (c0 + t (c1 + ...)) for 0 <= t <= 1, minimax in relative error (2e-7; 4e-7 with
+#: float32 rounding).
 LOG1P = tuple(
     map(
         np.float32,

@@ -98,6 +98,7 @@ class StateCodec:
     """The quantizer of the hidden state; its scale is step[t] * channel[c] * state[n], with steps in scan order.
 
     Attributes:
+        step, channel, state: [L] or [1], [C] and [N].
         read_quantized: whether y reads the state after it is rounded.
     """
 

@@ -1,4 +1,4 @@
-"""Checks that operations fit together: everything is written once, before it is read, and every shape fits."""
+"""Checks that operations fit together: tensors and registers are written once, before they are read, and shapes fit."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ DELTA_HIGH, INPUT_HIGH = 31743, 16375
 
 @dataclass(frozen=True)
 class FixedScan(ScanSteps):
-    """Parameters of the recurrence with codes of Abar and Bbar; g = int16(u * input_channel * input_step).
+    """The parameters of the recurrence with codes of Abar and Bbar; g = int16(u * input_channel * input_step).
 
     Attributes:
         abar_power: coefficients of 2^-f, in units of 2^-abar_fraction of a code of Abar, or in Q16 with a table.

@@ -24,7 +24,7 @@ from visq.integer.scan_steps import SHRINK, ScanCodecs, ScanSteps, exponent, rea
 
 #: Limit of the input in fixed point: the sum of its term, the kept state and half a code then fits 16 bits.
 INPUT_HIGH = 14335
-#: Limit of the kept state (Abar times the state), which it reaches only where its scale shrinks by more than half.
+#: Limit of the kept state (Abar times the state). It matters only where the state's scale shrinks by more than half.
 KEPT_HIGH = 16384
 
 

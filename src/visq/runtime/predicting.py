@@ -34,7 +34,7 @@ class Prediction:
 
 
 class Predictor:
-    """A way from images to predictions, through a function from normalized images to logits.
+    """A predictor of classes; it turns images into predictions by a function from normalized images to logits.
 
     Arguments:
         run: images [B, channels, size, size] float32 -> logits [B, classes] float32.

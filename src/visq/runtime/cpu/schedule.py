@@ -71,7 +71,7 @@ def reads(operation: Operation) -> set[str]:
 
 
 def origins(operation: Operation) -> dict[int, tuple[int, int]]:
-    """Returns the register that each register of a body is a slice of, and its first channel there."""
+    """Returns, for each register of a body, the register it is a slice of (or itself) and its first channel there."""
     found = {0: (0, 0)}
     for step in operation.body:
         if isinstance(step, Slice):

@@ -16,7 +16,7 @@ from visq.runtime.operation_forms import form_of, reason
 
 
 class Writer:
-    """A program on its way into an engine.
+    """The writer of one program into one engine.
 
     Attributes:
         in_float: for each operation that runs in float32, the reason.
