@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from visq.cli import options
-from visq.cli.output import Output, check_file, set_threads, write_text
+from visq.cli.output import Output, check_file, set_threads
 from visq.cli.understood import say_understood
 from visq.errors import VisqError
+from visq.files import write_text
 
 
 def compare(

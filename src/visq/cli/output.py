@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visq.errors import VisqError
+from visq.files import write_text
 from visq.native.threads import checked_threads
 from visq.progress import Progress
 
@@ -108,17 +109,6 @@ def finite(value: Any, where: str, strange: dict[str, str]) -> Any:
         strange[where.rstrip(".")] = str(value)
         return None
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise VisqError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

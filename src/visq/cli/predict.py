@@ -17,6 +17,7 @@ import typer
 from visq.cli import options
 from visq.cli.output import Output
 from visq.errors import VisqError
+from visq.files import replacing
 
 if TYPE_CHECKING:
     from visq.runtime import Prediction
@@ -125,17 +126,12 @@ def _lines(option: str, path: Path | None) -> Iterator[TextIO | None]:
         yield None
         return
     path = path.expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.is_dir():
             raise VisqError(f"{option} {path} is a folder; give a file's name")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             yield file
-        os.replace(temporary, path)
     except BrokenPipeError:  # standard output's, not the file's
         raise
     except OSError as error:
         raise VisqError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

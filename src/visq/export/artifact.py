@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from visq.errors import VisqError
 from visq.export.runtimes import Agreement, compare
+from visq.files import replacing
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
 from visq.runtime.bundle import Bundle, read_bundle
@@ -66,15 +66,12 @@ def export(
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     content = FORMATS[format](program, bundle)
     agreement = compare(content, images, engine, engine.threads)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, out)
+        with replacing(out) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise VisqError(f"cannot write {out}: {error.strerror or error}; nothing was left there") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(out, len(content), agreement, given)
 
 

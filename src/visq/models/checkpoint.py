@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.files import replacing
 from visq.models.entries import find_weights, kind_of
 from visq.models.family import family_of
 from visq.models.inert_pickle import Record
@@ -147,14 +147,10 @@ def save_checkpoint(
         notes["classes"] = list(classes)
     official = family_of(config).pack(config, official_parameters(model))
     tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in official.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={_NOTES: json.dumps(notes, sort_keys=True)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VisqError(f"cannot write checkpoint {path}: {error}") from error
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from visq.errors import VisqError
+from visq.files import write_text
 from visq.progress import Progress
 from visq.report.document import artifact_document, comparison_document
 from visq.report.page import render
@@ -45,7 +45,7 @@ def write(
     settings = Settings(data, limit, site_images, fp32, any_fp32, time, threads, batch_size)
     targets = [folders] if isinstance(folders, Path | str) else list(folders)
     found = described(targets, settings, progress)
-    save_page(out, render(found))
+    write_text(out, render(found))
     return found
 
 
@@ -57,14 +57,3 @@ def described(targets: Sequence[Path | str], settings: Settings, progress: Progr
             f"{files[0]} is a file; a report takes artifacts' folders or one JSON of `visq compare`, not both"
         )
     return comparison_document(files[0]) if files else artifact_document(targets, settings, progress=progress)
-
-
-def save_page(path: Path, text: str) -> None:
-    """Writes a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise VisqError(f"cannot write {path}: {error.strerror or error}") from error
