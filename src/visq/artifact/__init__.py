@@ -6,7 +6,7 @@ from visq._lazy import lazy
 
 if TYPE_CHECKING:
     from visq.artifact.coverage import coverage_rows
-    from visq.artifact.reading import artifact_bytes, check_program, is_artifact, load, verify
+    from visq.artifact.reading import artifact_bytes, is_artifact, load, load_verified, verify
     from visq.artifact.schema import (
         Agreement,
         ArtifactConfig,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "save",
     "load",
+    "load_verified",
     "verify",
-    "check_program",
     "read_config",
     "serialize",
     "check_destination",
@@ -44,7 +44,7 @@ __getattr__ = lazy(
     __name__,
     {
         **dict.fromkeys(("coverage_rows",), "coverage"),
-        **dict.fromkeys(("artifact_bytes", "check_program", "is_artifact", "load", "verify"), "reading"),
+        **dict.fromkeys(("artifact_bytes", "is_artifact", "load", "load_verified", "verify"), "reading"),
         **dict.fromkeys(("check_destination", "lowered", "save", "serialize"), "writing"),
         **dict.fromkeys(
             (

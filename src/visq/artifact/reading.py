@@ -60,23 +60,28 @@ def load(path: Path | str) -> Any:
     model.check = config.check
     if config.program is None:
         return refuse_bad_images(model)
-    check_program(model, folder)
+    _check_program(model, folder)
     return deploy(model)
 
 
-def verify(path: Path | str) -> ArtifactConfig:
-    """Checks an artifact completely and returns its config. Raises VisqError as `load` does.
+def load_verified(path: Path | str) -> Any:
+    """Returns what `load` returns, and raises what it raises.
 
     It also refuses an artifact without a program if its network can be lowered: the engine could not run it.
     """
     model = load(path)
-    config: ArtifactConfig = model.artifact
-    if config.program is None:
-        check_program(model, Path(path))
+    if model.artifact.program is None:  # otherwise `load` has compared the program already
+        _check_program(model, Path(path))
+    return model
+
+
+def verify(path: Path | str) -> ArtifactConfig:
+    """Checks an artifact completely and returns its config. Raises VisqError as `load_verified` does."""
+    config: ArtifactConfig = load_verified(path).artifact
     return config
 
 
-def check_program(model: Any, folder: Path) -> None:
+def _check_program(model: Any, folder: Path) -> None:
     """Raises VisqError unless a loaded model's program equals the one lowered from its network and sites."""
     if (model.artifact.program, model.artifact.no_program) != lowered(model):
         raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites; quantize again")

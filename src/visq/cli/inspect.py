@@ -21,11 +21,10 @@ def inspect(
 ) -> None:
     """Check an artifact completely and print what it holds."""
     output = Output(json_to)
-    from visq.artifact import check_program, load
+    from visq.artifact import load_verified
     from visq.runtime import load_engine
 
-    model = load(folder)
-    check_program(model, folder)
+    model = load_verified(folder)
     config = model.artifact
     calibration = config.provenance.calibration
     output.say(f"{config.provenance.model}, checkpoint {config.provenance.checkpoint_sha256 or 'of random weights'}")
