@@ -32,7 +32,7 @@ from common import machine, subject_of, write_json
 from visq.analysis import compare, mcnemar
 from visq.models import load_model
 from visq.recipes import get_recipe
-from visq.recipes.catalog import packaged_families
+from visq.recipes.catalog import packaged_methods
 
 FAMILIES = ["minmax", "minmax-channel", "smoothquant", "percentile", "omse", "similarity", "ptq4vit", "gptq"]
 FAMILIES += ["adaround", "quarot", "mambaquant", "kscaled", "ptq4vm-grid", "ptq4vm", "qmamba", "visq", "visq-rotated"]
@@ -61,7 +61,7 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
         for bits, scope in COLUMNS:
             for family in args.families:
                 repeated = scope == "linear" and SAME_LINEARS.get(family) in args.families
-                there = scope in packaged_families()[family].scopes and not repeated
+                there = scope in packaged_methods()[family].scopes and not repeated
                 if there and scope in args.scopes and bits in args.bits:
                     yield recipe_name(family, bits, scope), seed
 
@@ -123,7 +123,7 @@ def report(args: argparse.Namespace) -> None:
     for bits, scope in COLUMNS:
         table: Cell = {}
         for family in args.families:
-            if scope not in packaged_families()[family].scopes:
+            if scope not in packaged_methods()[family].scopes:
                 continue
             name = recipe_name(family, bits, scope)
             seeds = [found[name, seed] for seed in (0, 1, 2) if (name, seed) in found]

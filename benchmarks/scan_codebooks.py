@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common import machine, subject_of, write_json
 from visq import ops
 from visq.analysis import compare
-from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
+from visq.calibrate.state_search import RecordedScan, StepRange, make_state_estimator, step_scales
 from visq.data import open_dataset
 from visq.integer.spec import Spec
 from visq.models import load_model
@@ -47,14 +47,14 @@ CODEBOOKS: dict[str, tuple[str, str]] = {
 STATE_ESTIMATORS = ("minmax", "mse", "scan_output")
 
 
-def quantize_discretized(site: str, bits: int, codebook: str, estimator: str, calibration: ScanInputs) -> Any:
+def quantize_discretized(site: str, bits: int, codebook: str, estimator: str, calibration: RecordedScan) -> Any:
     spec = Spec.model_validate({"bits": bits, "signed": site == "bbar", "codebook": codebook, "estimator": estimator})
     found = make_discretized_estimator(spec, site)
     found.observe(calibration.delta, calibration.A, calibration.B)
     return found.result(lambda quantizer: calibration.loss(**{site: quantizer.scan_argument()})).scan_argument()
 
 
-def quantize_state(bits: int, groups: int, estimator: str, calibration: ScanInputs) -> ops.StateRounding:
+def quantize_state(bits: int, groups: int, estimator: str, calibration: RecordedScan) -> ops.StateRounding:
     spec = Spec.model_validate(
         {"bits": bits, "granularity": {"kind": "step_groups", "k": groups}, "estimator": estimator}
     )
@@ -68,17 +68,17 @@ def quantize_state(bits: int, groups: int, estimator: str, calibration: ScanInpu
     return ops.StateRounding(step, factors.channel, factors.state, spec.qmin, spec.qmax)
 
 
-def sqnr(scan: ScanInputs, **quantizers: Any) -> float:
+def sqnr(scan: RecordedScan, **quantizers: Any) -> float:
     noise = scan.loss(**quantizers)
     return 10 * math.log10(float(scan.y.square().sum(dtype=torch.double)) / max(noise, 1e-300))
 
 
-def scans_of(model: nn.Module, images: Tensor) -> list[ScanInputs]:
+def scans_of(model: nn.Module, images: Tensor) -> list[RecordedScan]:
     """The inputs and outputs of every scan in a forward pass."""
-    found: list[ScanInputs] = []
+    found: list[RecordedScan] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(ScanInputs(*(tensor.contiguous() for tensor in args), output))
+        found.append(RecordedScan(*(tensor.contiguous() for tensor in args), output))
 
     handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, SelectiveScan)]
     with torch.no_grad():
@@ -88,19 +88,19 @@ def scans_of(model: nn.Module, images: Tensor) -> list[ScanInputs]:
     return found
 
 
-def s4d(batch: int, seed: int, length: int = 197, channels: int = 64, states: int = 16) -> ScanInputs:
+def s4d(batch: int, seed: int, length: int = 197, channels: int = 64, states: int = 16) -> RecordedScan:
     g = torch.Generator().manual_seed(seed)
     u = torch.randn(batch, length, channels, generator=g)
     delta = torch.exp(torch.rand(batch, length, channels, generator=g) * math.log(100) + math.log(1e-3))
     A = -torch.arange(1.0, states + 1).repeat(channels, 1)
     B, C = (torch.randn(batch, length, states, generator=g) for _ in range(2))
-    return ScanInputs(u, delta, A, B, C, ops.selective_scan(u, delta, A, B, C))
+    return RecordedScan(u, delta, A, B, C, ops.selective_scan(u, delta, A, B, C))
 
 
-def study(pairs: list[tuple[ScanInputs, ScanInputs]], bits: list[int], groups: list[int]) -> dict[str, Any]:
+def study(pairs: list[tuple[RecordedScan, RecordedScan]], bits: list[int], groups: list[int]) -> dict[str, Any]:
     """Tables of mean SQNR; pairs are (calibration, measured) of each scan."""
 
-    def mean(quantize: Callable[[ScanInputs], dict[str, Any]]) -> float:
+    def mean(quantize: Callable[[RecordedScan], dict[str, Any]]) -> float:
         return sum(sqnr(measured, **quantize(calibration)) for calibration, measured in pairs) / len(pairs)
 
     tables: dict[str, Any] = {"abar": {}, "bbar": {}, "h": {}}

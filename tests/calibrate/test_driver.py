@@ -16,7 +16,7 @@ from visq.errors import VisqError
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import StateQuantizer
 from visq.quant.site import WEIGHT, named_sites, site_parameter
-from visq.recipes import Recipe, get_recipe, load_family
+from visq.recipes import Recipe, get_recipe, load_method
 from visq.recipes.catalog import make_recipe
 
 from .conftest import Images
@@ -153,7 +153,7 @@ scopes:
   linear:
     sites: [{{match: "*.out_proj.in", granularity: {granularity}}}]
 """)
-    family = load_family(file)
+    family = load_method(file)
     return make_recipe(family, family.bits, "linear")
 
 

@@ -13,7 +13,7 @@ from visq.errors import VisqError
 from visq.models.vim import VisionMamba
 from visq.quant.estimators.similarity import CANDIDATES
 from visq.quant.site import named_sites
-from visq.recipes import Recipe, load_family
+from visq.recipes import Recipe, load_method
 from visq.recipes.catalog import make_recipe
 
 from .conftest import Images
@@ -24,7 +24,7 @@ def recipe_from(tmp_path: Path, sites: str, learners: str = "[]") -> Recipe:
     file.write_text(
         f"name: custom\ntitle: t\ndefault_scope: s\nscopes: {{s: {{sites: {sites}, learners: {learners}}}}}\n"
     )
-    family = load_family(file)
+    family = load_method(file)
     return make_recipe(family, family.bits, "s")
 
 

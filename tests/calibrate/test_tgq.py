@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visq import ops
 from visq.calibrate.state_search import (
-    ScanInputs,
+    RecordedScan,
     StepRange,
     contiguous_groups,
     make_state_estimator,
@@ -54,7 +54,7 @@ def test_a_jump_in_time_gets_a_group_of_its_own() -> None:
     assert contiguous_groups(maximum, 3).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
-def scan(batch: int = 6, length: int = 16, channels: int = 8, states: int = 4) -> ScanInputs:
+def scan(batch: int = 6, length: int = 16, channels: int = 8, states: int = 4) -> RecordedScan:
     """The state grows along the sequence, with a burst in the middle."""
     g = torch.Generator().manual_seed(0)
     u = torch.randn(batch, length, channels, generator=g) * torch.linspace(0.2, 3, length)[:, None]
@@ -62,10 +62,10 @@ def scan(batch: int = 6, length: int = 16, channels: int = 8, states: int = 4) -
     delta = torch.exp(torch.rand(batch, length, channels, generator=g) * 3 - 4)
     A = -torch.arange(1.0, states + 1).repeat(channels, 1)
     B, C = (torch.randn(batch, length, states, generator=g) for _ in range(2))
-    return ScanInputs(u, delta, A, B, C, ops.selective_scan(u, delta, A, B, C))
+    return RecordedScan(u, delta, A, B, C, ops.selective_scan(u, delta, A, B, C))
 
 
-def quantizer(inputs: ScanInputs, granularity: object, estimator: object, bits: int = 4) -> StateQuantizer:
+def quantizer(inputs: RecordedScan, granularity: object, estimator: object, bits: int = 4) -> StateQuantizer:
     spec = Spec.model_validate({"bits": bits, "granularity": granularity, "estimator": estimator})
     factors = Factors(*(torch.ones(n) for n in (inputs.u.shape[2], inputs.u.shape[1], inputs.A.shape[1])))
     state = make_state_estimator(spec, "h")
@@ -78,7 +78,7 @@ def quantizer(inputs: ScanInputs, granularity: object, estimator: object, bits: 
     return StateQuantizer(spec, step, factors.channel, factors.state, state.read_quantized)
 
 
-def loss(inputs: ScanInputs, found: StateQuantizer) -> float:
+def loss(inputs: RecordedScan, found: StateQuantizer) -> float:
     return inputs.loss(state=found.scan_argument())
 
 

@@ -190,7 +190,7 @@ def test_unexpected_errors_are_one_line(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("visq.artifact.load", broken)
+    monkeypatch.setattr("visq.artifact.load_verified", broken)
     line = refused(capfd, "inspect", workplace.artifact)
     assert line == "error: ZeroDivisionError: two lines; this is not expected, use --debug for the traceback"
     assert run(["inspect", str(workplace.artifact), "--debug"]) == 1

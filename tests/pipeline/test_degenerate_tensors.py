@@ -26,7 +26,7 @@ from visq.pipeline import quantize
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import INNER, WEIGHT, named_sites, site_parameter
 from visq.recipes import get_recipe
-from visq.recipes.catalog import packaged_families
+from visq.recipes.catalog import packaged_methods
 from visq.runtime import load_engine
 from visq.runtime.bundle import read_bundle
 from visq.runtime.oracle import Oracle
@@ -36,7 +36,7 @@ NETWORKS = {
     "vim": {"image_size": SIZE, "patch_size": 4, "stride": 4, "embed_dim": 8, "depth": 1, "d_state": 4},
     "vmamba": {"image_size": SIZE, "embed_dim": 8, "depths": [1], "mlp_ratio": 2, "d_state": 1},
 }
-RECIPES = [f"{family}-{bits}" for family in packaged_families() for bits in ("w8a8", "w4a4")]
+RECIPES = [f"{family}-{bits}" for family in packaged_methods() for bits in ("w8a8", "w4a4")]
 
 
 def spike(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from visq.errors import VisqError
 from visq.models import create_model
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe, list_recipes
-from visq.recipes.catalog import packaged_families
+from visq.recipes.catalog import packaged_methods
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_names_carry_bits_and_scope() -> None:
     assert get_recipe("kscaled-w4a4").bits.state == 4 and get_recipe("kscaled-w4a4").scope_name == "full"
     assert get_recipe("kscaled-w4a4-full").name == "kscaled-w4a4"
     assert get_recipe("minmax-channel-w8a8").family == "minmax-channel"
-    assert set(packaged_families()["kscaled"].scopes) == {"paper", "linear", "full"}
+    assert set(packaged_methods()["kscaled"].scopes) == {"paper", "linear", "full"}
 
 
 def test_full_reaches_every_tensor_of_the_ssm(sites: list[str]) -> None:

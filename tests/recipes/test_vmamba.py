@@ -16,7 +16,7 @@ from visq.models import create_model
 from visq.pipeline import quantize
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe
-from visq.recipes.catalog import packaged_families
+from visq.recipes.catalog import packaged_methods
 
 GEOMETRY = {"image_size": 24, "embed_dim": 8, "depths": [1, 1], "mlp_ratio": 2, "num_classes": 5}
 V0 = {**GEOMETRY, "mlp_ratio": 0, "forward_type": "v0", "d_state": 4, "expand": 2}
@@ -24,7 +24,7 @@ V0 = {**GEOMETRY, "mlp_ratio": 0, "forward_type": "v0", "d_state": 4, "expand": 
 SLOW = ("adaround", "gptq", "ptq4vm")
 SCOPES = [
     pytest.param(family.name, scope, marks=[pytest.mark.slow] * (family.name in SLOW or scope == "linear"))
-    for family in packaged_families().values()
+    for family in packaged_methods().values()
     for scope in family.scopes
 ]
 

@@ -93,7 +93,7 @@ def diagnose(
 
 
 def check_origin(model: Any, fp32: Any) -> None:
-    """VisqError when a network has other weights than those a quantized model was made of, by their checkpoints."""
+    """Raises VisqError when a network has another checkpoint than the one a quantized model was made of."""
     made_of, given = getattr(model, "card", None), getattr(fp32, "card", None)
     hashes = [getattr(card, "checkpoint_sha256", None) for card in (made_of, given)]
     if made_of is None or given is None or hashes[0] is None or hashes[0] == hashes[1]:

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from visq.errors import VisqError, first_problem
+from visq.integer.operations import Strict
 from visq.integer.program import Program
 from visq.integer.spec import Spec
 from visq.recipes import Recipe
@@ -19,12 +20,6 @@ from visq.recipes import Recipe
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
-
-
-class Strict(BaseModel):
-    """A frozen record that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Architecture(Strict):

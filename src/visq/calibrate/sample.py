@@ -44,7 +44,7 @@ class Sample:
 
     @property
     def different(self) -> int:
-        """How many different images there are, constant ones apart."""
+        """Returns how many different images there are, constant ones apart."""
         return self.images - self.constant - self.repeated
 
     def warnings(self, recipe: Recipe) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visq import parallel
 from visq.calibrate.jobs import Job, naming
-from visq.calibrate.state_search import ScanInputs, StepRange, make_state_estimator, step_scales
+from visq.calibrate.state_search import RecordedScan, StepRange, make_state_estimator, step_scales
 from visq.models.layers import SelectiveScan
 from visq.quant.discretized import make_discretized_estimator
 from visq.quant.few_images import widened_scales
@@ -103,7 +103,7 @@ class ScanJob(Job):
             step = step[:1]  # one number, for sequences of any length
         return StateQuantizer(self.spec, step, self.factors.channel, self.factors.state, self.state.read_quantized)
 
-    def scan_inputs(self, images: int) -> ScanInputs:
+    def scan_inputs(self, images: int) -> RecordedScan:
         """Returns the gathered inputs and FP32 outputs of the first `images` images."""
         u, delta, B, C, y = (torch.cat(parts)[:images] for parts in zip(*self.inputs, strict=True))
-        return ScanInputs(u, delta, self.A, B, C, y)
+        return RecordedScan(u, delta, self.A, B, C, y)

@@ -124,7 +124,7 @@ def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScanInputs:
+class RecordedScan:
     """Holds the scans of a few images: inputs u, delta [B, L, C], A [C, N], B, C [B, L, N] and the FP32 output y
     [B, L, C]."""
 
@@ -142,7 +142,7 @@ class ScanInputs:
 
 
 #: (inputs, base [L], groups [L], factors, spec, scan arguments of abar and bbar) -> step [L].
-Search = Callable[[ScanInputs, Tensor, Tensor, Factors, Spec, dict[str, Any]], Tensor]
+Search = Callable[[RecordedScan, Tensor, Tensor, Factors, Spec, dict[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def multipliers(candidates: int) -> Tensor:
 
 def scan_output(
     candidates: Tensor,
-    inputs: ScanInputs,
+    inputs: RecordedScan,
     base: Tensor,
     groups: Tensor,
     factors: Factors,
@@ -239,7 +239,7 @@ def scan_output(
 
 def tensor_error(
     candidates: Tensor,
-    inputs: ScanInputs,
+    inputs: RecordedScan,
     base: Tensor,
     groups: Tensor,
     factors: Factors,

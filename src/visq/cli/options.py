@@ -70,7 +70,7 @@ class ModelOptions:
         )
 
     def refuse_for_artifact(self, folder: Path, model: Any) -> None:
-        """VisqError when an option contradicts an artifact, which fixes all of this."""
+        """Raises VisqError when an option contradicts an artifact, which fixes all of this."""
         from visq.models.family import image_size
 
         size = image_size(model.config)

@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have labels."""
+        """Returns whether the images have labels."""
         return bool(self.classes)
 
     @property

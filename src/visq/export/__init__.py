@@ -1,6 +1,6 @@
 """An artifact's program in the formats of other runtimes."""
 
 from visq.export.artifact import FORMATS, Exported, export
-from visq.export.runtimes import Agreement
+from visq.export.runtimes import RuntimeAgreement
 
-__all__ = ["FORMATS", "Agreement", "Exported", "export"]
+__all__ = ["FORMATS", "RuntimeAgreement", "Exported", "export"]

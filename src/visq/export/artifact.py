@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from visq.errors import VisqError
-from visq.export.runtimes import Agreement, compare
+from visq.export.runtimes import RuntimeAgreement, compare
 from visq.files import replacing
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
@@ -31,7 +31,7 @@ class Exported:
 
     path: Path
     bytes: int
-    agreement: list[Agreement]
+    agreement: list[RuntimeAgreement]
     real_images: bool
 
 

@@ -18,7 +18,7 @@ Run = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RuntimeAgreement:
     """How an exported file does in one runtime, on the same images as the engine.
 
     Attributes:
@@ -37,7 +37,7 @@ class Agreement:
     engine_ms: float
 
 
-def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[Agreement]:
+def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[RuntimeAgreement]:
     """Runs a file's content in every installed runtime and compares its logits with the engine's.
 
     Raises:
@@ -61,7 +61,7 @@ def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[A
         signal = float(np.square(expected, dtype=np.float64).sum())
         sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise)
         same = float((found.argmax(1) == expected.argmax(1)).mean())
-        rows.append(Agreement(f"{name} {version}", len(images), same, sqnr, ms, engine_ms))
+        rows.append(RuntimeAgreement(f"{name} {version}", len(images), same, sqnr, ms, engine_ms))
     return rows
 
 

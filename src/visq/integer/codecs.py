@@ -56,7 +56,7 @@ class Codec:
 
     @property
     def factors_out(self) -> bool:
-        """Whether all channels of a row share one scale and one zero point, `smooth` aside; False with a table."""
+        """Returns whether a row's channels share one scale and zero point, `smooth` aside; False with a table."""
         by_token = self.step_token is not None
         return self.table is None and (by_token or self.scale.size == 1) and (self.zero_by_token or self.zero.size == 1)
 

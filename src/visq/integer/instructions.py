@@ -16,7 +16,7 @@ from visq.integer.arithmetic import EXP2, GELU, LOG1P, Floats
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class ElementwiseInstruction:
     """An elementwise row instruction.
 
     Attributes:
@@ -33,13 +33,13 @@ class Elementwise:
 #: Float32 additions and multiplications of `arithmetic.exp2`: a subtraction, a polynomial and a power of two.
 EXP2_COST = 1 + 2 * len(EXP2) + 1
 
-ELEMENTWISE: dict[str, Elementwise] = {
-    "silu": Elementwise(1, arithmetic.silu, 1 + EXP2_COST + 2),
-    "softplus": Elementwise(1, arithmetic.softplus, 1 + EXP2_COST + 3 + 2 * (len(LOG1P) - 1) + 2),
-    "gelu": Elementwise(1, arithmetic.gelu, 3 + 2 * (len(GELU) - 1) + 2 + 2 + EXP2_COST + 2),
-    "neg": Elementwise(1, np.negative, 0),
-    "add": Elementwise(2, np.add, 1),
-    "mul": Elementwise(2, np.multiply, 1),
+ELEMENTWISE: dict[str, ElementwiseInstruction] = {
+    "silu": ElementwiseInstruction(1, arithmetic.silu, 1 + EXP2_COST + 2),
+    "softplus": ElementwiseInstruction(1, arithmetic.softplus, 1 + EXP2_COST + 3 + 2 * (len(LOG1P) - 1) + 2),
+    "gelu": ElementwiseInstruction(1, arithmetic.gelu, 3 + 2 * (len(GELU) - 1) + 2 + 2 + EXP2_COST + 2),
+    "neg": ElementwiseInstruction(1, np.negative, 0),
+    "add": ElementwiseInstruction(2, np.add, 1),
+    "mul": ElementwiseInstruction(2, np.multiply, 1),
 }
 
 #: Names by the number of registers an instruction reads.

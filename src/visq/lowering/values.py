@@ -36,7 +36,7 @@ class Value:
 
     @property
     def rotated(self) -> bool:
-        """Whether it is rounded in rotated coordinates. Only a linear with an equally rotated weight reads it."""
+        """Returns whether it is rounded in rotated coordinates; a linear rotated alike reads it."""
         return self.kind == "round" and bool(self.parameters["rotated"])
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ def _whole_model(path: Path, value: Record) -> VisqError:
 
 
 def has_tensors(values: Iterable[Any]) -> bool:
-    """Whether any of the values is a tensor."""
+    """Returns whether any of the values is a tensor."""
     return any(isinstance(value, StoredTensor) for value in values)
 
 

@@ -194,7 +194,7 @@ def refuse_variants(shapes: Shapes, official_name: str | None) -> None:
 
 
 def _same_but_image(a: Any, b: Any) -> bool:
-    """Whether two geometries are the same but for the image, the head and the rate of dropped paths."""
+    """Returns whether two geometries are the same but for the image, the head and the rate of dropped paths."""
     free = {name: getattr(a, name) for name in ("image_size", "stride", "num_classes", "drop_path") if hasattr(a, name)}
     return bool(a == replace(b, **free))
 

@@ -80,7 +80,7 @@ def create_model(name: str | None = "vim_tiny", **geometry: Any) -> Any:
 
 
 def is_generic(name: str | None) -> bool:
-    """Whether `name` stands for any network of a family instead of a registered one."""
+    """Returns whether `name` stands for any network of a family instead of a registered one."""
     return name is None or name in families()
 
 

@@ -77,7 +77,7 @@ def native_config(
 
 
 def size_is_free(family: Family, read: Checkpoint, config: Any) -> bool:
-    """Whether the tensors are the same for every image size, so that they tell none."""
+    """Returns whether every image size gives the same tensors, so that they tell no size."""
     if image_size(config) is None:
         return False
     other = {"image_size": 2 * config.image_size}
@@ -88,7 +88,7 @@ def size_is_free(family: Family, read: Checkpoint, config: Any) -> bool:
 
 
 def _usual(config: Any) -> bool:
-    """Whether patches are cut as they usually are: without overlap, or with a half or three quarters of it."""
+    """Returns whether patches are cut as usual: without overlap, or with a half or three quarters of it."""
     patch, stride = getattr(config, "patch_size", None), getattr(config, "stride", None)
     return patch is not None and stride in (patch, patch // 2, patch // 4)
 

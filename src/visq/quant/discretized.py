@@ -146,8 +146,9 @@ class DiscretizedHistogram(DiscretizedMinMax):
             self.counts = self.counts + counts
 
     def sample(self, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        """Every k-th (image, token, channel) with all its states, [n, N]; k is prime to the number of channels, so that
-        all channels and tokens take part. 1 - Abar or Bbar."""
+        """Returns a fixed part of 1 - Abar, or of Bbar: every k-th (image, token, channel) with all its states, [n, N].
+
+        k shares no factor with the number of channels, so that all channels and tokens take part."""
         channels, states = A.shape
         stride = max(1, -(-delta.numel() * states // SAMPLES))
         while any(stride % prime == 0 and channels % prime == 0 for prime in (2, 3, 5, 7, 11, 13)):

@@ -15,7 +15,7 @@ import yaml
 from visq import strict_yaml
 from visq.errors import VisqError, first_problem
 from visq.recipes.roles import all_roles
-from visq.recipes.schema import Bits, Family, Recipe, Scope
+from visq.recipes.schema import Bits, Method, Recipe, Scope
 
 NAME = re.compile(r"(?P<family>.+?)-w(?P<w>\d+)a(?P<a>\d+)(?:h(?P<h>\d+))?(?:-(?P<scope>[a-z]+))?")
 
@@ -37,11 +37,11 @@ def get_recipe(name_or_file: str | Path) -> Recipe:
     """
     text = str(name_or_file)
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
-        family = load_family(Path(text))
+        family = load_method(Path(text))
         return make_recipe(family, family.bits, family.default_scope)
     if text == "fp32":
         return FP32
-    families = packaged_families()
+    families = packaged_methods()
     match = NAME.fullmatch(text)
     if match is None or match["family"] not in families:
         if text in families:
@@ -60,7 +60,7 @@ def get_recipe(name_or_file: str | Path) -> Recipe:
     return make_recipe(family, bits, match["scope"] or family.default_scope)
 
 
-def make_recipe(family: Family, bits: Bits, scope: str) -> Recipe:
+def make_recipe(family: Method, bits: Bits, scope: str) -> Recipe:
     if scope not in family.scopes:
         raise VisqError(f"recipe family {family.name} has no scope '{scope}'; it has {', '.join(family.scopes)}")
     suffix = "" if scope == family.default_scope else f"-{scope}"
@@ -78,20 +78,20 @@ def make_recipe(family: Family, bits: Bits, scope: str) -> Recipe:
 def list_recipes() -> list[Recipe]:
     """Returns every packaged family in every scope at the usual bits, FP32 first."""
     recipes = [FP32]
-    for family in packaged_families().values():
+    for family in packaged_methods().values():
         for scope in family.scopes:
             recipes += [make_recipe(family, Bits(weight=w, activation=a, state=a), scope) for w, a in LISTED_BITS]
     return recipes
 
 
-def packaged_families() -> dict[str, Family]:
+def packaged_methods() -> dict[str, Method]:
     """Returns the packaged recipe files by name, their roles expanded for every registered family of networks."""
-    return _packaged_families(tuple(all_roles().items()))
+    return _packaged_methods(tuple(all_roles().items()))
 
 
 @cache
-def _packaged_families(roles: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, Family]:
-    families = [parse_family(text, f"{name}.yaml") for name, text in sorted(packaged_texts().items())]
+def _packaged_methods(roles: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, Method]:
+    families = [parse_method(text, f"{name}.yaml") for name, text in sorted(packaged_texts().items())]
     return {family.name: family for family in families}
 
 
@@ -102,7 +102,7 @@ def packaged_texts() -> dict[str, str]:
     return {file.name.removesuffix(".yaml"): file.read_text() for file in found}
 
 
-def load_family(path: Path) -> Family:
+def load_method(path: Path) -> Method:
     """Returns the recipe in a file; raises VisqError naming the file and the key that is wrong."""
     try:
         with path.open("rb") as file:
@@ -112,13 +112,13 @@ def load_family(path: Path) -> Family:
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise VisqError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
-    return parse_family(text, str(path))
+    return parse_method(text, str(path))
 
 
-def parse_family(text: str, where: str) -> Family:
+def parse_method(text: str, where: str) -> Method:
     data = with_base(read_yaml(text, where), where)
     try:
-        family = Family.model_validate(data)
+        family = Method.model_validate(data)
     except ValueError as error:
         raise VisqError(f"recipe {where}: {first_problem(error)}") from error
     if family.default_scope not in family.scopes:

@@ -108,7 +108,7 @@ class Scope(BaseModel):
         return [{"name": item} if isinstance(item, str) else item for item in value]
 
 
-class Family(BaseModel):
+class Method(BaseModel):
     """Holds a recipe file: one method, in one or more scopes, at any bits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

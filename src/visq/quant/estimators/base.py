@@ -98,7 +98,7 @@ class Estimator:
         raise NotImplementedError
 
     def finish_pass(self) -> None:
-        """Called at the end of each pass."""
+        """Ends a pass; the driver calls it once a pass."""
 
     def result(self) -> Quantizer:
         raise NotImplementedError
@@ -115,7 +115,7 @@ class Estimator:
 
     @property
     def row_axis(self) -> bool:
-        """Whether the scale varies along rows (tokens of an activation, output channels of a weight)."""
+        """Returns whether the scale varies along rows (tokens of an activation, output channels of a weight)."""
         kind = self.spec.granularity.kind
         return kind.startswith("token") or (self.kind == WEIGHT and kind.startswith("channel"))
 
