@@ -1,8 +1,8 @@
 """visq: post-training quantization for Vision Mamba.
 
-    model = visq.load_model("vim_nano_fmnist")
-    model = visq.quantize(model, "kscaled-w8a8", "fashion-mnist", out="vim-nano-w8a8")
-    print(visq.evaluate(visq.load("vim-nano-w8a8"), "fashion-mnist").top1)
+    result = visq.quantize("vim_nano_fmnist", "kscaled-w8a8", "fashion-mnist", out="vim-nano-w8a8")
+    print(result.check.verdict)
+    print(visq.evaluate(visq.load("vim-nano-w8a8", backend="int"), "fashion-mnist").top1)
 
 Importing this costs nothing; torch is loaded by the first call.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from visq.data import Dataset
     from visq.models import ModelCard
     from visq.recipes import Recipe
+    from visq.result import Result
 
 __all__ = ["load_model", "quantize", "load", "evaluate", "list_models", "list_recipes", "__version__"]
 
@@ -49,8 +50,8 @@ def quantize(
     held_out: int | Dataset = 64,
     check: bool = True,
     progress: Callable[[str, int, int | None], object] | None = None,
-) -> Any:
-    """Quantizes an FP32 model in place and returns its simulation.
+) -> Result:
+    """Quantizes an FP32 model in place, checks the result, and returns it (`visq.result.Result`).
 
     Arguments:
         model: an FP32 model, or the name of one.
@@ -60,17 +61,22 @@ def quantize(
         out: the folder of an artifact; None keeps the result in memory only.
         resume: goes on with a run for the same `out` that was interrupted.
         held_out: how many further images of `dataset` the self-check runs on, or a Dataset of them.
-        check: compares the result with FP32 (docs/self-check.md); `check.verdict` of the returned model says how it
-            went.
+        check: compares the result with FP32 (docs/self-check.md); `check.verdict` of the result says how it went.
         progress: called with (what is done, how much of it, of how much or None).
+    Warns:
+        UserWarning: too few images or images too alike, or a verdict that is not good.
     Raises:
         VisqError: bad input of any kind; nothing is left behind then.
     """
+    import warnings
+
     from visq.analysis.given import fp32_model
     from visq.errors import VisqError
     from visq.pipeline import drawn_from, quantize
+    from visq.pipeline.wording import MEANING
     from visq.progress import Progress
     from visq.recipes import Recipe, get_recipe
+    from visq.result import Result
 
     model = fp32_model(model)
     if not isinstance(recipe, Recipe):
@@ -80,7 +86,7 @@ def quantize(
             )
         recipe = get_recipe(recipe)
     calibration, others = drawn_from(dataset, model.card.preprocess, samples, held_out if check else 0, seed)
-    return quantize(
+    quantized = quantize(
         model,
         recipe,
         calibration,
@@ -92,7 +98,13 @@ def quantize(
         held_out=others,
         check=check,
         progress=Progress("silent", callback=progress),
-    ).model
+    )
+    result = Result(quantized, None if out is None else Path(out))
+    for note in result.notes:
+        warnings.warn(note, stacklevel=2)
+    if result.check is not None and result.check.verdict != "good":
+        warnings.warn(f"self-check: {result.check.verdict} - {MEANING[result.check.verdict]}", stacklevel=2)
+    return result
 
 
 def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) -> Any:
@@ -127,7 +139,7 @@ def evaluate(
     """Returns top-1 and top-5 on labelled images.
 
     Arguments:
-        model: an FP32 model, a simulation or an `Engine`, or the name of a model or folder of an artifact.
+        model: an FP32 model, a simulation, an `Engine` or a `Result`, or the name of a model or folder of an artifact.
         dataset: a Dataset, a name or path that `visq.data.open_dataset` opens, or pairs of images and labels
             (`visq.data.as_dataset`).
         limit: at most so many images, chosen at random but always the same ones.
@@ -139,8 +151,9 @@ def evaluate(
     from visq.analysis.given import class_names, measurable_model
     from visq.data import as_dataset
     from visq.progress import Progress
+    from visq.result import Result
 
-    model = measurable_model(model)
+    model = measurable_model(model.model if isinstance(model, Result) else model)
     dataset = as_dataset(dataset, model.card.preprocess, split="test", classes=class_names(model, dataset))
     shown = Progress("silent", callback=progress)
     return evaluate(model, dataset, limit=limit, batch_size=batch_size, progress=shown)

@@ -58,6 +58,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __repr__(self) -> str:
+        labels = f"{len(self.classes)} classes" if self.labelled else "without labels"
+        return f"<visq.Dataset {self.name}: {len(self)} images, {labels}>"
+
     @property
     def labelled(self) -> bool:
         """Returns whether the images have labels."""

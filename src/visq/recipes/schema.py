@@ -135,6 +135,9 @@ class Recipe(BaseModel):
     bits: Bits
     scope: Scope
 
+    def __repr__(self) -> str:
+        return f"<visq.Recipe {self.name}: {self.title}, scope {self.scope_name}>"
+
     def resolve(self, site_names: Iterable[str]) -> dict[str, Spec]:
         """Returns the spec of every targeted site, in the order of `site_names`.
 

@@ -62,6 +62,11 @@ class Engine:
         """
         return self._run(images)
 
+    def __repr__(self) -> str:
+        name, recipe = self.config.provenance.model, self.config.recipe.name
+        where = f"{self.kernel}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"<visq.Engine {self.folder}: {name} with {recipe}, {where}>"
+
     def profile(self, images: Floats, runs: int = 20) -> dict[str, float]:
         """Returns the milliseconds of thread time for each image, by kind of operation.
 
