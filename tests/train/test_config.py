@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from visq.errors import VisqError
-from visq.models.registry import PRETRAINED
+from visq.models.registry import weights_folders
 from visq.train import TrainConfig, load_config
 from visq.train.config import differences
 
@@ -28,9 +28,11 @@ def test_shipped_configs_load(path: Path) -> None:
 def test_the_one_copy_of_every_shipped_models_configuration() -> None:
     """Configurations stand in configs/train alone; each packaged model with a log has one of its name there."""
     shipped = {path.stem for path in SHIPPED}
-    trained = {path.name.removesuffix(".log.jsonl") for path in PRETRAINED.glob("*.log.jsonl")}
+    trained = {
+        path.name.removesuffix(".log.jsonl") for folder in weights_folders() for path in folder.glob("*.log.jsonl")
+    }
     assert trained and trained <= shipped
-    assert not list(PRETRAINED.glob("*.yaml"))
+    assert not [path for folder in weights_folders() for path in folder.glob("*.yaml")]
 
 
 def test_round_trip(config_file: Path, tmp_path: Path) -> None:

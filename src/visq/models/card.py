@@ -14,7 +14,7 @@ class ModelCard:
 
     Attributes:
         name: the name that users type; `alias_of` is the official name when `name` is a short one of ours.
-        weights: file name under `models/pretrained`, or None when the user brings the checkpoint.
+        weights: file name of the packaged weights, or None when the user brings the checkpoint.
         published_top1: ImageNet top-1 in percent that the authors report for their checkpoint.
         checkpoint_sha256: hash of the checkpoint file the model was loaded from; None for random weights.
         notes: sentences about what was chosen in the checkpoint and changed for another image size.

@@ -217,10 +217,7 @@ def _packaged(card: ModelCard) -> Path:
             f"the weights of {card.name} do not come with visq; pass --checkpoint with the authors' file{_link(card)} "
             "or your own"
         )
-    path = registry.PRETRAINED / card.weights
-    if not path.exists():
-        raise VisqError(f"the packaged weights {card.weights} are missing; install visq again or pass --checkpoint")
-    return path
+    return registry.packaged_weights(card.weights)
 
 
 def _geometry(

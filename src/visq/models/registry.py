@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the fami
 
 #: Folder of the weights that come with the package.
 PRETRAINED = Path(__file__).parent / "pretrained"
-
+#: The package of larger networks, which is installed by itself.
+MODELS_PACKAGE = "visq-models"
 
 _CARDS: dict[str, Callable[[], ModelCard]] = {}
 
@@ -147,28 +149,55 @@ for _name, _geometry, _top1 in _vmamba_official():
     register(_name)(partial(_vmamba_card, _name, _geometry, _top1))
 
 
-#: name -> (family, description) of the models trained for visq. Their weights are `PRETRAINED`/NAME.safetensors.
+#: name -> (family, package with the weights NAME.safetensors, description) of the models trained for visq.
 _OURS = {
-    "vim_nano_fmnist": ("vim", "small Vim trained on Fashion-MNIST, shipped with visq"),
-    "vim_micro_imagenette": ("vim", "small Vim trained on Imagenette (10 classes, 128 pixels), shipped with visq"),
-    "vim_micro192_imagenette": ("vim", "the same at 192 pixels, shipped with visq"),
-    "vim_tiny_imagenette": ("vim", "a full Vim-Tiny trained on Imagenette (224 pixels), shipped with visq"),
-    "vmamba_nano_imagenette": ("vmamba", "small VMamba trained on Imagenette (96 pixels), shipped with visq"),
+    "vim_nano_fmnist": ("vim", "visq", "small Vim trained on Fashion-MNIST"),
+    "vim_micro_imagenette": ("vim", "visq", "small Vim trained on Imagenette (10 classes, 128 pixels)"),
+    "vim_micro192_imagenette": ("vim", MODELS_PACKAGE, "the same at 192 pixels"),
+    "vim_tiny_imagenette": ("vim", MODELS_PACKAGE, "a full Vim-Tiny trained on Imagenette (224 pixels)"),
+    "vmamba_nano_imagenette": ("vmamba", MODELS_PACKAGE, "small VMamba trained on Imagenette (96 pixels)"),
 }
+
+
+def weights_folders() -> list[Path]:
+    """Returns the folders that hold packaged weights: visq's own, and visq-models where it is installed."""
+    spec = find_spec(MODELS_PACKAGE.replace("-", "_"))
+    return [PRETRAINED, *map(Path, () if spec is None else spec.submodule_search_locations or ())]
+
+
+def packaged_weights(file: str) -> Path:
+    """Returns the file of packaged weights by its name.
+
+    Raises:
+        VisqError: the file is in no package that is installed; the message names the package.
+    """
+    for folder in weights_folders():
+        if (folder / file).exists():
+            return folder / file
+    package = _OURS[file.removesuffix(".safetensors")][1]
+    if package == MODELS_PACKAGE:
+        raise VisqError(
+            f"{file} comes with the package {package}, which is not installed: pip install {package}, "
+            f"or pip install ./packages/{package} in a clone of visq"
+        )
+    raise VisqError(f"the packaged weights {file} are missing; install visq again or pass --checkpoint")
 
 
 def _packaged_card(name: str) -> ModelCard:
     """Builds a card from the weights' file: geometry from the shapes, preprocessing and classes from the header."""
-    family, description = families()[_OURS[name][0]], _OURS[name][1]
-    path = PRETRAINED / f"{name}.safetensors"
-    if not path.exists():  # said when the weights are asked for; listing models needs no weights
+    family_name, package, description = _OURS[name]
+    family, file = families()[family_name], f"{name}.safetensors"
+    description = f"{description}, shipped with {package}"
+    try:
+        path = packaged_weights(file)
+    except VisqError:  # said when the weights are asked for; listing models needs no weights
         config = family.config()
-        return ModelCard(name, config, family.preprocess(config), weights=path.name, description=description)
+        return ModelCard(name, config, family.preprocess(config), weights=file, description=description)
     shapes, notes = read_safetensors_header(path)
     config = family.infer(shapes, notes, ())
     preprocess = Preprocess.from_dict(notes["preprocess"]) if "preprocess" in notes else family.preprocess(config)
     classes = tuple(notes["classes"]) if "classes" in notes else None
-    return ModelCard(name, config, preprocess, classes, weights=path.name, description=description)
+    return ModelCard(name, config, preprocess, classes, weights=file, description=description)
 
 
 for _name in _OURS:

@@ -1,0 +1,1 @@
+"""Holds the larger networks that were trained for visq, which finds their weights here by name."""
