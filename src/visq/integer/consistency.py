@@ -184,6 +184,8 @@ class _Check:
     def load(self, step: Load) -> int:
         decl = self.declared(step.tensor)
         self.need(step.tensor in self.written, f"tensor {step.tensor} is read before it is written")
+        own = any(isinstance(other, Store) and other.tensor == step.tensor for other in self.operation.body)
+        self.need(step.row is None or not own, f"reads a row of {step.tensor}, which is not all written yet")
         there = decl.rows == self.operation.rows if step.row is None else step.row < decl.rows
         self.need(there, f"{step.tensor}: no such row")
         return decl.width
