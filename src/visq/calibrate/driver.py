@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from visq import parallel
 from visq.calibrate.jobs import ActivationJob, Job, estimate_weight, naming
 from visq.calibrate.layer_search import LayerSearch
-from visq.calibrate.learners import make_learner
+from visq.calibrate.learners import Learner, NetworkLearner, NetworkRun, make_learner
 from visq.calibrate.sample import Sample
 from visq.calibrate.scan_job import ScanJob
 from visq.calibrate.stage_store import FinishedStage, WorkFolder
@@ -82,18 +82,22 @@ def calibrate(
     model.eval().requires_grad_(False)
     specs = recipe.resolve(name for name, _ in named_sites(model))
     transforms = [make_transform(named) for named in recipe.scope.transforms]
-    learners = [make_learner(named) for named in recipe.scope.learners]
+    made = [make_learner(named) for named in recipe.scope.learners]
+    learners = [learner for learner in made if isinstance(learner, Learner)]
+    network_learners = [learner for learner in made if isinstance(learner, NetworkLearner)]
     if len(dataset) == 0:
         raise VisqError("the calibration set is empty; pass images with --calib and at least --samples 1")
     folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
     stages: list[Stage] = model.stages()  # type: ignore[operator]
     with_student = any(learner.needs_student for learner in learners)
-    done = parallel.on_rank_zero(lambda: folder.open(resume, with_student))
+    done = parallel.on_rank_zero(lambda: folder.open(resume, with_student, bool(network_learners)))
     notes: list[str] = []
     for index in range(done):
         folder.finished(index).restore(model)
     if done == 0:
         notes += write_images(folder.stream(0), dataset, batch_size).warnings(recipe)
+        if network_learners:
+            write_teacher(model, Stream(folder.stream(0)), folder.teacher)
     for index in range(done, len(stages)):
         stage = stages[index]
         inputs = Stream(folder.stream(index))
@@ -136,6 +140,18 @@ def calibrate(
     if specs:
         named = model.named_parameters()
         round_parameters(p for name, p in named if not any(belongs(name, stage) for stage in stages))
+    run_network = NetworkRun(
+        model,
+        Stream(folder.teacher),
+        folder.path,
+        seed,
+        report=lambda line: None if report is None else report(len(stages), len(stages), line),
+        notes=notes,
+    )
+    with torch.enable_grad():
+        for network_learner in network_learners:
+            network_learner.tune(run_network)
+    check_network(model)
     missed = [name for name, site in named_sites(model) if name in specs and site.quantizer is None]
     if missed:
         raise VisqError(f"{len(missed)} targeted sites were not quantized: {', '.join(missed[:5])}")
@@ -176,6 +192,25 @@ def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:
     sample = parallel.on_rank_zero(read)
     stream.close()
     return sample
+
+
+def check_network(model: nn.Module) -> None:
+    """Checks all scales of the network; VisqError names the site."""
+    for name, site in named_sites(model):
+        if isinstance(site.quantizer, Quantizer | StateQuantizer):
+            with naming(name):
+                site.quantizer.check()
+
+
+@torch.no_grad()
+def write_teacher(model: nn.Module, images: Stream, folder: Path) -> None:
+    """Writes what learners of the whole network compare with: batches of (images, FP32's outputs)."""
+    stream = Stream.create(folder)
+    for index, (batch,) in images.share():
+        outputs = model(batch)
+        if not parallel.filler():
+            stream.append((batch, outputs), index)
+    stream.close()
 
 
 @torch.no_grad()

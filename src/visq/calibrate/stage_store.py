@@ -48,6 +48,7 @@ class WorkFolder:
 
     `run.json` says which run it is, `stage-NNN.safetensors` are finished stages, `stream-NNN/` holds the FP32 inputs of
     the stage at hand, and `student-NNN/` its inputs in the network quantized so far, if a learner needs them.
+    `teacher/` holds the images and FP32's outputs, if a learner of the whole network needs them.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class WorkFolder:
             "batch size": batch_size,
         }
 
-    def open(self, resume: bool, student: bool = False) -> int:
+    def open(self, resume: bool, student: bool = False, teacher: bool = False) -> int:
         """Prepares the folder and returns how many stages are finished.
 
         Arguments:
             student: the run cannot go on without its student stream.
+            teacher: nor without its teacher stream.
         Raises:
             VisqError: `resume` with the state of a different run.
         """
@@ -85,7 +87,10 @@ class WorkFolder:
             count = 0
             while self.finished(count).exists():
                 count += 1
-            if count and self.stream(count).is_dir() and (not student or self.student(count).is_dir()):
+            needed = [self.stream(count)]
+            needed += [self.student(count)] if student else []
+            needed += [self.teacher] if teacher else []
+            if count and all(folder.is_dir() for folder in needed):
                 return count
         self.path.mkdir(parents=True, exist_ok=True)
         clear(self.path)
@@ -102,6 +107,10 @@ class WorkFolder:
 
     def student(self, index: int) -> Path:
         return self.path / f"student-{index:03d}"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
 
 
 @dataclass(frozen=True)

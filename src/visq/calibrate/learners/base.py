@@ -1,18 +1,23 @@
-"""The base of learners, and their registry."""
+"""The bases of learners, and their registry."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
+
+from torch import nn
 
 from visq.errors import VisqError
 from visq.integer.spec import Named
 from visq.stages.stage_run import StageRun
+from visq.stages.stream import Stream
 
-LEARNERS: dict[str, type[Learner]] = {}
+LEARNERS: dict[str, type[Learner] | type[NetworkLearner]] = {}
 
-T = TypeVar("T", bound="type[Learner]")
+T = TypeVar("T", bound="type[Learner] | type[NetworkLearner]")
 
 
 class Learner:
@@ -30,6 +35,33 @@ class Learner:
         raise NotImplementedError
 
 
+@dataclass
+class NetworkRun:
+    """What learners of the whole network see of it.
+
+    Attributes:
+        model: the network; every targeted site has its quantizer, and weights are baked.
+        teacher: batches of (images, FP32's outputs).
+        folder: where a learner keeps its state for a run that is killed.
+        report: called with a line of progress.
+        notes: remarks for the user.
+    """
+
+    model: nn.Module
+    teacher: Stream
+    folder: Path
+    seed: int
+    report: Callable[[str], None]
+    notes: list[str] = field(default_factory=list)
+
+
+class NetworkLearner:
+    """Tunes the whole network after its last stage, and leaves its weights baked."""
+
+    def tune(self, run: NetworkRun) -> None:
+        raise NotImplementedError
+
+
 def register(name: str) -> Callable[[T], T]:
     def decorate(cls: T) -> T:
         LEARNERS[name] = cls
@@ -38,7 +70,7 @@ def register(name: str) -> Callable[[T], T]:
     return decorate
 
 
-def make_learner(named: Named) -> Learner:
+def make_learner(named: Named) -> Learner | NetworkLearner:
     """Raises VisqError for an unknown learner or parameter."""
     if named.name not in LEARNERS:
         raise VisqError(f"unknown learner '{named.name}'; known: {', '.join(sorted(LEARNERS))}")
