@@ -138,6 +138,8 @@ class Recipe(BaseModel):
     def __repr__(self) -> str:
         return f"<visq.Recipe {self.name}: {self.title}, scope {self.scope_name}>"
 
+    __str__ = __repr__
+
     def resolve(self, site_names: Iterable[str]) -> dict[str, Spec]:
         """Returns the spec of every targeted site, in the order of `site_names`.
 
