@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +11,11 @@ from visq.artifact.schema import ArtifactConfig
 from visq.data.preprocess import Preprocess
 from visq.errors import VisqError
 from visq.integer.arithmetic import Floats
+from visq.integer.images import checked_images
 from visq.integer.program import Program
 from visq.native.extension import available
 from visq.native.threads import checked_threads
+from visq.runtime.batching import Batching
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
@@ -111,6 +114,16 @@ class Engine:
         Memory does not grow with the number of images: `images` may be a generator.
         """
         return self._predictor.each(images, top=top, upright=upright, batch=batch)
+
+    def batching(self, *, batch: int = 16, delay: float = 0.002) -> Batching:
+        """Returns an object that collects images from many threads and runs them in batches.
+
+        Arguments:
+            batch: images that run together, at most.
+            delay: seconds that an image waits for others, at most.
+        """
+        check = partial(checked_images, self.program)
+        return Batching(self, check, self._predictor, batch=batch, delay=delay)
 
 
 def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:

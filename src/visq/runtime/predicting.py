@@ -65,8 +65,23 @@ class Predictor:
             for pixels in read:
                 yield pixels if isinstance(pixels, VisqError) else next(found)
 
+    def normalized(self, image: ImageLike, upright: bool) -> Floats:
+        """Returns an image as the network takes it, [channels, size, size] float32.
+
+        Raises:
+            VisqError: it cannot be read.
+        """
+        pixels = self._pixels(image, 0, upright)
+        if isinstance(pixels, VisqError):
+            raise pixels
+        found: Floats = self._preprocess.normalize_array(pixels[None])[0]
+        return found
+
     def _classify(self, pixels: np.ndarray, top: int) -> list[list[Prediction]]:
-        logits = self._run(self._preprocess.normalize_array(pixels))
+        return self.named(self._run(self._preprocess.normalize_array(pixels)), top)
+
+    def named(self, logits: Floats, top: int) -> list[list[Prediction]]:
+        """Returns the `top` classes of logits [B, classes], likeliest first."""
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
         if self._names is None and logits.shape[1] == len(imagenet_names()):
