@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--delay", type=float, default=0.002)
+    parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     engine = visq.load(args.artifact, backend="int", threads=args.threads)

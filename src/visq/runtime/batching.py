@@ -20,7 +20,7 @@ from visq.runtime.predicting import ImageLike, Prediction, Predictor
 class Batching:
     """Collects single images from many threads and runs them in batches, on one thread of its own.
 
-        with engine.batching(batch=16, delay=0.002) as requests:
+        with engine.batching(batch=16) as requests:
             future = requests.predict("cat.jpg")  # returns at once; any thread may call it
             print(future.result()[0].name)
 
@@ -31,7 +31,7 @@ class Batching:
         run: images [B, channels, size, size] float32 -> logits [B, classes] float32.
         check: raises VisqError for images that `run` would refuse.
         batch: images that run together, at most.
-        delay: seconds that an image waits for others, at most.
+        delay: seconds that an image waits for others, at most. With 0 a batch is what came while the last one ran.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batching:
         predictor: Predictor,
         *,
         batch: int = 16,
-        delay: float = 0.002,
+        delay: float = 0.0,
     ) -> None:
         if batch < 1 or not 0 <= delay < float("inf"):
             raise VisqError(f"batching needs batch >= 1 and a finite delay >= 0 seconds, got {batch} and {delay}")

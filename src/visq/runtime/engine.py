@@ -115,12 +115,12 @@ class Engine:
         """
         return self._predictor.each(images, top=top, upright=upright, batch=batch)
 
-    def batching(self, *, batch: int = 16, delay: float = 0.002) -> Batching:
+    def batching(self, *, batch: int = 16, delay: float = 0.0) -> Batching:
         """Returns an object that collects images from many threads and runs them in batches.
 
         Arguments:
             batch: images that run together, at most.
-            delay: seconds that an image waits for others, at most.
+            delay: seconds that an image waits for others, at most. With 0 a batch is what came while the last one ran.
         """
         check = partial(checked_images, self.program)
         return Batching(self, check, self._predictor, batch=batch, delay=delay)
