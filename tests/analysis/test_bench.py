@@ -5,14 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import visq
-from visq.analysis.bench import Contender, bench, example, expected_seconds, make_contenders, spoken
+from visq.analysis.bench import (
+    Contender,
+    bench,
+    example,
+    expected_seconds,
+    make_contenders,
+    runtime_contenders,
+    spoken,
+    sqnr_db,
+    without_quantizers,
+)
 from visq.artifact import load
+from visq.errors import VisqError
 from visq.models import create_model
 from visq.progress import Progress
+from visq.runtime import load_engine
 
 GEOMETRY: dict[str, Any] = {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 2, "d_state": 3}
 
@@ -46,6 +59,42 @@ def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> Non
     if backend == "eager-fp32":
         assert torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("form", ["fp32", "int"])
+def test_other_runtimes_compute_it_too(runtime: str, form: str, artifact: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the extra onnx")
+    pytest.importorskip(runtime, reason=f"needs {runtime}")
+    network, engine = load(artifact), load_engine(artifact, threads=1)
+    expected = without_quantizers(load(artifact)) if form == "fp32" else load(artifact)
+    run = runtime_contenders(network, artifact, engine, 1)[f"{runtime}-{form}"]().make
+    for batch in (1, 3):
+        images = example(network.card.preprocess, batch)
+        with torch.no_grad():
+            exact = expected(torch.from_numpy(images)).numpy()
+        error = sqnr_db(np.asarray(run(images)()), exact)
+        assert error is None or error > (80 if form == "fp32" else 15)
+
+
+def test_bench_goes_on_without_a_runtime(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visq.export.runtimes.find_spec", lambda name: None)
+    backends = ["eager-fp32", "onnxruntime-fp32"]
+    rows, _ = bench(artifact, batches=[1], threads=1, seconds=0, backends=backends, progress=Progress("plain"))
+    assert [(row["backend"], row["sqnr_db"]) for row in rows] == [("eager-fp32", None)]
+    assert "no onnxruntime-fp32: onnxruntime is not installed: pip install onnxruntime" in capsys.readouterr().out
+    with pytest.raises(VisqError, match="not installed"):
+        bench(artifact, batches=[1], threads=1, seconds=0, backends=["onnxruntime-fp32"])
+
+
+def test_every_row_says_how_far_it_is_from_fp32(artifact: Path) -> None:
+    backends = ["int", "eager-fp32", "eager-bf16"]
+    rows, _ = bench(artifact, batches=[1], threads=1, seconds=0, backends=backends)
+    assert {row["name"] for row in rows} == {"a"}
+    errors = {row["backend"]: row["sqnr_db"] for row in rows}
+    assert errors["eager-fp32"] is None and errors["eager-bf16"] > 20 and 3 < errors["int"] < 40
 
 
 def test_the_forecast_counts_every_contender_and_batch() -> None:

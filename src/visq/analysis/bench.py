@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import subprocess
@@ -21,6 +22,9 @@ from visq.analysis.roofline import Rates, Work, count_work, measure_rates, roofl
 from visq.artifact import is_artifact, load
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.export.network import artifact_to_onnx, network_to_onnx
+from visq.export.runtimes import RUNTIMES, open_in
+from visq.export.scan import CHUNKS
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.runtime import Engine, load_engine
@@ -32,8 +36,6 @@ ROUNDS = 7
 
 #: Calls before timing starts. torch.compile may compile again after the first ones.
 WARM_UP = 4
-
-ONNX = "onnxruntime-fp32"
 
 #: Roughly what compiling takes [s], and how much slower than PyTorch the slow contender is; for the forecast only.
 COMPILING, SLOWER = 30.0, 20.0
@@ -74,7 +76,8 @@ def bench(
     Arguments:
         target: an artifact's folder, or an FP32 model (without the engine then).
         seconds: about how long each batch size is measured for each contender.
-        backends: which contenders; by default all there are here, onnxruntime among them where it can run the network.
+        backends: which contenders; by default all there are here, the runtimes of others among them where they can run
+            the network.
         repeats: how many calls like this one are still to come, this one included; the forecast counts them all.
     """
     progress = progress or Progress("silent")
@@ -85,14 +88,16 @@ def bench(
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)
     contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
-    if backends is None or ONNX in backends:
-        try:
-            contenders.append(onnx_contender(network, threads))
-        except VisqError as error:
-            if not contenders:
-                raise
-            progress.say(f"no {ONNX}: {error}")
-    if unknown := sorted(set(backends or ()) - {ONNX, *(c.backend for c in contenders)}):
+    runtimes = runtime_contenders(network, folder, engine, threads)
+    for backend, make in runtimes.items():
+        if backends is None or backend in backends:
+            try:
+                contenders.append(make())
+            except VisqError as error:
+                if not contenders:
+                    raise
+                progress.say(f"no {backend}: {error}")
+    if unknown := sorted(set(backends or ()) - {*runtimes, *(c.backend for c in contenders)}):
         raise VisqError(f"backend {', '.join(unknown)} is unknown or needs an artifact or a package that is not there")
     rows: list[dict[str, Any]] = []
     least = None if folder is None or engine is None else least_time(folder, engine)
@@ -105,12 +110,15 @@ def bench(
         for batch in batches:
             images = example(network.card.preprocess, batch)
             torch._dynamo.reset()
+            exact = without_quantizers(network)(torch.from_numpy(images)).numpy()
             ready: dict[str, Run] = {}
+            errors: dict[str, float | None] = {}
             for contender in contenders:
                 progress.say(f"batch {batch}: warming up {contender.backend}")
                 run = contender.make(images)
                 for _ in range(WARM_UP):
-                    run()
+                    outputs = run()
+                errors[contender.backend] = sqnr_db(torch.as_tensor(outputs).float().numpy(), exact)
                 ready[contender.backend] = run
             slow = {c.backend for c in contenders if c.slow}
             for backend, times in take_turns(ready, slow, seconds).items():
@@ -124,6 +132,7 @@ def bench(
                         "latency_ms": {"median": 1e3 * median, "p90": 1e3 * float(np.quantile(times, 0.9))},
                         "images_per_second": batch / median,
                         "rounds": len(times),
+                        "sqnr_db": errors[backend],
                         "peak_rss_bytes": None,
                         "roofline": roofline(*least, batch, median) if least and backend == "int" else None,
                     }
@@ -190,16 +199,36 @@ def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
     ]
 
 
-def onnx_contender(network: Any, threads: int) -> Contender:
-    """Returns the FP32 network in onnxruntime.
+def runtime_contenders(
+    network: Any, folder: Path | None, engine: Engine | None, threads: int
+) -> dict[str, Callable[[], Contender]]:
+    """Returns, by name, what makes the contenders of other runtimes: the FP32 network, and an artifact's own numbers.
 
-    Raises:
-        VisqError: the extra is missing, or the network has no ONNX form.
+    Each gets the form of the scan that is fastest there. Making one raises VisqError where the runtime is not installed
+    or the network has no form for it.
     """
-    from visq.analysis.onnx_export import OnnxNetwork
 
-    run = OnnxNetwork(without_quantizers(network), example(network.card.preprocess, 1), threads)
-    return Contender(ONNX, lambda images: lambda: run(images))
+    def maker(backend: str, runtime: str, content: Callable[[int], bytes]) -> Callable[[], Contender]:
+        def make() -> Contender:
+            run = open_in(runtime, content(CHUNKS[runtime]), threads)
+            return Contender(backend, lambda images: lambda: run(images))
+
+        return make
+
+    found = {}
+    for runtime in RUNTIMES:
+        found[f"{runtime}-fp32"] = maker(
+            f"{runtime}-fp32", runtime, lambda chunk: network_to_onnx(without_quantizers(network), chunk)
+        )
+        if folder is not None and engine is not None:
+            found[f"{runtime}-int"] = maker(f"{runtime}-int", runtime, lambda chunk: artifact_to_onnx(folder, chunk))
+    return found
+
+
+def sqnr_db(found: np.ndarray, exact: np.ndarray) -> float | None:
+    """Returns the ratio of logits to their error [dB]; None where they are equal."""
+    noise = float(np.square(found - exact, dtype=np.float64).sum())
+    return None if noise == 0 else 10 * math.log10(float(np.square(exact, dtype=np.float64).sum()) / noise)
 
 
 def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:

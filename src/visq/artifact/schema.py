@@ -259,7 +259,8 @@ def read_config(folder: Path) -> ArtifactConfig:
     """
     path = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise VisqError(f"{folder} is not an artifact: no such folder")
+        what = "it is no folder" if folder.exists() else "no such folder"
+        raise VisqError(f"{folder} is not an artifact: {what}")
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -24,12 +24,13 @@ def bench(
     backends: Annotated[
         str | None,
         typer.Option(
-            "--backends", help="Only these: int, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, ..."
+            "--backends",
+            help="Only these: int, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, openvino-int, ...",
         ),
     ] = None,
     json_to: options.JsonTo = None,
 ) -> None:
-    """Time the integer engine beside PyTorch eager and compiled, fp32 and bf16, the plain reference and onnxruntime."""
+    """Time the integer engine beside PyTorch (eager, compiled, plain), onnxruntime and OpenVINO."""
     output = Output(json_to)
     import torch
 
@@ -71,6 +72,7 @@ def bench(
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['images_per_second']:.1f}",
             f"{row['latency_ms']['median'] / first[row['threads'], row['batch']]:.2f}",
+            "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB",
             f"{100 * row['roofline']['fraction']:.0f} %" if row["roofline"] else "",
             f"{row['peak_rss_bytes'] / 1e6:.1f}" if row["peak_rss_bytes"] else "",
         )
@@ -79,7 +81,19 @@ def bench(
     output.say(rows[0]["name"] if rows else "nothing was measured")
     reference = f"x {rows[0]['backend']}"
     output.table(
-        ("backend", "batch", "threads", "median ms", "p90 ms", "images/s", reference, "of roofline", "peak MB"), lines
+        (
+            "backend",
+            "batch",
+            "threads",
+            "median ms",
+            "p90 ms",
+            "images/s",
+            reference,
+            "to FP32, on noise",
+            "of roofline",
+            "peak MB",
+        ),
+        lines,
     )
     for count, profile in zip(counts, profiles, strict=True):
         total = sum(profile.values())

@@ -16,7 +16,7 @@ import numpy as np
 from visq.errors import VisqError
 from visq.export.codes import Coded, encode, weight_values
 from visq.export.graph import Graph
-from visq.export.scan import selective_scan
+from visq.export.scan import CHUNK, selective_scan
 from visq.integer.arithmetic import rotate
 from visq.integer.forms import (
     FloatConv1d,
@@ -58,20 +58,22 @@ from visq.runtime.operation_forms import form_of
 IMAGES, LOGITS = "images", "logits"
 
 
-def to_onnx(program: Program, bundle: Bundle) -> Any:
+def to_onnx(program: Program, bundle: Bundle, chunk: int | None = None) -> Any:
     """Returns a checked ONNX model: images [batch, channels, size, size] float32, normalized -> logits [batch, width].
 
+    Arguments:
+        chunk: steps of a scan that one iteration computes; what is best for onnxruntime by default.
     Raises:
         VisqError: something that has no ONNX form, named.
     """
-    return _Export(program, bundle).run()
+    return _Export(program, bundle, chunk or CHUNK).run()
 
 
 class _Export:
     """One walk over a program; `tensors` holds each stored tensor, `registers` those of the operation at hand."""
 
-    def __init__(self, program: Program, bundle: Bundle) -> None:
-        self.program, self.bundle, self.graph = program, bundle, Graph()
+    def __init__(self, program: Program, bundle: Bundle, chunk: int) -> None:
+        self.program, self.bundle, self.graph, self.chunk = program, bundle, Graph(), chunk
         self.tensors: dict[str, str | Coded] = {}
         self.registers: dict[int, str] = {}
         self.operation: Operation
@@ -225,6 +227,7 @@ class _Export:
             (self.value(source.u), self.value(source.delta), self.value(source.B), self.value(source.C)),
             self.operation.rows,
             source.reverse,
+            self.chunk,
         )
 
     # --- row instructions

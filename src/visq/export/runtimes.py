@@ -65,6 +65,21 @@ def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[R
     return rows
 
 
+def open_in(name: str, content: bytes, threads: int) -> Run:
+    """Returns a function that runs a file's content in one of `RUNTIMES`.
+
+    Raises:
+        VisqError: the runtime is not installed, or refuses the file.
+    """
+    if find_spec(name) is None:
+        raise VisqError(f"{name} is not installed: pip install {name}")
+    try:
+        return RUNTIMES[name](content, threads)[0]
+    except Exception as error:  # whatever a runtime throws
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise VisqError(f"{name} does not take the exported network: {lines[0]}") from error
+
+
 def _timed(run: Run, images: Floats) -> tuple[Floats, float]:
     """The logits, and milliseconds an image of the quicker of two runs."""
     times = []
@@ -80,6 +95,8 @@ def _onnxruntime(content: bytes, threads: int) -> tuple[Run, str]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Threads may spin within a run only. After it they would take processors from whatever runs next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0], onnxruntime.__version__

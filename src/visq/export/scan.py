@@ -13,8 +13,9 @@ from visq.export.graph import Graph, body
 from visq.integer.arithmetic import Floats
 from visq.integer.codecs import FactorCodec, StateCodec
 
-#: Steps of a chunk; 8 was the fastest in onnxruntime.
-CHUNK = 8
+#: Steps of a chunk, by runtime: what was the fastest there.
+CHUNKS = {"onnxruntime": 8, "openvino": 33}
+CHUNK = CHUNKS["onnxruntime"]
 
 
 def selective_scan(
@@ -26,14 +27,15 @@ def selective_scan(
     inputs: tuple[str, str, str, str],
     length: int,
     reverse: bool,
+    chunk: int = CHUNK,
 ) -> str:
     """Returns y [B, L, C]. `inputs` are u, delta [B, L, C] and B, C [B, L, N], decoded. A [C, N]."""
     u, delta, B, C = inputs
     w = delta
     if bbar is not None:
         w, u = graph.scaled(delta, np.float32(1) / bbar.channel), graph.scaled(u, bbar.channel)
-    rest = -length % CHUNK
-    chunks = (length + rest) // CHUNK
+    rest = -length % chunk
+    chunks = (length + rest) // chunk
 
     def chunked(x: str, width: int) -> str:
         """[B, L, width] -> [chunks, steps, B, width], in scan order, zeros behind the last step."""
@@ -44,7 +46,7 @@ def selective_scan(
         x = graph.transpose(x, (1, 0, 2))
         shape = graph.node("Shape", x, start=1)
         return str(
-            graph.node("Reshape", x, graph.node("Concat", graph.constant([chunks, CHUNK], np.int64), shape, axis=0))
+            graph.node("Reshape", x, graph.node("Concat", graph.constant([chunks, chunk], np.int64), shape, axis=0))
         )
 
     names = ["u", "delta", "w", "B", "C"]
@@ -54,7 +56,7 @@ def selective_scan(
     sequences = [chunked(x, width) for x, width in zip((u, delta, w, B, C), widths, strict=True)]
     if h is not None:
         steps = np.pad(np.broadcast_to(h.step, length), (0, rest), constant_values=1)
-        sequences.append(graph.constant(steps.reshape(chunks, CHUNK)))
+        sequences.append(graph.constant(steps.reshape(chunks, chunk)))
         names.append("step")
 
     inner = Graph()
@@ -65,7 +67,7 @@ def selective_scan(
     drive = inner.mul(_rounded(inner, drive, bbar), inner.node("Unsqueeze", "u", _axes(inner, 2)))
     state = inner.node("Identity", "h")
     read = []
-    for step in range(CHUNK):
+    for step in range(chunk):
         exact = inner.add(inner.mul(_at(inner, decay, step), state), _at(inner, drive, step))
         state = exact
         if h is not None:
@@ -88,7 +90,7 @@ def selective_scan(
     zeros = graph.node("ConstantOfShape", shape)
     _, ys = graph.node("Scan", zeros, *sequences, outputs=2, body=loop, num_scan_inputs=len(sequences))
     shape = graph.node("Shape", ys, start=2)
-    flat = graph.node("Reshape", ys, graph.node("Concat", graph.constant([chunks * CHUNK], np.int64), shape, axis=0))
+    flat = graph.node("Reshape", ys, graph.node("Concat", graph.constant([chunks * chunk], np.int64), shape, axis=0))
     y = graph.transpose(graph.slice(flat, 0, 0, length), (1, 0, 2))
     return graph.flip(y, 1) if reverse else y
 
