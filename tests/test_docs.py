@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import html
+import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import visq
 from visq.cli import demo
 from visq.ops import backends
 
@@ -75,3 +79,26 @@ def test_the_kernel_of_the_page_runs() -> None:
         assert backends.describe()["selective_scan"].kernel == "short"
     finally:
         backends.unregister("selective_scan", "short")
+
+
+REFERENCE = re.findall(r"^::: (visq[\w.]*)$", (ROOT / "docs" / "api.md").read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_names_what_there_is(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    assert found.__doc__ and found.__doc__.strip()[0].isupper()
+
+
+def test_the_reference_has_the_whole_front_door() -> None:
+    assert {f"visq.{name}" for name in visq.__all__} - {"visq.__version__"} <= set(REFERENCE)
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    page = (tmp_path / "api" / "index.html").read_text()
+    assert all(f'id="{name}"' in page for name in REFERENCE)
