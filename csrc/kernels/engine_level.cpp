@@ -6,6 +6,7 @@
 #include "kernels/fixed_scan.h"
 #include "kernels/float_scan.h"
 #include "kernels/fused_scan.h"
+#include "kernels/ladder_scan.h"
 #include "kernels/sources.h"
 
 namespace visq::engine::VISQ_LEVEL {
@@ -15,6 +16,7 @@ template <class V>
 void prepare_scan(const Operation& op, const Frame& f) {
   if (op.kind == Operation::kFixedScan) prepare_steps<V>(op.fixed_scan.steps, op, f);
   if (op.kind == Operation::kFusedScan) prepare_steps<V>(op.fused_scan.steps, op, f);
+  if (op.kind == Operation::kLadderScan) prepare_steps<V>(op.ladder_scan.steps, op, f);
 }
 
 template <class V>
@@ -23,6 +25,8 @@ void scan(const Operation& op, const Frame& f, int64_t block) {
     fixed_scan_block<V>(op, f, block);
   else if (op.kind == Operation::kFusedScan)
     fused_scan_block<V>(op, f, block);
+  else if (op.kind == Operation::kLadderScan)
+    ladder_scan_block<V>(op, f, block);
   else
     float_scan_block<V>(op, f, block);
 }

@@ -37,6 +37,7 @@ struct FixedRecurrence {
   using I = typename V::I;
   using Count = typename V::Count;
   const FixedScan& p;
+  const uint16_t* a;
   T delta_scale, drive_channel, input_channel;
   bool halves;
   Count whole, up, abar_fraction, abar_up, bbar_up, to_table;
@@ -48,7 +49,8 @@ struct FixedRecurrence {
     Count lift;
   };
 
-  __attribute__((always_inline)) FixedRecurrence(const FixedScan& p, int64_t c) : p(p) {
+  __attribute__((always_inline)) FixedRecurrence(const FixedScan& p, int64_t c)
+      : p(p), a(p.steps.a + c * p.steps.N) {
     delta_scale = V::load(p.steps.delta_scale + c), drive_channel = V::load(p.drive_channel + c);
     input_channel = V::load(p.steps.input_channel + c);
     halves = p.steps.shift == 16;
@@ -107,10 +109,10 @@ struct FixedRecurrence {
   }
 
   template <int U>
-  __attribute__((always_inline)) I advance(const Step& s, const uint16_t* a, const int16_t* beta, const int16_t* C,
+  __attribute__((always_inline)) I advance(const Step& s, int64_t at, const int16_t* beta, const int16_t* C,
                                            int16_t* state, I sum) const {
     S kept[U], drive[U], q[U];
-    abar16<U>(s, a, kept);
+    abar16<U>(s, a + at, kept);
     bbar16<U>(s, beta, drive);
     VISQ_EACH q[j] = V::mulhi(V::shl(V::sload(state + j * 2 * V::W), s.lift), kept[j]);
     VISQ_EACH q[j] = V::sadd(V::sadd(q[j], V::mulhrs(drive[j], s.g)), state_round);

@@ -53,14 +53,14 @@ VISQ_INLINE void store_y(const Operation& op, const Frame& f, int64_t row, int64
 // Runs all steps of W channels from c on. A recurrence has
 //   Step                                       what the states of a step have in common
 //   make_step(s, delta, u)                     the Step of W channels
-//   advance<U>(step, a, beta, C, state, sum)   advances 2 U states, and returns sum plus their share of y
+//   advance<U>(step, at, beta, C, state, sum)  advances 2 U states, whose place among those of W channels is `at`, and
+//                                              returns sum plus their share of y; may change the step
 template <class V, class Recurrence>
 VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p, const Operation& op, const Frame& f,
                                int64_t c) {
   const Tensor &u = f.tensors[op.inputs[0]], &delta = f.tensors[op.inputs[1]];
   const ScanRoom room = scan_room(p, f.scratch);
   const int64_t L = p.L, N = p.N, width = 2 * V::W;
-  const uint16_t* a = p.a + c * N;
   const auto y_channel = V::load(p.y_channel + c);
   for (int64_t i = 0; i < N * V::W; ++i) room.state[i] = 0;
   const auto make_step = [&](int64_t s) __attribute__((always_inline)) {
@@ -73,16 +73,16 @@ VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p,
   };
   auto next = make_step(0);
   for (int64_t s = 0; s < L; ++s) {
-    const auto step = next;
+    auto step = next;
     next = make_step(s + 1 < L ? s + 1 : s);  // early, so that its latency passes while the states advance
     const int16_t *beta = room.beta + s * N, *C = room.C + s * N;
     auto sum = V::izero();
     int64_t n = 0;  // pairs of states
     for (; n + kLockstep <= N / 2; n += kLockstep)
-      sum = recurrence.template advance<kLockstep>(step, a + n * width, beta + 2 * n, C + 2 * n,
-                                                   room.state + n * width, sum);
+      sum = recurrence.template advance<kLockstep>(step, n * width, beta + 2 * n, C + 2 * n, room.state + n * width,
+                                                   sum);
     for (; n < N / 2; ++n)
-      sum = recurrence.template advance<1>(step, a + n * width, beta + 2 * n, C + 2 * n, room.state + n * width, sum);
+      sum = recurrence.template advance<1>(step, n * width, beta + 2 * n, C + 2 * n, room.state + n * width, sum);
     const auto y = V::mul(V::mul(V::to_float(sum), y_channel), V::set1(p.y_step[s]));
     store_y<V>(op, f, scan_row(L, p.reverse, s), c, y);
   }

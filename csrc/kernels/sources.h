@@ -39,6 +39,7 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
     case Operation::kFusedScan:
+    case Operation::kLadderScan:
     case Operation::kFloatScan: {
       const Tensor& y = f.tensors[op.y];
       if (y.codec) break;

@@ -185,6 +185,7 @@ struct Vector : Generic<Avx2Types> {
   VISQ_INLINE S mullo(S a, S b) { return _mm256_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm256_mulhrs_epi16(a, b); }
   VISQ_INLINE S sar6(S a) { return _mm256_srai_epi16(a, 6); }
+  VISQ_INLINE S alternate(S a, S b) { return _mm256_blend_epi16(a, b, 0xaa); }
   VISQ_INLINE S sand(S a, S b) { return _mm256_and_si256(a, b); }
   VISQ_INLINE S smin(S a, S b) { return _mm256_min_epi16(a, b); }
   VISQ_INLINE S smax(S a, S b) { return _mm256_max_epi16(a, b); }

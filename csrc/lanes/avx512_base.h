@@ -190,6 +190,7 @@ struct Avx512 : Generic<Avx512Types> {
   VISQ_INLINE S mullo(S a, S b) { return _mm512_mullo_epi16(a, b); }
   VISQ_INLINE S mulhrs(S a, S b) { return _mm512_mulhrs_epi16(a, b); }
   VISQ_INLINE S sar6(S a) { return _mm512_srai_epi16(a, 6); }
+  VISQ_INLINE S alternate(S a, S b) { return _mm512_mask_blend_epi16(0xaaaaaaaau, a, b); }
   VISQ_INLINE S sand(S a, S b) { return _mm512_and_si512(a, b); }
   VISQ_INLINE S smin(S a, S b) { return _mm512_min_epi16(a, b); }
   VISQ_INLINE S smax(S a, S b) { return _mm512_max_epi16(a, b); }

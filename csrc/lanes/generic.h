@@ -345,6 +345,11 @@ struct Generic {
   VISQ_INLINE S mulhrs(S a, S b) {
     return each16(a, b, [](int16_t x, int16_t y) { return (x * y + (1 << 14)) >> 15; });
   }
+  // The even elements of a, the odd ones of b.
+  VISQ_INLINE S alternate(S a, S b) {
+    const auto x = shorts(a), y = shorts(b);
+    return make_shorts([&](int i) { return i % 2 ? y[i] : x[i]; });
+  }
   VISQ_INLINE S sand(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x & y; }); }
   VISQ_INLINE S smin(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x < y ? x : y; }); }
   VISQ_INLINE S smax(S a, S b) { return each16(a, b, [](int16_t x, int16_t y) { return x > y ? x : y; }); }

@@ -29,10 +29,14 @@ struct Array {
 
 // Parameters of a scan in fixed point: a [C, N]; others [C] or [L].
 struct ScanArrays {
+  Array<float> input_channel, y_channel, beta_scale, input_step, y_step;
+  Array<int16_t> lift;
+};
+
+struct ExponentArrays {
   int shift;
   Array<int32_t> a;
-  Array<float> delta_scale, input_channel, y_channel, beta_scale, input_step, y_step;
-  Array<int16_t> lift;
+  Array<float> delta_scale;
 };
 
 struct ScanNumbers {
@@ -78,10 +82,12 @@ class Engine {
                   Array<int32_t> zero, Array<float> bias);
   void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
   void fixed_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanNumbers& numbers,
-                  const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
+                  const ScanArrays& arrays, const ExponentArrays& exponents, Array<int32_t> abar_power, Array<int16_t> abar_lut, Array<int16_t> bbar_lut,
                   Array<float> drive_channel, Array<int32_t> decay);
   void fused_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays,
-                  Array<int32_t> power, int state_low, int state_high, int point);
+                  const ExponentArrays& exponents, Array<int32_t> power, int state_low, int state_high, int point);
+  void ladder_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays, Array<float> rate,
+                   Array<int32_t> ratio, int state_low, int state_high, int point);
   void float_scan(int u, int delta, int B, int C, int y, bool reverse, Array<float> A,
                   const FactorArrays& abar, const FactorArrays& bbar, Array<float> bbar_channel,
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
@@ -198,6 +204,8 @@ class Engine {
   void scan_shape(const Check& need, Operation& op, int u, int delta, int B, int C, int y);
   void scan_steps(const Check& need, ScanSteps& p, Operation& op, const ScanArrays& arrays, bool reverse, int point,
                   int64_t largest, int most_lift);
+
+  void scan_exponents(const Check& need, ScanSteps& p, const Operation& op, const ExponentArrays& exponents);
 
   void chain_instructions(std::vector<Instruction>& instructions, std::vector<Segment>& segments) const;
   void group_operations();

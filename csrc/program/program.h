@@ -99,7 +99,7 @@ struct ScanTable {
   const int16_t *thresholds, *values;  // nullptr: more steps than a search takes
 };
 
-// What both scans in fixed point have.
+// What all scans in fixed point have; a ladder has no exponents (a, shift, delta_scale).
 struct ScanSteps {
   int64_t L, C, N;  // C padded to 16, N to an even number
   bool reverse;
@@ -113,6 +113,13 @@ struct ScanSteps {
 struct FusedScan {
   ScanSteps steps;
   const int16_t* power;  // [L][4][2], unsigned, each twice
+  int state_low, state_high, point;  // a step adds up in units of 2^-point of a code
+};
+
+struct LadderScan {
+  ScanSteps steps;
+  const float* rate;     // [C]; r = 2^(delta rate)
+  const int16_t* ratio;  // [L], of the state's scales
   int state_low, state_high, point;  // a step adds up in units of 2^-point of a code
 };
 
@@ -234,7 +241,7 @@ struct Segment {
 
 struct Operation {
   enum Kind { kPatches, kConcat, kRows, kTranspose, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
-              kFloatConv2d, kFixedScan, kFusedScan, kFloatScan };
+              kFloatConv2d, kFixedScan, kFusedScan, kLadderScan, kFloatScan };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
@@ -248,6 +255,7 @@ struct Operation {
   Conv2d conv2d;
   FixedScan fixed_scan;
   FusedScan fused_scan;
+  LadderScan ladder_scan;
   FloatScan float_scan;
   int y;  // the tensor of a scan's y: codes, which no register holds, or floats
   const Segment* segments;
@@ -258,7 +266,8 @@ struct Operation {
 };
 
 VISQ_SHARED constexpr bool is_scan(Operation::Kind kind) {
-  return kind == Operation::kFixedScan || kind == Operation::kFusedScan || kind == Operation::kFloatScan;
+  return kind == Operation::kFixedScan || kind == Operation::kFusedScan ||
+         kind == Operation::kLadderScan || kind == Operation::kFloatScan;
 }
 
 // A scan's blocks of channels, and how many tasks of `each` blocks they make.

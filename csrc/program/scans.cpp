@@ -43,7 +43,7 @@ void Engine::scan_shape(const Check& need, Operation& op, int u, int delta, int 
   if (out.codec) widths_[0] = -1;
 }
 
-// Takes in what both scans in fixed point have. C is multiplied with numbers of at most `largest`, in units of 2^-point of
+// Takes in what all scans in fixed point have. C is multiplied with numbers of at most `largest`, in units of 2^-point of
 // a code.
 void Engine::scan_steps(const Check& need, ScanSteps& p, Operation& op, const ScanArrays& s, bool reverse, int point,
                         int64_t largest, int most_lift) {
@@ -51,8 +51,6 @@ void Engine::scan_steps(const Check& need, ScanSteps& p, Operation& op, const Sc
   const Codec* codec = tensor(need, op.inputs[3]).codec;
   need(codec && !codec->zero && !codec->table, "tensor ", op.inputs[3],
        " (its C) has no codes, or their zero points go by channel, or they have a table");
-  need.count("a", s.a, D * N);
-  need.count("delta_scale", s.delta_scale, D);
   need.count("input_channel", s.input_channel, D);
   need.count("y_channel", s.y_channel, D);
   need.count("beta_scale", s.beta_scale, L);
@@ -60,7 +58,6 @@ void Engine::scan_steps(const Check& need, ScanSteps& p, Operation& op, const Sc
   need.count("lift", s.lift, L);
   need.count("y_step", s.y_step, L);
   // These limits keep every intermediate value in its lane.
-  need(s.shift >= 16 && s.shift <= 31, "its shift is ", s.shift, ", not between 16 and 31");
   int64_t largest_C = 255;
   for (int64_t t = 0; t < L; ++t) {
     need(s.lift.at(t) >= 0 && s.lift.at(t) <= most_lift, "lift ", t, " is ", s.lift.at(t), ", not between 0 and ",
@@ -73,17 +70,8 @@ void Engine::scan_steps(const Check& need, ScanSteps& p, Operation& op, const Sc
   need(padded(N, 2) * largest * largest_C < (int64_t{1} << 31), "sums of ", N, " products of up to ", largest, " * ",
        largest_C, " may leave 32 bits");
 
-  const int64_t lanes = kernels_->lanes;
-  p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse, p.shift = s.shift;
-  uint16_t* packed = allocate<uint16_t>(p.C * p.N);
-  for (int64_t c = 0; c < D; ++c)
-    for (int64_t n = 0; n < N; ++n) {
-      const int32_t value = s.a.at(c * N + n);
-      need(value >= 0 && value <= 65535, "a[", c, ", ", n, "] is ", value, ", not between 0 and 65535");
-      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
-    }
-  p.a = packed;
-  p.delta_scale = copy(s.delta_scale, p.C), p.input_channel = copy(s.input_channel, p.C);
+  p.L = L, p.C = padded(D), p.N = padded(N, 2), p.reverse = reverse;
+  p.input_channel = copy(s.input_channel, p.C);
   // Exact: a product with a power of two.
   float* unit = allocate<float>(p.C);
   for (int64_t c = 0; c < D; ++c) unit[c] = std::ldexp(s.y_channel.at(c), -point);
@@ -93,8 +81,24 @@ void Engine::scan_steps(const Check& need, ScanSteps& p, Operation& op, const Sc
   op.extra_floats = padded(L * p.N + kChannels, 32) + p.N * kChannels + 64;
 }
 
+// Takes in the exponents of scans without a ladder.
+void Engine::scan_exponents(const Check& need, ScanSteps& p, const Operation& op, const ExponentArrays& s) {
+  const int64_t D = op.width, N = tensor(need, op.inputs[2]).width, lanes = kernels_->lanes;
+  need.count("a", s.a, D * N);
+  need.count("delta_scale", s.delta_scale, D);
+  need(s.shift >= 16 && s.shift <= 31, "its shift is ", s.shift, ", not between 16 and 31");
+  uint16_t* packed = allocate<uint16_t>(p.C * p.N);
+  for (int64_t c = 0; c < D; ++c)
+    for (int64_t n = 0; n < N; ++n) {
+      const int32_t value = s.a.at(c * N + n);
+      need(value >= 0 && value <= 65535, "a[", c, ", ", n, "] is ", value, ", not between 0 and 65535");
+      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
+    }
+  p.a = packed, p.shift = s.shift, p.delta_scale = copy(s.delta_scale, p.C);
+}
+
 void Engine::fused_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays,
-                        Array<int32_t> power, int state_low, int state_high, int point) {
+                        const ExponentArrays& exponents, Array<int32_t> power, int state_low, int state_high, int point) {
   const Check need = next_operation("fused scan");
   const int64_t L = tensor(need, u).rows;
   need(point >= 6 && point <= 12, "its point is ", point, ", not between 6 and 12");
@@ -104,6 +108,7 @@ void Engine::fused_scan(int u, int delta, int B, int C, int y, bool reverse, con
   scan_shape(need, op, u, delta, B, C, y);
   FusedScan& p = op.fused_scan;
   scan_steps(need, p.steps, op, arrays, reverse, point, 32767, 2);
+  scan_exponents(need, p.steps, op, exponents);
   need.count("power", power, 4 * L);
   int16_t* pairs = allocate<int16_t>(8 * L);
   for (int64_t t = 0; t < L; ++t) {
@@ -113,8 +118,30 @@ void Engine::fused_scan(int u, int delta, int B, int C, int y, bool reverse, con
   p.power = pairs, p.state_low = state_low, p.state_high = state_high, p.point = point;
 }
 
+void Engine::ladder_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanArrays& arrays,
+                         Array<float> rate, Array<int32_t> ratio, int state_low, int state_high, int point) {
+  const Check need = next_operation("ladder scan");
+  const int64_t L = tensor(need, u).rows, D = tensor(need, u).width;
+  need(point >= 6 && point <= 12, "its point is ", point, ", not between 6 and 12");
+  const int end = 1 << (13 - point);
+  need_range(need, "its state", state_low, state_high, -end, end - 1);
+  Operation& op = start(need, "ladder scan", Operation::kLadderScan, L, D);
+  scan_shape(need, op, u, delta, B, C, y);
+  LadderScan& p = op.ladder_scan;
+  scan_steps(need, p.steps, op, arrays, reverse, point, 32767, 2);
+  need.count("rate", rate, D);
+  need.count("ratio", ratio, L);
+  int16_t* ratios = allocate<int16_t>(L);
+  for (int64_t t = 0; t < L; ++t) {
+    need(ratio.at(t) >= 0 && ratio.at(t) <= 32767, "ratio ", t, " is ", ratio.at(t), ", not between 0 and 32767");
+    ratios[t] = static_cast<int16_t>(ratio.at(t));
+  }
+  p.rate = copy(rate, p.steps.C), p.ratio = ratios;
+  p.state_low = state_low, p.state_high = state_high, p.point = point;
+}
+
 void Engine::fixed_scan(int u, int delta, int B, int C, int y, bool reverse, const ScanNumbers& s,
-                        const ScanArrays& arrays, Array<int32_t> abar_power, Array<int16_t> abar_lut,
+                        const ScanArrays& arrays, const ExponentArrays& exponents, Array<int32_t> abar_power, Array<int16_t> abar_lut,
                         Array<int16_t> bbar_lut, Array<float> drive_channel, Array<int32_t> decay) {
   const Check need = next_operation("scan");
   const int64_t L = tensor(need, u).rows, D = tensor(need, u).width;
@@ -132,6 +159,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int y, bool reverse, con
   scan_shape(need, op, u, delta, B, C, y);
   FixedScan& p = op.fixed_scan;
   scan_steps(need, p.steps, op, arrays, reverse, s.point, 2048, 3);
+  scan_exponents(need, p.steps, op, exponents);
   const int half = s.abar_fraction ? 1 << (s.abar_fraction - 1) : 0, bbar_end = 1 << (s.bbar_bits - 1);
   int64_t largest_abar = 0;
   if (!abar_lut.size) {
@@ -157,7 +185,7 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int y, bool reverse, con
   p.abar_table = scan_table(abar_lut, 0), p.bbar_table = scan_table(bbar_lut, -32768);
   for (int64_t i = 0; i < bbar_lut.size; ++i)
     need(bbar_lut.at(i) >= -32767, "bbar_lut[", i, "] is ", bbar_lut.at(i), ", below -32767");
-  p.aligned = !abar_lut.size && !bbar_lut.size && arrays.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
+  p.aligned = !abar_lut.size && !bbar_lut.size && exponents.shift == 16 && s.abar_fraction == 16 - s.abar_bits &&
               (abar_power.at(0) + half) >> s.abar_fraction <= s.abar_high;
   p.drive_channel = copy(drive_channel, p.steps.C);
 }

@@ -32,11 +32,12 @@ T number(const nb::dict& numbers, const char* name) {
 
 ScanArrays scan_arrays(const nb::dict& d) {
   const auto floats = [&](const char* name) { return array(number<In<float>>(d, name)); };
-  return {number<int>(d, "shift"), array(number<In<int32_t>>(d, "a")),
-          floats("delta_scale"),   floats("input_channel"),
-          floats("y_channel"),     floats("beta_scale"),
-          floats("input_step"),    floats("y_step"),
+  return {floats("input_channel"), floats("y_channel"), floats("beta_scale"), floats("input_step"), floats("y_step"),
           array(number<In<int16_t>>(d, "lift"))};
+}
+
+ExponentArrays exponent_arrays(const nb::dict& d) {
+  return {number<int>(d, "shift"), array(number<In<int32_t>>(d, "a")), array(number<In<float>>(d, "delta_scale"))};
 }
 
 FactorArrays factor(const nb::dict& d) {
@@ -101,13 +102,19 @@ void bind(nb::module_& m) {
              const auto i = [&](const char* name) { return number<int>(n, name); };
              const ScanNumbers numbers = {i("abar_fraction"), i("abar_high"), i("abar_bits"), i("bbar_low"),
                                           i("bbar_high"), i("bbar_bits"), i("state_low"), i("state_high"), i("point")};
-             e.fixed_scan(u, delta, B, C, y, reverse, numbers, scan_arrays(steps), array(abar_power),
-                          array(abar_lut), array(bbar_lut), array(drive_channel), array(decay));
+             e.fixed_scan(u, delta, B, C, y, reverse, numbers, scan_arrays(steps), exponent_arrays(steps),
+                          array(abar_power), array(abar_lut), array(bbar_lut), array(drive_channel), array(decay));
            })
       .def("fused_scan",
            [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, nb::dict steps,
               In<int32_t> power, int low, int high, int point) {
-             e.fused_scan(u, delta, B, C, y, reverse, scan_arrays(steps), array(power), low, high, point);
+             e.fused_scan(u, delta, B, C, y, reverse, scan_arrays(steps), exponent_arrays(steps), array(power), low, high,
+                          point);
+           })
+      .def("ladder_scan",
+           [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, nb::dict steps, In<float> rate,
+              In<int32_t> ratio, int low, int high, int point) {
+             e.ladder_scan(u, delta, B, C, y, reverse, scan_arrays(steps), array(rate), array(ratio), low, high, point);
            })
       .def("float_scan",
            [](Engine& e, int u, int delta, int B, int C, int y, bool reverse, In<float> A, nb::dict abar,

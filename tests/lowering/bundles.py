@@ -14,5 +14,8 @@ class ParameterBundle(Bundle):
         self.tensors = {name: value.detach().numpy() for name, value in model.named_parameters()}
         self._made = {}
 
+    def is_ladder(self, name: str) -> bool:
+        return False
+
     def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
         return self.parameter(name)

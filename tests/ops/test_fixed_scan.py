@@ -16,6 +16,7 @@ from visq.errors import VisqError
 from visq.integer.codecs import make_codec, make_state_codec
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.scan_steps import ScanCodecs
 from visq.integer.scans import IntegerScan, integer_form
 from visq.integer.spec import Granularity, Named, Spec
@@ -37,9 +38,14 @@ class Case:
     def __init__(
         self, bits: int = 8, batch: int = 2, length: int = 9, channels: int = 20, states: int = 5, seed: int = 0,
         table: bool = False, asymmetric: bool = False, jump: float = 1.0, divisors: bool = False, fused: bool = False,
+        ladder: bool = False,
     ) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.A = -torch.exp(torch.randn(channels, states, generator=g))
+        self.ladder = ladder
+        if ladder:
+            self.A = self.A[:, :1] * torch.arange(1, states + 1)
+            fused = True
         high = 2 ** (bits - 1) - 1
         delta_spec = Spec(bits=bits, signed=False, granularity=Granularity(kind="channel"))
         scale = torch.rand(channels, generator=g) * 0.5 / (2 * high) + 1e-3
@@ -80,8 +86,9 @@ class Case:
         return self.delta_quantizer, self.B_quantizer, self.C_quantizer, self.abar, self.bbar, self.h
 
     def plan(self) -> IntegerScan:
-        found = ScanPlan().get(self.length, self.A, self.parts())
-        assert type(found) is (FixedScan if self.B_quantizer is None else FusedScan)
+        found = ScanPlan().get(self.length, self.A, self.parts(), self.ladder)
+        form = LadderScan if self.ladder else FusedScan if self.B_quantizer is not None else FixedScan
+        assert type(found) is form
         return found
 
     def run(self, name: str) -> np.ndarray:
@@ -108,13 +115,14 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
         batch=data.draw(st.integers(1, 3)),
         length=data.draw(st.sampled_from([1, 2, 7, 17])),
         channels=data.draw(st.sampled_from([1, 3, 16, 17, 40])),
-        states=data.draw(st.sampled_from([1, 2, 5, 8, 16])),
+        states=data.draw(st.sampled_from([1, 2, 3, 5, 8, 11, 16, 24])),
         seed=data.draw(st.integers(0, 1000)),
         table=data.draw(st.booleans()),
         asymmetric=data.draw(st.booleans()),
         jump=data.draw(st.sampled_from([0.2, 1.0, 1.9, 3.0, 100.0])),
         divisors=data.draw(st.booleans()),
         fused=data.draw(st.booleans()),
+        ladder=data.draw(st.booleans()),
     )
     with _native.use_isa(isa):
         assert np.array_equal(case.run("cpp"), case.run("naive"))
@@ -122,7 +130,8 @@ def test_the_kernel_has_the_bits_of_the_definition(isa: str, data: st.DataObject
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
-    "form", [{"fused": True}, {}, {"table": True}, {"divisors": True}, {"table": True, "divisors": True}]
+    "form",
+    [{"ladder": True}, {"fused": True}, {}, {"table": True}, {"divisors": True}, {"table": True, "divisors": True}],
 )
 def test_it_is_as_good_as_the_ideal_quantized_scan(bits: int, form: dict[str, bool]) -> None:
     """Fixed point increases the quantized scan's error against FP32 by less than a tenth."""

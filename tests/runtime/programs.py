@@ -26,6 +26,7 @@ class Parameters(Bundle):
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)
     rotations: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    ladders: set[str] = field(default_factory=set)
 
     def codec(self, site: str) -> Codec:
         found: Codec = self.sites[site]
@@ -41,6 +42,9 @@ class Parameters(Bundle):
 
     def rotation(self, site: str) -> tuple[np.ndarray, np.ndarray]:
         return self.rotations[site]
+
+    def is_ladder(self, name: str) -> bool:
+        return name in self.ladders
 
     def weight(self, name: str) -> Weight | np.ndarray:
         return self.sites[name] if name in self.sites else self.parameter(name)

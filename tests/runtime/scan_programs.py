@@ -5,6 +5,7 @@ import numpy as np
 from tests.runtime.programs import Maker
 from visq.integer import operations as ir
 from visq.integer.codecs import FactorCodec, StateCodec
+from visq.integer.ladder import ladder_log
 from visq.integer.operations import Constant
 
 FUSED = {"abar": None, "bbar": None, "read_quantized": False}
@@ -27,6 +28,7 @@ def start_scan(
     reverse: bool = False,
     read_quantized: bool = True,
     largest_u: float = 1.0,
+    ladder: bool = False,
 ) -> None:
     rng = maker.rng
 
@@ -51,6 +53,9 @@ def start_scan(
     maker.step(ir.Unary(op="softplus", dst=1, src=0), width)
     names["delta"] = maker.store(1, delta, reverse)
     log_a = maker.parameter(width, states)
+    if ladder:
+        maker.bundle.ladders.add(log_a)
+        maker.bundle.tensors[log_a] = ladder_log(rng.uniform(0.05, 2.0, width).astype(np.float32), states)
     size = rows if h == "steps" else 1
     state = None
     if h is not None:

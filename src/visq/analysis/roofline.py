@@ -27,6 +27,7 @@ from visq.integer.forms import (
 )
 from visq.integer.fused_scan import FusedScan
 from visq.integer.instructions import ELEMENTWISE, EXP2_COST
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     Instruction,
     LayerNorm,
@@ -100,8 +101,10 @@ def count_work(program: Program, bundle: Bundle) -> Work:
             floats += outputs * 2
         elif isinstance(form, FloatLinear | FloatConv1d | FloatConv2d):
             floats += operation.rows * (2 * form.weight.size + operation.width)
-        elif isinstance(form, FixedScan | FusedScan):
-            products16 += operation.rows * form.a.size * _scan_products(form)
+        elif isinstance(form, FixedScan | FusedScan | LadderScan):
+            products16 += operation.rows * math.prod(form.shape) * _scan_products(form)
+            if isinstance(form, LadderScan):
+                floats += outputs * (2 + EXP2_COST)
             floats += outputs * 6  # two each of delta, u and y
         elif isinstance(form, FloatScan):
             floats += operation.rows * form.A.size * _FLOAT_UPDATE
@@ -123,7 +126,9 @@ def count_work(program: Program, bundle: Bundle) -> Work:
 
 def _scan_products(form: IntegerScan) -> int:
     """16-bit multiplications of one update of one state: delta A (two halves), its power, the two of the state, the
-    share of y; and, where they have codes, Abar times the ratio of scales, and Bbar."""
+    share of y; and, where they have codes, Abar times the ratio of scales, and Bbar. With a ladder its power is one."""
+    if isinstance(form, LadderScan):
+        return 1 + 2 + 1
     return 2 + len(EXP2_FRACTION) + 2 + 1 + (2 if isinstance(form, FixedScan) else 0)
 
 
@@ -135,6 +140,8 @@ def _form_bytes(form: Form) -> int:
         return 4 * (form.weight.size + form.bias.size)
     if isinstance(form, FixedScan | FusedScan):
         return 2 * form.a.size
+    if isinstance(form, LadderScan):
+        return 4 * form.rate.size
     return 4 * form.A.size if isinstance(form, FloatScan) else 0
 
 

@@ -9,6 +9,7 @@ from visq.artifact.schema import CoverageRow
 from visq.errors import VisqError
 from visq.integer.spec import Spec, describe_granularity
 from visq.models.family import family_of
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import Site, named_sites
 from visq.recipes import Recipe
@@ -16,7 +17,7 @@ from visq.recipes import Recipe
 
 def spec_of(site: Site) -> Spec:
     """Returns the spec of a site's quantizer."""
-    assert isinstance(site.quantizer, Quantizer | StateQuantizer)
+    assert isinstance(site.quantizer, Quantizer | StateQuantizer | LadderQuantizer)
     return site.quantizer.spec
 
 
@@ -41,7 +42,7 @@ def coverage_rows(model: Any, recipe: Recipe) -> list[CoverageRow]:
     bits: dict[str, set[int]] = {}
     granularity: dict[str, set[str]] = {}
     for name, spec in found.items():
-        bits.setdefault(kind_of(name), set()).add(spec.bits)
+        bits.setdefault(kind_of(name), set()).add(spec.code_bits)
         granularity.setdefault(kind_of(name), set()).add(describe_granularity(spec))
     return [
         CoverageRow(

@@ -31,7 +31,7 @@ from visq.integer.operations import (
     inputs,
 )
 from visq.integer.program import Program
-from visq.integer.weights import Weight, coded_weight, made
+from visq.integer.weights import Weight, coded_weight, made, stored_ladder
 from visq.native.memory import row_bytes
 
 #: The most bytes that one image and its tensors may take at once. No network here comes near it.
@@ -100,6 +100,7 @@ class ProgramCheck:
         if isinstance(source, Scan):
             states = self.program.tensors[source.B].width
             self._constant(source.A, ((operation.width, states),), where)
+            self._ladder(source.A, where)
             self._direction(where, source.A.name, source.reverse)
             for site, kinds in ((source.abar, "quantizer"), (source.bbar, "quantizer"), (source.h, "state")):
                 if site is not None:
@@ -112,6 +113,12 @@ class ProgramCheck:
             for part in source.parts:
                 if isinstance(part, Constant):
                     self._constant(part, ((1, 1, operation.width),), where)
+
+    def _ladder(self, A: Constant, where: str) -> None:
+        """Checks that a decay ladder is used as A = -exp(A_log), and by nothing else."""
+        record = self.config.sites.get(A.name)
+        plain = record is None or record.quantizer.get("kind") != "ladder" or A.functions == ("exp", "neg")
+        need(plain, f"{where} takes {A.name} by {', '.join(A.functions) or 'itself'}, a ladder's A is -exp(A_log)")
 
     def _rank(self, source: Linear | Conv1d | Conv2d, where: str) -> None:
         """Checks the axes of a layer's weight.
@@ -209,6 +216,8 @@ class ProgramCheck:
         record, parts = self.config.sites[name], self.parts[name]
         assert record.codes is not None  # weights have codes
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
+        if record.quantizer.get("kind") == "ladder":
+            return stored_ladder(parts, codes)
         found = coded_weight(codes, made(make_codec, name, record.quantizer, dict(parts)))
         return found.decoded() if isinstance(found, Weight) else found
 

@@ -47,10 +47,10 @@ class Provenance(Strict):
 
 
 class Codes(Strict):
-    """A weight's packed codes: stored code = code + offset, in `bits` bits."""
+    """A weight's packed codes: stored code = code + offset, in `bits` bits; 0 bits for a ladder, which has none."""
 
     parameter: str
-    bits: int = Field(ge=2, le=8)
+    bits: int = Field(ge=0, le=8)
     offset: int = Field(ge=0, le=128)
     shape: tuple[int, ...]
 
@@ -58,10 +58,11 @@ class Codes(Strict):
 class QuantizerRecord(Strict):
     """The metadata of a stored quantizer: the schema of `SiteRecord.quantizer`, which itself stays plain JSON.
 
-    `axis` is the axis that the scales go along, or None for one scale. A hidden state has `read_quantized` instead.
+    `axis` is the axis that the scales go along, or None for one scale. A hidden state has `read_quantized` instead, a
+    ladder nothing.
     """
 
-    kind: Literal["quantizer", "rotated", "state"]
+    kind: Literal["quantizer", "rotated", "state", "ladder"]
     spec: Spec
     axis: Literal[0, -1, -2] | None = None
     read_quantized: StrictBool | None = None
@@ -72,8 +73,10 @@ class QuantizerRecord(Strict):
             raise ValueError("read_quantized belongs to quantizers of kind state, and to no others")
         if self.kind == "state" and self.read_quantized is None:
             raise ValueError("read_quantized must be true or false")
-        if ("axis" in self.model_fields_set) == (self.kind == "state"):
-            raise ValueError("axis belongs to every quantizer but those of kind state")
+        if ("axis" in self.model_fields_set) == (self.kind in ("state", "ladder")):
+            raise ValueError("axis belongs to every quantizer but those of kind state and ladder")
+        if (self.spec.granularity.kind == "ladder") != (self.kind == "ladder"):
+            raise ValueError("granularity ladder belongs to quantizers of kind ladder, and to no others")
         return self
 
 

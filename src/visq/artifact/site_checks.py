@@ -44,7 +44,7 @@ class Part:
 
 #: The schema of a site's tensors, by short name.
 PARTS: dict[str, Part] = {
-    "scale": Part(required=True, positive=True),
+    "scale": Part((*_LINEAR, "ladder"), required=True, positive=True),
     "zero_point": Part(dtypes=("U8", "I16")),
     "group": Part(dtypes=("U8", "I16")),
     "smooth": Part(positive=True),
@@ -54,7 +54,7 @@ PARTS: dict[str, Part] = {
     "step": Part(("state",), required=True, positive=True),
     "channel": Part(("state",), required=True, positive=True),
     "state": Part(("state",), required=True, positive=True),
-    "codes": Part(dtypes=("U8",)),
+    "codes": Part((*_LINEAR, "ladder"), dtypes=("U8",)),
 }
 
 #: The axes that scales may go along, by the kind of site.
@@ -81,6 +81,8 @@ def check_site(name: str, record: SiteRecord, parts: Mapping[str, np.ndarray]) -
         need(not missing, f"sites.{name}: tensor {part} is missing")
     if quantizer.kind == "state":
         need(record.kind == "inner", f"sites.{name}.kind is {record.kind}, a state's is inner")
+    elif quantizer.kind == "ladder":
+        need(record.kind == "weight", f"sites.{name}.kind is {record.kind}, a ladder's is weight")
     else:
         _check_linear(name, record, quantizer, parts)
     _check_range(name, quantizer, parts)
@@ -145,6 +147,8 @@ def _check_range(name: str, quantizer: QuantizerRecord, parts: Mapping[str, np.n
     """Checks that every scale is valid and that every code's value is finite in float32."""
     spec = quantizer.spec
     codes = np.array([spec.qmin, spec.qmax], np.float32)
+    if quantizer.kind == "ladder":
+        codes = np.ones(2, np.float32)
     factors = [parts[part] for part in ("scale", "smooth", "step", "channel", "state") if part in parts]
     fault = fault_of_scale(*factors)
     need(fault is None, f"sites.{name}: its scale {fault}")
@@ -185,6 +189,9 @@ def _check_codes(name: str, record: Codes, quantizer: QuantizerRecord, parts: Ma
     owner, found = name.rpartition(".")[0], record.parameter.rpartition(".")[0]
     need(found == owner, f"sites.{name}.codes.parameter is {record.parameter}, expected a parameter of {owner}")
     table, spec = parts.get("table"), quantizer.spec
+    if quantizer.kind == "ladder":
+        _check_ladder(name, record, parts)
+        return
     offset = code_offset(quantizer, table is not None)
     right = (record.bits, record.offset) == (spec.bits, offset)
     need(right, f"sites.{name}.codes: bits or offset do not belong to its quantizer, expected {spec.bits}, {offset}")
@@ -207,6 +214,15 @@ def _check_codes(name: str, record: Codes, quantizer: QuantizerRecord, parts: Ma
     except VisqError as error:
         raise VisqError(f"{name}.codes: {error}") from error
     need(low <= codes.min() and codes.max() <= high, f"{name}.codes: a code outside {low}..{high}")
+
+
+def _check_ladder(name: str, record: Codes, parts: Mapping[str, np.ndarray]) -> None:
+    """Checks that a ladder has no bits and a scale for each channel."""
+    shape, scale = list(record.shape), parts["scale"]
+    need((record.bits, record.offset) == (0, 0), f"sites.{name}.codes: bits and offset must be 0, a ladder has no bits")
+    fits = len(shape) == 2 and min(shape) >= 1 and shape[0] == scale.size
+    need(fits, f"sites.{name}.codes.shape is {shape}, its scales are for {scale.size}")
+    need(parts["codes"].size == 0, f"{name}.codes: {parts['codes'].size} bytes, a ladder has none")
 
 
 def check_sizes(name: str, quantizer: QuantizerRecord, parts: Mapping[str, np.ndarray], rows: int, width: int) -> None:

@@ -18,6 +18,7 @@ from visq.artifact.packing import pack, unpack
 from visq.artifact.schema import Codes, SiteRecord
 from visq.errors import VisqError
 from visq.quant.half import stored
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, Site, SiteQuantizer, named_sites, site_parameter
@@ -32,8 +33,10 @@ SHARED_BYTES = 1024
 ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choices in SMALL_INTEGERS.items()}
 
 
-def code_offset(quantizer: Quantizer) -> int:
-    """Returns the number added to a code before packing: 0 for an index into a table, `-qmin` for other codes."""
+def code_offset(quantizer: Quantizer | LadderQuantizer) -> int:
+    """Returns the number added to a code before packing: 0 for a ladder or an index into a table, else `-qmin`."""
+    if isinstance(quantizer, LadderQuantizer):
+        return 0
     return 0 if quantizer.table is not None else -quantizer.spec.qmin
 
 
@@ -111,12 +114,12 @@ def _add(tensors: dict[str, Tensor], new: dict[str, Tensor]) -> None:
 def _encode(model: nn.Module, name: str, site: Site) -> tuple[Codes, Tensor]:
     """Returns a weight's record and its packed codes [bytes] uint8."""
     quantizer = site.quantizer
-    assert isinstance(quantizer, Quantizer)
+    assert isinstance(quantizer, Quantizer | LadderQuantizer)
     parameter = site_parameter(model, name, site).detach()
     codes = quantizer.encode(parameter)
     if site.baked and not _same(quantizer.decode(codes), parameter):
         raise VisqError(f"{name}: the weight changed after it was quantized; its codes would not be what was measured")
-    offset, bits = code_offset(quantizer), quantizer.spec.bits
+    offset, bits = code_offset(quantizer), quantizer.spec.code_bits
     packed = pack(codes.cpu().numpy(), bits, offset)
     record = Codes(parameter=parameter_name(model, name, site), bits=bits, offset=offset, shape=tuple(parameter.shape))
     return record, torch.from_numpy(packed)
@@ -170,15 +173,17 @@ def restore_site(
         if record.codes is not None or codes is not None:
             raise VisqError(f"sites.{name}: only weights have codes")
         return quantizer, None
-    if record.codes is None or codes is None or not isinstance(quantizer, Quantizer):
+    if record.codes is None or codes is None or not isinstance(quantizer, Quantizer | LadderQuantizer):
         raise VisqError(f"sites.{name}: a weight needs codes")
     return quantizer, _decode(name, record.codes, codes, quantizer, shape)
 
 
-def _decode(name: str, record: Codes, packed: Tensor, quantizer: Quantizer, shape: torch.Size | None) -> Tensor:
+def _decode(
+    name: str, record: Codes, packed: Tensor, quantizer: Quantizer | LadderQuantizer, shape: torch.Size | None
+) -> Tensor:
     if record.shape != tuple(shape or ()):
         raise VisqError(f"sites.{name}.codes.shape is {list(record.shape)}, the parameter's is {list(shape or ())}")
-    if (record.bits, record.offset) != (quantizer.spec.bits, code_offset(quantizer)):
+    if (record.bits, record.offset) != (quantizer.spec.code_bits, code_offset(quantizer)):
         raise VisqError(f"sites.{name}.codes: bits or offset do not belong to its quantizer")
     if packed.dtype != torch.uint8 or packed.ndim != 1:
         raise VisqError(f"{name}.codes must be one row of bytes")
@@ -192,8 +197,10 @@ def _decode(name: str, record: Codes, packed: Tensor, quantizer: Quantizer, shap
         raise VisqError(f"{name}.codes: {error}") from error
 
 
-def code_range(quantizer: Quantizer) -> tuple[int, int]:
+def code_range(quantizer: Quantizer | LadderQuantizer) -> tuple[int, int]:
     """Returns the smallest and the largest code."""
+    if isinstance(quantizer, LadderQuantizer):
+        return 0, 0
     if quantizer.table is not None:
         return 0, quantizer.table.numel() - 1
     return quantizer.spec.qmin, quantizer.spec.qmax
@@ -208,6 +215,10 @@ def check_quantizer(quantizer: nn.Module) -> None:
     if isinstance(quantizer, StateQuantizer):
         if any(tensor.ndim != 1 for tensor in (quantizer.step, quantizer.channel, quantizer.state)):
             raise VisqError("step, channel and state must be vectors")
+        return
+    if isinstance(quantizer, LadderQuantizer):
+        if quantizer.scale.ndim != 1 or quantizer.scale.numel() == 0:
+            raise VisqError(f"scale has shape {list(quantizer.scale.shape)}")
         return
     assert isinstance(quantizer, Quantizer)
     scale, zero_point, group, table = quantizer.scale, quantizer.zero_point, quantizer.group, quantizer.table

@@ -129,7 +129,7 @@ def _check_coverage(config: ArtifactConfig, quantizers: Mapping[str, QuantizerRe
     total = sum(row.quantized for row in rows)
     need(total == len(quantizers), f"coverage is not that of its sites: it counts {total}, there are {len(quantizers)}")
     specs = [quantizer.spec for quantizer in quantizers.values()]
-    right = {bits for row in rows for bits in row.bits} == {spec.bits for spec in specs}
+    right = {bits for row in rows for bits in row.bits} == {spec.code_bits for spec in specs}
     need(right, "coverage is not that of its sites: other bits")
     right = {words for row in rows for words in row.granularity} == {describe_granularity(spec) for spec in specs}
     need(right, "coverage is not that of its sites: other granularities")

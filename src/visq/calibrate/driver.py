@@ -25,6 +25,7 @@ from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
 from visq.quant.half import round_parameters
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
 from visq.recipes import Recipe
@@ -161,7 +162,7 @@ def calibrate(
 def check_scales(run: StageRun) -> None:
     """Checks the stage's scales again; learners write into quantizers. VisqError names the site."""
     for name, site in run.sites().items():
-        if isinstance(site.quantizer, Quantizer | StateQuantizer):
+        if isinstance(site.quantizer, Quantizer | StateQuantizer | LadderQuantizer):
             with naming(name):
                 site.quantizer.check()
 
@@ -197,7 +198,7 @@ def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:
 def check_network(model: nn.Module) -> None:
     """Checks all scales of the network; VisqError names the site."""
     for name, site in named_sites(model):
-        if isinstance(site.quantizer, Quantizer | StateQuantizer):
+        if isinstance(site.quantizer, Quantizer | StateQuantizer | LadderQuantizer):
             with naming(name):
                 site.quantizer.check()
 
@@ -255,6 +256,8 @@ def make_jobs(run: StageRun) -> tuple[list[Job], dict[str, SiteQuantizer]]:
     taken: set[str] = set()
     for name, site in sites.items():
         spec = run.specs[name]
+        if site.kind != WEIGHT and spec.granularity.kind == "ladder":
+            raise VisqError(f"{name}: a ladder is for A_log, and this is no parameter")
         if site.kind == WEIGHT and spec.estimator.name == "similarity":
             if name in run.smooth or name in run.rotations:
                 raise VisqError(f"{name}: a similarity search cannot follow a smoothing or rotation; use estimator mse")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from visq.errors import VisqError
-from visq.integer.spec import Spec
+from visq.integer.spec import Granularity, Spec
+from visq.quant import ladder
 from visq.quant.estimators import make_estimator
 from visq.quant.few_images import widened
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer, Rotation
 from visq.quant.site import ACTIVATION, WEIGHT, Site, SiteQuantizer, site_parameter
@@ -102,14 +104,37 @@ def estimate_weight(run: StageRun, name: str, site: Site) -> SiteQuantizer:
     weight = site_parameter(run.model, name, site).detach()
     if not torch.isfinite(weight).all():
         raise VisqError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged")
+    spec = run.specs[name]
+    if spec.granularity.kind == "ladder":
+        found = climb(name, site, spec, weight)
+        if isinstance(found, LadderQuantizer):
+            return found
+        spec, note = found
+        run.notes.append(note)
     rotation = run.rotations.get(name)
     weight = weight if rotation is None else rotation.into(weight)
     with naming(name):
-        estimator = make_estimator(run.specs[name], WEIGHT, run.smooth.get(name))
+        estimator = make_estimator(spec, WEIGHT, run.smooth.get(name))
         for _ in range(estimator.passes):
             estimator.observe(weight)
             estimator.end_pass()
         return rotated(estimator.result(), rotation)
+
+
+def climb(name: str, site: Site, spec: Spec, A_log: Tensor) -> LadderQuantizer | tuple[Spec, str]:
+    """Returns the ladder of A_log [C, N]; beyond the spec's limit, the spec of plain codes and a note that says so.
+
+    Raises:
+        VisqError: the site is not that of A_log.
+    """
+    if not site.parameter.startswith("A_") or A_log.ndim != 2:
+        raise VisqError(f"{name}: a ladder is for A_log, not for {site.parameter}")
+    scale, away = ladder.fit(A_log)
+    limit = spec.granularity.limit
+    if away <= limit:
+        return LadderQuantizer(spec, scale)
+    note = f"{name}: A is {away:.2f} from a decay ladder, more than {limit:g}, and keeps codes by channel"
+    return spec.model_copy(update={"granularity": Granularity(kind="channel")}), note
 
 
 def rotated(quantizer: Quantizer, rotation: Rotation | None) -> Quantizer:

@@ -104,6 +104,10 @@ def describe(recipe: Any) -> list[str]:
             continue
         spec = rule.spec(recipe.bits)
         form = "symmetric" if spec.symmetric else "with zero point"
+        if spec.granularity.kind == "ladder":
+            beyond = f"per channel in {spec.bits} bits beyond {spec.granularity.limit:g}"
+            lines.append(f"a decay ladder without codes, {beyond}: {', '.join(rule.match)}")
+            continue
         words = [f"{spec.bits} bits {form}", f"per {_granularity(spec)}", f"range by {_named(spec.estimator)}"]
         if spec.codebook.name != "uniform":
             words.append(f"codebook {_named(spec.codebook)}")

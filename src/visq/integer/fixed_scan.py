@@ -21,14 +21,14 @@ from visq.integer.arithmetic import (
     nearest,
     to_int16,
 )
-from visq.integer.scan_steps import SHRINK, ScanCodecs, ScanSteps, exponent, read_out, step_ratios
+from visq.integer.scan_steps import SHRINK, ExponentSteps, ScanCodecs, exponent, read_out, step_ratios
 
 #: Limits of delta and of the input before they are multiplied, so that no sum leaves 16 bits.
 DELTA_HIGH, INPUT_HIGH = 31743, 16375
 
 
 @dataclass(frozen=True)
-class FixedScan(ScanSteps):
+class FixedScan(ExponentSteps):
     """The parameters of the recurrence with codes of Abar and Bbar; g = int16(u * input_channel * input_step).
 
     Attributes:

@@ -16,6 +16,7 @@ from visq.integer.codecs import Codec
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.weights import Weight
 
 
@@ -131,6 +132,7 @@ Form = (
     | FloatConv2d
     | FixedScan
     | FusedScan
+    | LadderScan
     | FloatScan
     | None
 )

@@ -7,9 +7,12 @@ docs/integer-semantics.md derives the formats and shows that nothing overflows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visq.integer.arithmetic import (
     Floats,
@@ -20,7 +23,16 @@ from visq.integer.arithmetic import (
     mulhrs,
     to_int16,
 )
-from visq.integer.scan_steps import SHRINK, ScanCodecs, ScanSteps, exponent, read_out, step_ratios, token_step
+from visq.integer.scan_steps import (
+    SHRINK,
+    ExponentSteps,
+    ScanCodecs,
+    ScanSteps,
+    exponent,
+    read_out,
+    step_ratios,
+    token_step,
+)
 
 #: Limit of the input in fixed point: the sum of its term, the kept state and half a code then fits 16 bits.
 INPUT_HIGH = 14335
@@ -29,7 +41,7 @@ KEPT_HIGH = 16384
 
 
 @dataclass(frozen=True)
-class FusedScan(ScanSteps):
+class FusedScan(ExponentSteps):
     """The parameters of the recurrence without codes of Abar and Bbar.
 
     g = int16(((delta * u) * input_channel) * input_step), and beta is B's code in the high bits of 16.
@@ -47,8 +59,32 @@ def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
 
     delta, B, C and h must have codecs.
     """
-    delta, B, C, h = codecs.delta, codecs.B, codecs.C, codecs.h
-    assert delta is not None and B is not None and C is not None and h is not None
+    assert codecs.delta is not None
+    found = exponent(A, codecs.delta)
+    if found is None:
+        return "delta * A spans too wide a range"
+    shared = fused_steps(length, codecs)
+    if isinstance(shared, str):
+        return shared
+    decay, steps = shared
+    delta_scale, a, shift = found
+    return FusedScan(
+        delta_scale=delta_scale,
+        a=a,
+        shift=shift,
+        power=np.array([exp2_coefficients(unit) for unit in decay], np.int64),
+        **steps,
+    )
+
+
+def fused_steps(length: int, codecs: ScanCodecs) -> tuple[NDArray[np.float64], dict[str, Any]] | str:
+    """Returns what the fused forms share, or the reason why the scan runs in float32.
+
+    Returns:
+        The ratio of the state's scales of steps t-1 and t [length] in Q14 less `lift` bits, and fields of `ScanSteps`.
+    """
+    B, C, h = codecs.B, codecs.C, codecs.h
+    assert B is not None and C is not None and h is not None
     if h.read_quantized:
         return "y reads the state after it is rounded"
     if (h.state != 1).any():
@@ -58,14 +94,9 @@ def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
     for name, x in (("B", B), ("C", C)):
         if not x.factors_out or (x.smooth != 1).any():
             return f"{name} is not uniform with one scale per token"
-    found = exponent(A, delta)
-    if found is None:
-        return "delta * A spans too wide a range"
-    delta_scale, a, shift = found
 
     step, ratio = step_ratios(h, length)
     lift = np.clip(np.ceil(np.log2(ratio)) - 1, 0, SHRINK - 1)
-    decay = np.minimum(ratio * 2.0 ** (14 - lift), 32767)
 
     point = 14 - h.bits
     B_step = np.broadcast_to(token_step(B), length)
@@ -77,33 +108,45 @@ def fuse(length: int, A: Floats, codecs: ScanCodecs) -> FusedScan | str:
         input_step = (B_step / up * 2.0 ** (15 + point) / step).astype(np.float32)
     if not (np.isfinite(beta_scale).all() and np.isfinite(input_channel).all() and np.isfinite(input_step).all()):
         return "scales of B or of the state are too small for float32"
-    return FusedScan(
-        delta_scale=delta_scale,
-        a=a,
-        shift=shift,
-        power=np.array([exp2_coefficients(unit) for unit in decay], np.int64),
-        lift=lift.astype(np.int64),
-        beta_scale=beta_scale,
-        input_channel=input_channel,
-        input_step=input_step,
-        point=point,
+    return np.minimum(ratio * 2.0 ** (14 - lift), 32767), {
+        "lift": lift.astype(np.int64),
+        "beta_scale": beta_scale,
+        "input_channel": input_channel,
+        "input_step": input_step,
+        "point": point,
         **read_out(C, h, length),
-    )
+    }
 
 
 def fused_scan(scan: FusedScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:
     """Runs the scan of one image and returns y [L, C] float32; arguments as in `integer_scan`."""
     d = np.maximum(to_int16(delta * scan.delta_scale), 0)
+
+    def power(t: int) -> Ints:
+        e = d[t, :, None] * scan.a
+        fraction = exp2_fixed((e >> (scan.shift - 16)) & 0xFFFF, tuple(scan.power[t]))
+        return fraction >> np.minimum(e >> scan.shift, 16)
+
+    return fused_recurrence(scan, power, u, delta, B, C)
+
+
+def fused_recurrence(
+    scan: ScanSteps, power: Callable[[int], Ints], u: Floats, delta: Floats, B: Floats, C: Ints
+) -> Floats:
+    """Runs the recurrence of one image, given Abar times the ratio of scales, and returns y [L, C] float32.
+
+    Arguments:
+        power: step t -> [C, N] in Q14 less `lift` bits.
+        others: as in `integer_scan`.
+    """
     beta = to_int16(B * scan.beta_scale[:, None])
     g = to_int16(((delta * u) * scan.input_channel) * scan.input_step[:, None])
     g = np.clip(g, -INPUT_HIGH, INPUT_HIGH)
-    q = np.zeros_like(scan.a)
+    q = np.zeros(scan.shape, np.int64)
     y = np.empty(u.shape, np.float32)
     for t in range(len(u)):
-        e = d[t, :, None] * scan.a
-        power = exp2_fixed((e >> (scan.shift - 16)) & 0xFFFF, tuple(scan.power[t]))
         # The power is in Q14, so that scales may shrink by half. The state takes the high bits of 16.
-        kept = high_product(q << (scan.point + 2), power >> np.minimum(e >> scan.shift, 16)) << scan.lift[t]
+        kept = high_product(q << (scan.point + 2), power(t)) << scan.lift[t]
         total = np.clip(kept, -KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[t], g[t, :, None])
         q = np.clip((total + (1 << (scan.point - 1))) >> scan.point, scan.state_low, scan.state_high)
         unit = np.float32(2.0**-scan.point)

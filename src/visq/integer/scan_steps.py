@@ -24,6 +24,9 @@ class ScanCodecs:
     """The codecs of a scan's tensors; None where a tensor has no codes.
 
     delta, B and C are activations. Abar, Bbar and the state h exist only inside the recurrence.
+
+    Attributes:
+        ladder: whether A is stored as a decay ladder, A[c, n] = (n + 1) A[c, 0].
     """
 
     delta: Codec | None
@@ -32,6 +35,7 @@ class ScanCodecs:
     abar: FactorCodec | None
     bbar: FactorCodec | None
     h: StateCodec | None
+    ladder: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,6 @@ class ScanSteps:
     """The parameters that the forms of the fixed-point recurrence share.
 
     Attributes:
-        delta_scale: [C]; d = int16(delta * delta_scale), 0 where delta is negative.
-        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned.
-        shift: fraction bits of the exponent d a.
         lift: [L], bits by which the kept state is shifted left where its scale shrinks from one step to the next.
         beta_scale: [L]; beta = int16(B * beta_scale).
         input_channel, input_step: [C] and [L], factors of the input in fixed point, g.
@@ -51,9 +52,6 @@ class ScanSteps:
         y_channel, y_step: [C] and [L]; y = sum * y_channel * y_step, the sum in codes of the state.
     """
 
-    delta_scale: Floats
-    a: Ints
-    shift: int
     lift: Ints
     beta_scale: Floats
     input_channel: Floats
@@ -64,6 +62,31 @@ class ScanSteps:
     point: int
     y_channel: Floats
     y_step: Floats
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of channels and states."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExponentSteps(ScanSteps):
+    """The parameters of a recurrence that computes 2^-(d a) for each state.
+
+    Attributes:
+        delta_scale: [C]; d = int16(delta * delta_scale), 0 where delta is negative.
+        a: [C, N], -A log2(e) / delta_scale in fixed point, 16 bits unsigned.
+        shift: fraction bits of the exponent d a.
+    """
+
+    delta_scale: Floats
+    a: Ints
+    shift: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        channels, states = self.a.shape
+        return channels, states
 
 
 def step_ratios(h: StateCodec, length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,24 +1,25 @@
-"""Chooses the form of a scan: fixed point with codes of Abar and Bbar, fused, or float32."""
+"""Chooses the form of a scan: fixed point with codes of Abar and Bbar, fused (with or without a ladder), or float32."""
 
 from __future__ import annotations
 
 from visq.integer.arithmetic import Floats, Ints
 from visq.integer.fixed_scan import FixedScan, fixed_scan, plan
 from visq.integer.fused_scan import FusedScan, fuse, fused_scan
+from visq.integer.ladder_scan import LadderScan, ladder, ladder_scan
 from visq.integer.scan_steps import ScanCodecs
 
 #: The forms of a scan in fixed point.
-IntegerScan = FixedScan | FusedScan
+IntegerScan = FixedScan | FusedScan | LadderScan
 
 
 def integer_form(length: int, A: Floats, codecs: ScanCodecs) -> IntegerScan | str:
     """Returns the fixed-point form of a scan of `length` steps, or the reason why it runs in float32. A is [C, N].
 
-    The scan runs fused where delta, B, C and h have codes and Abar and Bbar have none.
+    The scan runs fused where delta, B, C and h have codes and Abar and Bbar have none; then a ladder is climbed.
     """
     stored = (codecs.delta, codecs.B, codecs.C, codecs.h)
     if codecs.abar is None and codecs.bbar is None and all(codec is not None for codec in stored):
-        return fuse(length, A, codecs)
+        return (ladder if codecs.ladder else fuse)(length, A, codecs)
     return plan(length, A, codecs)
 
 
@@ -30,4 +31,8 @@ def integer_scan(scan: IntegerScan, u: Floats, delta: Floats, B: Floats, C: Ints
         B: [L, N] float32, decoded.
         C: [L, N] integers, codes less their zero point.
     """
-    return fixed_scan(scan, u, delta, B, C) if isinstance(scan, FixedScan) else fused_scan(scan, u, delta, B, C)
+    if isinstance(scan, FixedScan):
+        return fixed_scan(scan, u, delta, B, C)
+    if isinstance(scan, LadderScan):
+        return ladder_scan(scan, u, delta, B, C)
+    return fused_scan(scan, u, delta, B, C)

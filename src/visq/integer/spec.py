@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-GranularityKind = Literal["tensor", "channel", "token", "channel_groups", "token_groups", "step", "step_groups"]
+GranularityKind = Literal[
+    "tensor", "channel", "token", "channel_groups", "token_groups", "step", "step_groups", "ladder"
+]
 
 
 class Granularity(BaseModel):
@@ -15,10 +17,12 @@ class Granularity(BaseModel):
     Attributes:
         kind: `tensor`; `channel` (last axis of an activation, first of a weight); `token` (position in the sequence);
             `channel_groups` / `token_groups` (k-means on the mean magnitude, arXiv 2501.16738 III-C); `step` /
-            `step_groups` (time steps of the hidden state).
+            `step_groups` (time steps of the hidden state); `ladder` (of A_log alone: one scale a channel and no codes,
+            A[c, n] = -scale[c] (n + 1)).
         k: number of groups, for the `_groups` kinds.
         power_of_two: group scales are the largest one shifted right (eq. 8), so that codes of different groups differ
             by a shift only.
+        limit: for `ladder`, the largest standard deviation of A_log from it; a scan beyond keeps codes by channel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +30,7 @@ class Granularity(BaseModel):
     kind: GranularityKind = "tensor"
     k: int = Field(default=4, ge=1)
     power_of_two: bool = False
+    limit: float = Field(default=0.25, gt=0)
 
     @property
     def grouped(self) -> bool:
@@ -89,6 +94,11 @@ class Spec(BaseModel):
     @property
     def unsigned(self) -> bool:
         return not (self.symmetric and self.signed)
+
+    @property
+    def code_bits(self) -> int:
+        """The bits that a code takes; a ladder has no codes."""
+        return 0 if self.granularity.kind == "ladder" else self.bits
 
     @property
     def qmin(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from visq.errors import VisqError, first_problem
 from visq.integer.arithmetic import Codes, Floats
 from visq.integer.codecs import Codec
+from visq.integer.ladder import ladder_log
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def coded_weight(
     if codes.size and codes.min() >= -128 and codes.max() <= 127:
         codes = codes.astype(np.int8)
     return Weight(codes, quantizer.scale, quantizer.smooth, rotation, divisor)
+
+
+def stored_ladder(parts: Mapping[str, np.ndarray], codes: Codes) -> Floats:
+    """Returns the values [C, N] of a decay ladder; only the shape of its codes matters."""
+    return ladder_log(parts["scale"], codes.shape[-1])
 
 
 def made(make: Any, site: str, record: dict[str, Any], parts: dict[str, np.ndarray]) -> Any:

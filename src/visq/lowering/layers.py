@@ -27,9 +27,10 @@ from visq.models.layers import (
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import one_scale
 from visq.quant.rotated import RotatedQuantizer
-from visq.quant.site import Site
+from visq.quant.site import Site, named_sites
 
 LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
@@ -221,6 +222,8 @@ def selective_scan(
     def inner(key: str, site: Site) -> str | None:
         return None if site.quantizer is None else f"{name}.{key}"
 
+    if is_ladder(lowering, A) != module.recurrence.sites.ladder:
+        raise LoweringError(f"{name}: its a_log and {A.constant.name} are not one site; SelectiveScan takes A_log's")
     source = ir.Scan(
         u=tensor(u),
         delta=tensor(delta),
@@ -234,6 +237,12 @@ def selective_scan(
     )
     out = lowering.builder.operation(name, source, u.rows, u.width, u.reverse)
     return lowering.site(out, f"{name}.y", module.site_y)
+
+
+def is_ladder(lowering: Lowering, A: Parameter) -> bool:
+    """Returns whether A is made of a site that holds a decay ladder."""
+    site = dict(named_sites(lowering.model)).get(A.constant.name)
+    return site is not None and isinstance(site.quantizer, LadderQuantizer)
 
 
 @lowers(Site)

@@ -152,15 +152,18 @@ class SelectiveScan(nn.Module):
     This is Mamba's eq. 2 with Vim's discretization. `softplus` turns the projection of delta into delta. The sites
     `delta`, `b`, `c`, `y` are ordinary activations. The kernel of the recurrence applies the quantizers of `abar`,
     `bbar`, `h` (`visq.quant.scan`).
+
+    Arguments:
+        a_log: the site of the parameter that A is made of; it belongs to the caller. Without it, A cannot be a ladder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, a_log: Site | None = None) -> None:
         super().__init__()
         self.softplus = Softplus()
         self.site_delta, self.site_b, self.site_c, self.site_y = Site(), Site(), Site(), Site()
         self.site_abar, self.site_bbar, self.site_h = Site(INNER), Site(INNER), Site(INNER)
         sites = (self.site_delta, self.site_b, self.site_c, self.site_abar, self.site_bbar, self.site_h)
-        self.recurrence = QuantizedScan(ScanSites(*sites))
+        self.recurrence = QuantizedScan(ScanSites(*sites, a_log))
 
     def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """Returns y [B, L, C] without the skip D u, from u, delta [B, L, C]; A [C, N]; B, C [B, L, N].

@@ -27,7 +27,8 @@ class SSM(nn.Module):
         self.dt_proj = Linear(dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.scan, self.site_a_log = SelectiveScan(), Site(WEIGHT, "A_log")
+        a_log = Site(WEIGHT, "A_log")
+        self.scan, self.site_a_log = SelectiveScan(a_log), a_log
 
     def forward(self, u: Tensor) -> Tensor:
         """Returns y [B, L, C] of u [B, L, C], both in scan order."""

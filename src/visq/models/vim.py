@@ -101,7 +101,7 @@ class BiMambaMixer(nn.Module):
         self.A_log, self.A_b_log = (nn.Parameter(torch.arange(1.0, n + 1).log().repeat(d, 1)) for _ in range(2))
         self.site_a_log, self.site_a_b_log = Site(WEIGHT, "A_log"), Site(WEIGHT, "A_b_log")
         self.D, self.D_b = (nn.Parameter(torch.ones(d)) for _ in range(2))
-        self.scan, self.scan_b = SelectiveScan(), SelectiveScan()
+        self.scan, self.scan_b = SelectiveScan(self.site_a_log), SelectiveScan(self.site_a_b_log)
         self.gate = SiLU()
         self.out_proj = Linear(d, config.embed_dim, bias=False)
 

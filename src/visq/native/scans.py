@@ -10,6 +10,7 @@ from visq.integer.arithmetic import LOG2E, midpoints
 from visq.integer.codecs import FactorCodec
 from visq.integer.float_scan import FloatScan
 from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.scans import IntegerScan
 from visq.native.memory import empty, flat
 
@@ -34,13 +35,13 @@ def add_integer_scan(engine: Any, tensors: list[int], y: int, reverse: bool, for
         tensors: the engine's indices of u, delta, B, C.
         y: the engine's index of the result.
     """
-    floats = ("delta_scale", "input_channel", "y_channel", "beta_scale", "input_step", "y_step")
-    shared = {
-        "shift": form.shift,
-        "a": flat(form.a, np.int32),
-        "lift": flat(form.lift, np.int16),
-        **{name: flat(getattr(form, name)) for name in floats},
-    }
+    floats = ("input_channel", "y_channel", "beta_scale", "input_step", "y_step")
+    shared: dict[str, Any] = {"lift": flat(form.lift, np.int16), **{name: flat(getattr(form, name)) for name in floats}}
+    if isinstance(form, LadderScan):
+        rate, ratio = flat(form.rate), flat(form.ratio, np.int32)
+        engine.ladder_scan(*tensors, y, reverse, shared, rate, ratio, form.state_low, form.state_high, form.point)
+        return
+    shared |= {"shift": form.shift, "a": flat(form.a, np.int32), "delta_scale": flat(form.delta_scale)}
     if isinstance(form, FusedScan):
         power = flat(form.power, np.int32)
         engine.fused_scan(*tensors, y, reverse, shared, power, form.state_low, form.state_high, form.point)

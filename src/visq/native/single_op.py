@@ -76,7 +76,7 @@ class SingleOp:
 
 def fixed_scan(isa: str, scan: IntegerScan) -> SingleOp:
     """Returns the operation u, delta [L, C], B [L, N] float32, and C [L, N] bytes -> y [L, C] float32."""
-    (channels, states), length = scan.a.shape, len(scan.input_step)
+    (channels, states), length = scan.shape, len(scan.input_step)
 
     def write(engine: Any, tensors: list[int], y: int) -> int:
         add_integer_scan(engine, tensors, y, False, scan)

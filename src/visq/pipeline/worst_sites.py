@@ -54,7 +54,7 @@ def worst_sites(model: Any, images: Tensor, count: int = 3) -> tuple[list[LossyS
     order = sorted(found, key=lambda name: (not math.isnan(found[name]), round(found[name], 2), name))
     kind_of = family_of(model.config).kind_of
     worst = [
-        LossySite(name=name, kind=kind_of(name), bits=spec_of(sites[name]).bits, sqnr_db=_finite(found[name]))
+        LossySite(name=name, kind=kind_of(name), bits=spec_of(sites[name]).code_bits, sqnr_db=_finite(found[name]))
         for name in order[:count]
     ]
     return worst, outputs

@@ -13,13 +13,17 @@ from visq.integer.scan_steps import ScanCodecs
 from visq.integer.scans import IntegerScan, integer_form
 from visq.ops import backends
 from visq.quant.codec import Cache, codec_of
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import Site, SiteQuantizer
 
 
 @dataclass(frozen=True)
 class ScanSites:
-    """The sites of a scan. delta, b and c are ordinary activations; abar, bbar and h live inside the recurrence."""
+    """The sites of a scan. delta, b and c are ordinary activations; abar, bbar and h live inside the recurrence.
+
+    a_log is the site of the parameter that A is made of; a ladder there is another form of the scan.
+    """
 
     delta: Site
     b: Site
@@ -27,10 +31,16 @@ class ScanSites:
     abar: Site
     bbar: Site
     h: Site
+    a_log: Site | None = None
 
     def quantizers(self) -> tuple[SiteQuantizer | None, ...]:
-        """The quantizers in the order of the fields."""
+        """The quantizers in the order of the fields, without that of a_log."""
         return tuple(site.quantizer for site in (self.delta, self.b, self.c, self.abar, self.bbar, self.h))
+
+    @property
+    def ladder(self) -> bool:
+        """Whether A is a decay ladder."""
+        return self.a_log is not None and isinstance(self.a_log.quantizer, LadderQuantizer)
 
 
 class QuantizedScan:
@@ -74,7 +84,7 @@ class QuantizedScan:
 
     def form(self, length: int, A: Tensor) -> IntegerScan | None:
         """Returns the scan's form in fixed point for `length` steps; None where it has none. A [C, N]."""
-        return self._plan.get(length, A, self.sites.quantizers())
+        return self._plan.get(length, A, self.sites.quantizers(), self.sites.ladder)
 
 
 class ScanPlan:
@@ -84,7 +94,9 @@ class ScanPlan:
         self._A: Tensor | None = None
         self._found: Cache[IntegerScan | None] = Cache()
 
-    def get(self, length: int, A: Tensor, quantizers: tuple[SiteQuantizer | None, ...]) -> IntegerScan | None:
+    def get(
+        self, length: int, A: Tensor, quantizers: tuple[SiteQuantizer | None, ...], ladder: bool = False
+    ) -> IntegerScan | None:
         delta, _, c, _, _, h = quantizers
         if delta is None or c is None or h is None:
             return None
@@ -92,10 +104,10 @@ class ScanPlan:
             return None
         if self._A is None or not A.equal(self._A):
             self._A, self._found = A.clone(), Cache()
-        return self._found.get(quantizers, lambda: _form(length, A, quantizers), length)
+        return self._found.get(quantizers, lambda: _form(length, A, quantizers, ladder), length, ladder)
 
 
-def _form(length: int, A: Tensor, quantizers: tuple[SiteQuantizer | None, ...]) -> IntegerScan | None:
+def _form(length: int, A: Tensor, quantizers: tuple[SiteQuantizer | None, ...], ladder: bool) -> IntegerScan | None:
     delta, b, c, abar, bbar, h = quantizers
     codecs = ScanCodecs(
         delta=None if delta is None else codec_of(delta, make_codec),
@@ -104,6 +116,7 @@ def _form(length: int, A: Tensor, quantizers: tuple[SiteQuantizer | None, ...]) 
         abar=None if abar is None else codec_of(abar, make_factor_codec),
         bbar=None if bbar is None else codec_of(bbar, make_factor_codec),
         h=None if h is None else codec_of(h, make_state_codec),
+        ladder=ladder,
     )
     found = integer_form(length, A.detach().cpu().numpy(), codecs)
     return None if isinstance(found, str) else found

@@ -37,6 +37,10 @@ class SiteQuantizer(nn.Module):
         """Returns the values of codes, float32, same shape."""
         raise NotImplementedError
 
+    def rounding_db(self, x: Tensor) -> float:
+        """Returns the SQNR [dB] of a parameter [..., channels], see `SiteError`."""
+        return rounding_db(self, x)
+
     def scan_argument(self) -> Any:
         """Returns the rounding as `ops.quantized_scan` takes it; of sites inside the recurrence only."""
         raise NotImplementedError
@@ -100,6 +104,6 @@ def bake_weights(model: nn.Module) -> None:
     for name, site in named_sites(model):
         if site.kind == WEIGHT and site.quantizer is not None and not site.baked:
             parameter = site_parameter(model, name, site)
-            site.rounding_db = rounding_db(site.quantizer, parameter.data)
+            site.rounding_db = site.quantizer.rounding_db(parameter.data)
             parameter.data = site.quantizer(parameter.data)
             site.baked = True

@@ -20,7 +20,7 @@ from visq.errors import VisqError
 from visq.integer.arithmetic import Floats, runs_of
 from visq.integer.codecs import Codec, FactorCodec, StateCodec, make_codec, make_factor_codec, make_state_codec
 from visq.integer.operations import Constant
-from visq.integer.weights import Weight, coded_weight, made
+from visq.integer.weights import Weight, coded_weight, made, stored_ladder
 
 
 @dataclass
@@ -79,11 +79,18 @@ class Bundle:
             value = np.exp(value.astype(np.float64)).astype(np.float32) if function == "exp" else -value
         return value
 
+    def is_ladder(self, name: str) -> bool:
+        """Returns whether a weight is stored as a decay ladder."""
+        record = self.config.sites.get(name)
+        return record is not None and record.quantizer.get("kind") == "ladder"
+
     def _weight(self, name: str) -> Weight | Floats:
         record, parts = self.config.sites[name], self._parts(name)
         if record.codes is None:
             raise VisqError(f"sites.{name} has no codes")
         codes = unpack(parts["codes"], record.codes.bits, record.codes.shape, record.codes.offset)
+        if self.is_ladder(name):
+            return stored_ladder(parts, codes)
         codec: Codec = made(make_codec, name, record.quantizer, parts)
         rotation, divisor = self.rotation(name) if "rotation" in parts else (None, None)
         return coded_weight(codes, codec, rotation, divisor)

@@ -123,7 +123,7 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     for name, x, tensor in (("B", B, source.B), ("C", C, source.C)):
         if x is not None and x.step_token is not None and program.tensors[tensor].reverse != source.reverse:
             return FloatScan(A, abar, bbar, h, f"{name}'s scales count in the other direction")
-    form = integer_form(operation.rows, A, ScanCodecs(delta, B, C, abar, bbar, h))
+    form = integer_form(operation.rows, A, ScanCodecs(delta, B, C, abar, bbar, h, bundle.is_ladder(source.A.name)))
     return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
 
 

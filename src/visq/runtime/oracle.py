@@ -25,6 +25,7 @@ from visq.integer.forms import (
 from visq.integer.fused_scan import FusedScan
 from visq.integer.images import checked_images
 from visq.integer.instructions import ELEMENTWISE
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     Binary,
     Concat,
@@ -169,7 +170,7 @@ class Oracle:
     def _scan(self, source: Scan, form: Form) -> Floats:
         flip = slice(None, None, -1 if source.reverse else 1)
         u, delta, B = (self._decoded(name)[flip] for name in (source.u, source.delta, source.B))
-        if isinstance(form, FixedScan | FusedScan):
+        if isinstance(form, FixedScan | FusedScan | LadderScan):
             return integer_scan(form, u, delta, B, self._integers(source.C)[flip])[flip]
         assert isinstance(form, FloatScan)
         return float_scan(form, u, delta, B, self._decoded(source.C)[flip])[flip]

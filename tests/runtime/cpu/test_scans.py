@@ -12,6 +12,7 @@ from visq.integer.codecs import StateCodec
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.native.extension import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
@@ -92,6 +93,45 @@ def test_fused_scan_keeps_to_16_bits(bits: int) -> None:
     at_their_ends(maker)
     form = check(maker, output).forms[-1]
     assert isinstance(form, FusedScan) and form.lift.max() == 2
+
+
+@pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (9, 16, 3), (20, 33, 5), (26, 40, 16), (7, 17, 24)])
+@pytest.mark.parametrize("delta", ["unsigned", "channel", "token", "table", None])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ladder_scan(rows: int, width: int, states: int, delta: str | None, reverse: bool) -> None:
+    maker = Maker(15)
+    options = {"b": "token", "c": "token asymmetric", "delta": delta, "reverse": reverse, "ladder": True}
+    oracle = check(maker, output := make_scan(maker, rows, width, states, **options, **FUSED))
+    expected = FloatScan if delta is None else LadderScan
+    assert isinstance(oracle.forms[-1], expected), oracle.forms[-1]
+    assert np.abs(oracle.tensors[output]).max() > 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("largest_u", [1e-3, 1.0, 1e3])
+def test_ladder_scan_that_saturates(bits: int, largest_u: float) -> None:
+    """The input is far above, inside or far below the state's range, while the state's scale shrinks and grows."""
+    maker = Maker(16)
+    make_scan(maker, 40, 20, 13, bits=bits, b="token asymmetric", largest_u=largest_u, ladder=True, **FUSED)
+    state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateCodec))
+    object.__setattr__(state, "step", np.resize(np.float32([1e-3, 8e-3, 2.5e-3, 0.5e-3]), 40))
+    form = check(maker, maker.store()).forms[-1]
+    assert isinstance(form, LadderScan) and set(form.lift) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_ladder_scan_keeps_to_16_bits(bits: int) -> None:
+    """An overflow would show: sums wrap at 16 bits in C++, but not in the oracle."""
+    maker = Maker(14)
+    output = make_scan(maker, 12, 24, 8, bits=bits, b="token", largest_u=1e3, ladder=True, **FUSED)
+    at_their_ends(maker)
+    form = check(maker, output).forms[-1]
+    assert isinstance(form, LadderScan) and form.lift.max() == 2 and form.ratio.max() == 32767
+
+
+def test_a_ladder_with_codes_of_abar_is_a_fixed_scan() -> None:
+    maker = Maker(7)
+    assert isinstance(check(maker, make_scan(maker, 9, 20, 5, ladder=True)).forms[-1], FixedScan)
 
 
 @pytest.mark.parametrize(

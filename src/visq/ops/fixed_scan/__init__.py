@@ -27,7 +27,7 @@ def fixed_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan
     Raises:
         VisqError: shapes that do not belong to each other or to `scan`.
     """
-    channels, states = scan.a.shape
+    channels, states = scan.shape
     batch, length = u.shape[0], len(scan.input_step)
     require_shape("fixed_scan", "u", u, (batch, length, channels), "[B, L, d_inner]")
     require_shape("fixed_scan", "delta", delta, (batch, length, channels), "[B, L, d_inner]")

@@ -21,6 +21,7 @@ from visq.integer.forms import (
     WideLinear,
 )
 from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     Concat,
     Constant,
@@ -131,7 +132,7 @@ def _scan(target: Target, source: Scan, form: Form) -> None:
     if isinstance(form, FloatScan):
         add_float_scan(target.engine, inputs, target.y, source.reverse, target.operation.rows, form)
         return
-    assert isinstance(form, FixedScan | FusedScan)
+    assert isinstance(form, FixedScan | FusedScan | LadderScan)
     add_integer_scan(target.engine, inputs, target.y, source.reverse, form)
 
 
