@@ -1,6 +1,5 @@
 #include "isa.h"
 
-#include "ops/ops.h"
 #include "program/program.h"
 #if defined(VISQ_HAS_AMX)
 #include <cpuid.h>
@@ -8,26 +7,23 @@
 #include <unistd.h>
 #endif
 
-// Each level is compiled from kernels/engine_level.cpp, and from ops/ops_level.cpp where visq.ops has it (CMakeLists.txt).
+// Each level is compiled from kernels/engine_level.cpp (cmake/levels.cmake). ops/levels.cpp lists those of visq.ops.
 #define VISQ_ENGINE_LEVEL(level) \
   namespace visq::engine::level { \
   const EngineKernels* kernels(); \
   }
-#define VISQ_OPS_LEVEL(level) \
-  namespace visq::ops::level { \
-  const OpKernels* kernels(); \
-  }
 
 VISQ_ENGINE_LEVEL(scalar)
-VISQ_OPS_LEVEL(scalar)
+#if defined(VISQ_TEST_LEVELS)
 VISQ_ENGINE_LEVEL(portable)
+#endif
 #if defined(__x86_64__)
 VISQ_ENGINE_LEVEL(avx2)
-VISQ_OPS_LEVEL(avx2)
 VISQ_ENGINE_LEVEL(avx512)
-VISQ_OPS_LEVEL(avx512)
 VISQ_ENGINE_LEVEL(avx512vnni)
+#if defined(VISQ_TEST_LEVELS)
 VISQ_ENGINE_LEVEL(amx_emulated)
+#endif
 #endif
 #if defined(VISQ_HAS_AMX)
 VISQ_ENGINE_LEVEL(amx)
@@ -73,42 +69,50 @@ struct Level {
   const char* name;
   bool (*present)();
   const engine::EngineKernels* (*engine)();
-  const ops::OpKernels* (*ops)();  // nullptr: visq.ops has no such level
+  bool chosen = true;  // false: runs only when named, for tests
 };
 
+// Fastest first.
 const Level kLevels[] = {
 #if defined(__x86_64__)
 #if defined(VISQ_HAS_AMX)
-    {"amx", has_amx, engine::amx::kernels, nullptr},
+    {"amx", has_amx, engine::amx::kernels},
 #endif
-    {"amx-emulated", has_avx512vnni, engine::amx_emulated::kernels, nullptr},
-    {"avx512vnni", has_avx512vnni, engine::avx512vnni::kernels, nullptr},
-    {"avx512", has_avx512, engine::avx512::kernels, ops::avx512::kernels},
-    {"avx2", has_avx2, engine::avx2::kernels, ops::avx2::kernels},
+#if defined(VISQ_TEST_LEVELS)
+    {"amx-emulated", has_avx512vnni, engine::amx_emulated::kernels, false},
 #endif
-    {"portable", always, engine::portable::kernels, nullptr},
-    {"scalar", always, engine::scalar::kernels, ops::scalar::kernels},
+    {"avx512vnni", has_avx512vnni, engine::avx512vnni::kernels},
+    {"avx512", has_avx512, engine::avx512::kernels},
+    {"avx2", has_avx2, engine::avx2::kernels},
+#endif
+#if defined(VISQ_TEST_LEVELS)
+    {"portable", always, engine::portable::kernels, false},
+#endif
+    {"scalar", always, engine::scalar::kernels},
 };
-
-const Level* present_level(const std::string& name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#endif
-  for (const Level& level : kLevels)
-    if (name == level.name) return level.present() ? &level : nullptr;
-  return nullptr;
-}
 
 }  // namespace
 
 const engine::EngineKernels* engine_kernels(const std::string& name) {
-  const Level* level = present_level(name);
-  return level ? level->engine() : nullptr;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  for (const Level& level : kLevels)
+    if (name == level.name) return level.present() ? level.engine() : nullptr;
+  return nullptr;
 }
 
-const ops::OpKernels* op_kernels(const std::string& name) {
-  const Level* level = present_level(name);
-  return level && level->ops ? level->ops() : nullptr;
+std::string fastest_level() {
+  for (const Level& level : kLevels)
+    if (level.chosen && engine_kernels(level.name)) return level.name;
+  return "scalar";
+}
+
+std::string levels_here() {
+  std::string names;
+  for (const Level& level : kLevels)
+    if (level.chosen && engine_kernels(level.name)) names += (names.empty() ? "" : ", ") + std::string(level.name);
+  return names;
 }
 
 }  // namespace visq

@@ -10,6 +10,11 @@ namespace visq::engine {
 constexpr int64_t kMaxSize = 1 << 20;  // of a dimension
 constexpr int kMaxThreads = 1024;
 
+// Memory that this machine does not have.
+struct OutOfMemory : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 // Used like an assertion: need(rows == 1, "has ", rows, " rows, not 1"). Throws std::invalid_argument.
 class Check {
  public:
@@ -34,7 +39,13 @@ class Check {
     (*this)(array.size == expected, what, " has ", array.size, " elements, not ", expected);
   }
 
+  // As operator(), for memory.
   template <class... Parts>
+  void memory(bool condition, const Parts&... parts) const {
+    if (!condition) fail<OutOfMemory>(parts...);
+  }
+
+  template <class Error = std::invalid_argument, class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
     std::ostringstream text;
     if (instruction_ >= 0)
@@ -46,7 +57,7 @@ class Check {
     else
       text << name_ << ": ";
     (text << ... << parts);
-    throw std::invalid_argument(text.str());
+    throw Error(text.str());
   }
 
  private:

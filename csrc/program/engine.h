@@ -1,5 +1,5 @@
 // A program made ready to run. Engine owns all parameters, checks every size and index as operations are added, and runs
-// images on several threads. visq.runtime builds it from Python.
+// images on several threads. csrc/file builds it from the bytes of a file.
 #pragma once
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +25,16 @@ struct Array {
   const T* data;
   int64_t size;
   T at(int64_t i) const { return data[i]; }
+};
+
+// Weights [N, K] of an integer linear layer as files hold them: panels of kPanelOutputs outputs, each [steps][outputs][4],
+// a step having four elements of K, or with `nibbles` eight: a byte has an element of the first four in its low half. N is
+// padded to 16 with zeros, K to a step. A kernel of the same layout reads them in place.
+constexpr int64_t kPanelOutputs = 64;
+struct Panels {
+  const int8_t* data;
+  int64_t bytes;
+  bool nibbles;
 };
 
 // Parameters of a scan in fixed point: a [C, N]; others [C] or [L].
@@ -72,7 +82,7 @@ class Engine {
   void rows(int64_t rows);
   void wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
                    Array<float> bias, Array<int16_t> values, Array<int16_t> offset, Array<int16_t> factor);
-  void int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale, Array<float> token,
+  void int_linear(int64_t rows, int64_t width, int input, Panels weight, Array<float> scale, Array<float> token,
                   Array<int32_t> zero, Array<float> bias);
   void float_linear(int64_t rows, int64_t width, int input, Array<float> weight, Array<float> bias);
   void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
@@ -111,6 +121,9 @@ class Engine {
   void rotate(int dst, int src, Array<float> inverse_divisor, Array<float> matrix, int64_t slot);
   void store(int src, int tensor);
 
+  // Keeps the memory of the arrays above: the engine may read weights in place. nullptr: everything is copied.
+  void keep(std::shared_ptr<const void> owner) { owner_ = std::move(owner); }
+
   // Completes the program. Row 0 of tensor `output` is the result.
   void finish(int64_t arena_bytes, int output);
 
@@ -130,7 +143,10 @@ class Engine {
   // Copies the rows of a tensor after a run, for the last image. Only tensors whose memory nothing else took are whole.
   void read_tensor(int tensor, void* out, int64_t bytes);
 
+  bool finished() const { return finished_; }
   int64_t output_width() const;
+  int64_t channels() const { return channels_; }
+  int64_t size() const { return size_; }
   int64_t image_floats() const { return channels_ * size_ * size_; }
   int64_t parameter_bytes() const { return parameter_bytes_; }  // as packed for the kernels
   const std::string& isa() const { return isa_; }
@@ -195,8 +211,9 @@ class Engine {
   Instruction& add(const Check& need, Instruction::Op op, int dst, int src, int64_t slot, int64_t room);
 
   IntLinear& start_int_linear(const Check& need, const char* name, int64_t rows, int64_t width, int input,
-                              Array<int8_t> weight, Array<float> scale, Array<float> token, Array<float> bias,
-                              bool wide);
+                              Array<float> scale, Array<float> token, Array<float> bias);
+  void pack(IntLinear& p, int64_t width, Array<int8_t> weight);
+  bool in_place(const IntLinear& p, const Panels& weight) const;
   Conv2d& start_conv2d(const Check& need, const char* name, Operation::Kind kind, int input, int64_t kernel,
                        int64_t padding);
   FactorCodec factor(const Check& need, const char* what, const FactorArrays& arrays);
@@ -218,6 +235,7 @@ class Engine {
   void run_image(Worker& worker, int64_t index, const float* image, float* out);
   void write_output(Worker& worker, float* out);
 
+  std::shared_ptr<const void> owner_;
   const EngineKernels* kernels_;
   std::string isa_;
   int64_t channels_, size_;
@@ -243,9 +261,9 @@ template <class T>
 T* Engine::allocate(int64_t count) {
   const size_t bytes = static_cast<size_t>(padded(count * static_cast<int64_t>(sizeof(T)) + 64, 64));
   void* memory = std::aligned_alloc(64, bytes);
-  if (!memory) Check("parameters").fail("no memory for ", bytes, " bytes");
+  if (!memory) throw std::bad_alloc();
   memory_.emplace_back(memory, std::free);
-  parameter_bytes_ += static_cast<int64_t>(bytes);
+  parameter_bytes_ += padded(count * static_cast<int64_t>(sizeof(T)), 64);
   std::memset(memory, 0, bytes);
   return static_cast<T*>(memory);
 }

@@ -1,13 +1,44 @@
 // Linear layers: weights are packed as the kernels read them.
 #include <algorithm>
+#include <vector>
 
 #include "program/engine.h"
 
 namespace visq::engine {
 namespace {
 
-bool fits_nibbles(Array<int8_t> weight) {
-  return std::all_of(weight.data, weight.data + weight.size, [](int8_t w) { return -8 <= w && w <= 7; });
+// [N, K] of panels.
+std::vector<int8_t> unpacked(const Panels& weight, int64_t N, int64_t K, int64_t steps) {
+  std::vector<int8_t> plain(static_cast<size_t>(N * K));
+  const int8_t* at = weight.data;
+  for (int64_t first = 0; first < padded(N); first += kPanelOutputs) {
+    const int64_t outputs = std::min(kPanelOutputs, padded(N) - first);
+    for (int64_t s = 0; s < steps; ++s, at += outputs * 4)
+      for (int64_t n = 0; n < outputs && first + n < N; ++n)
+        for (int64_t i = 0; i < 4; ++i) {
+          int8_t* to = &plain[static_cast<size_t>((first + n) * K)];
+          const int byte = at[n * 4 + i];
+          const int64_t k = s * (weight.nibbles ? 8 : 4) + i;
+          // Sign extension of the low half, and the high half.
+          if (k < K) to[k] = static_cast<int8_t>(weight.nibbles ? ((byte & 15) ^ 8) - 8 : byte);
+          if (weight.nibbles && k + 4 < K) to[k + 4] = static_cast<int8_t>(byte >> 4);
+        }
+  }
+  return plain;
+}
+
+// Adds up the weights of every output, of panels as they lie.
+void add_up(const Panels& weight, int64_t N, int64_t steps, int32_t* sums) {
+  const int8_t* at = weight.data;
+  for (int64_t first = 0; first < N; first += kPanelOutputs) {
+    const int64_t outputs = std::min(kPanelOutputs, N - first);
+    for (int64_t s = 0; s < steps; ++s, at += outputs * 4)
+      for (int64_t n = 0; n < outputs; ++n)
+        for (int64_t i = 0; i < 4; ++i) {
+          const int byte = at[n * 4 + i];
+          sums[first + n] += weight.nibbles ? ((byte & 15) ^ 8) - 8 + (byte >> 4) : byte;
+        }
+  }
 }
 
 }  // namespace
@@ -27,26 +58,27 @@ const float* Engine::pack_floats(const float* weight, int64_t N, int64_t K, int6
 }
 
 IntLinear& Engine::start_int_linear(const Check& need, const char* name, int64_t rows, int64_t width, int input,
-                                    Array<int8_t> weight, Array<float> scale, Array<float> token, Array<float> bias,
-                                    bool wide) {
+                                    Array<float> scale, Array<float> token, Array<float> bias) {
   const Tensor& x = tensor(need, input);
-  const int64_t N = width, K = x.width;
-  need.size("its width", N);
+  need.size("its width", width);
   need(x.codec, "tensor ", input, " has no codes");
   need(x.rows == rows, "has ", rows, " rows, but tensor ", input, " has ", x.rows);
-  need.count("weight", weight, N * K);
-  need.count("scale", scale, N);
-  need.count("bias", bias, N);
+  need.count("scale", scale, width);
+  need.count("bias", bias, width);
   need.count("token", token, rows);
   Operation& op = start(need, name, Operation::kIntLinear, rows, width);
   op.inputs[0] = input;
   IntLinear& p = op.int_linear;
-  p.K = K, p.N = padded(N), p.wide = wide;
-  p.tiled = !wide && kernels_->tiles(rows, K);
-  p.nibbles = !wide && !p.tiled && fits_nibbles(weight);
-  const int64_t lanes = kernels_->lanes, step = wide ? 2 : p.nibbles ? 4 : kernels_->step, panel = kernels_->panel;
+  p.K = x.width, p.N = padded(width);
+  p.scale = copy(scale, p.N), p.bias = copy(bias, p.N), p.token = copy(token, rows);
+  return p;
+}
+
+// Packs weights as this level's kernels read them, and adds them up by output.
+void Engine::pack(IntLinear& p, int64_t width, Array<int8_t> weight) {
+  const int64_t lanes = kernels_->lanes, step = p.wide ? 2 : p.nibbles ? 4 : kernels_->step, panel = kernels_->panel;
   const int64_t parts = p.nibbles ? 2 : 1;  // steps that share an element of `packed`
-  const int64_t each = step * parts, count = padded(K, p.tiled ? 64 : each) / each, blocks = p.N / lanes;
+  const int64_t each = step * parts, count = padded(p.K, p.tiled ? 64 : each) / each, blocks = p.N / lanes;
   int8_t* bytes = step == 4 ? allocate<int8_t>(p.N * count * step) : nullptr;
   int16_t* shorts = step == 4 ? nullptr : allocate<int16_t>(p.N * count * step);
   p.packed = bytes ? static_cast<const void*>(bytes) : shorts;
@@ -57,7 +89,7 @@ IntLinear& Engine::start_int_linear(const Check& need, const char* name, int64_t
     for (int64_t s = 0; s < count; ++s)
       for (int64_t n = b * lanes; n < (b + in_panel) * lanes; ++n)
         for (int64_t k = s * each; k < s * each + step; ++k, ++to) {
-          const auto w = [&](int64_t at) -> int32_t { return n < N && at < K ? weight.at(n * K + at) : 0; };
+          const auto w = [&](int64_t at) -> int32_t { return n < width && at < p.K ? weight.at(n * p.K + at) : 0; };
           const int32_t element = p.nibbles ? (w(k) & 15) | (w(k + step) & 15) << 4 : w(k);
           bytes ? static_cast<void>(bytes[to] = static_cast<int8_t>(element))
                 : static_cast<void>(shorts[to] = static_cast<int16_t>(element));
@@ -65,13 +97,16 @@ IntLinear& Engine::start_int_linear(const Check& need, const char* name, int64_t
         }
   }
   p.row_sums = sums;
-  p.scale = copy(scale, p.N), p.bias = copy(bias, p.N), p.token = copy(token, rows);
-  if (step == 2) op.extra_floats = kernels_->rows * x.stride / 2;
-  return p;
 }
 
-void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
-                        Array<float> token, Array<int32_t> zero, Array<float> bias) {
+// Whether this level's kernels read a file's panels as they are.
+bool Engine::in_place(const IntLinear& p, const Panels& weight) const {
+  const bool same_steps = p.nibbles || (kernels_->step == 4 && !weight.nibbles && (!p.tiled || p.K % 64 == 0));
+  return owner_ && same_steps && kernels_->lanes * kernels_->panel == kPanelOutputs;
+}
+
+void Engine::int_linear(int64_t rows, int64_t width, int input, Panels weight, Array<float> scale, Array<float> token,
+                        Array<int32_t> zero, Array<float> bias) {
   const Check need = next_operation("linear");
   need.count("zero", zero, rows);
   // |byte - zero| <= 2^16 keeps the products, and this their sums, inside 32 bits.
@@ -82,7 +117,22 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Array<int8_t> we
   }
   const int64_t K = tensor(need, input).width;
   need(K * largest * 128 < (int64_t{1} << 31), "sums of ", K, " products of up to ", largest, " * 128 may leave 32 bits");
-  start_int_linear(need, "linear", rows, width, input, weight, scale, token, bias, false).zero = copy(zero, rows);
+  need.size("its width", width);
+  const int64_t N = padded(width), each = weight.nibbles ? 8 : 4, steps = padded(K, each) / each;
+  need(weight.bytes == N * steps * 4, "weight has ", weight.bytes, " bytes, not ", N * steps * 4);
+  IntLinear& p = start_int_linear(need, "linear", rows, width, input, scale, token, bias);
+  p.zero = copy(zero, rows);
+  p.tiled = kernels_->tiles(rows, K), p.nibbles = !p.tiled && weight.nibbles;
+  if (in_place(p, weight)) {
+    int32_t* sums = allocate<int32_t>(N);
+    add_up(weight, N, steps, sums);
+    p.packed = weight.data, p.row_sums = sums;
+    parameter_bytes_ += padded(weight.bytes, 64);
+  } else {
+    const std::vector<int8_t> plain = unpacked(weight, width, K, steps);
+    pack(p, width, {plain.data(), width * K});
+  }
+  if (!p.nibbles && kernels_->step == 2) drafts_.back()->op.extra_floats = kernels_->rows * tensor(need, input).stride / 2;
 }
 
 void Engine::wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
@@ -105,7 +155,11 @@ void Engine::wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> w
     sum += 128 * (-low > high ? -low : high);
   }
   need(sum < (int64_t{1} << 31), "sums of up to ", sum, " may leave 32 bits");
-  IntLinear& p = start_int_linear(need, "wide linear", rows, width, input, weight, scale, token, bias, true);
+  need.count("weight", weight, width * K);
+  IntLinear& p = start_int_linear(need, "wide linear", rows, width, input, scale, token, bias);
+  p.wide = true;
+  pack(p, width, weight);
+  drafts_.back()->op.extra_floats = kernels_->rows * tensor(need, input).stride / 2;
   p.values = values.size ? copy(values, 256) : nullptr;
   p.offset = copy(offset, K), p.factor = copy(factor, K), p.zero = allocate<int32_t>(rows);
 }

@@ -95,7 +95,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
   need(!finished_ && !drafts_.empty(), "it is empty, or finished already");
   need(arena_bytes >= needed_arena_, "the arena has ", arena_bytes, " bytes, but tensors end at ", needed_arena_);
   const int64_t memory = machine_memory();
-  need(arena_bytes <= memory, "the tensors of an image need ", arena_bytes, " bytes at a time, more than the ", memory,
+  need.memory(arena_bytes <= memory, "the tensors of an image need ", arena_bytes, " bytes at a time, more than the ", memory,
        " bytes of memory here");
   tensor(need, output);
   arena_bytes_ = arena_bytes, output_ = output;
@@ -114,7 +114,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
       need(count == op.rows, "a concatenation has ", op.rows, " rows, but its parts have ", count);
     }
     const int64_t floats = op.tile_floats + op.extra_floats + op.slot_floats * op.body_rows + 256;
-    need(floats <= memory / 4, "operation ", operations_.size(), " (", draft->name, ") needs ", floats,
+    need.memory(floats <= memory / 4, "operation ", operations_.size(), " (", draft->name, ") needs ", floats,
          " floats of scratch, more than memory here holds");
     scratch_floats_ = std::max(scratch_floats_, floats);
     operations_.push_back(op);

@@ -243,11 +243,11 @@ void Engine::make_workers(const Check& need, int threads, bool own_arenas) {
   // A thread of the parent was in the middle of a run when this process was forked: what it used is left where it is.
   if (mutex_.take_interrupted()) new (&workers_) std::vector<std::unique_ptr<Worker>>, last_worker_ = nullptr;
   const int64_t memory = machine_memory();
-  need(!own_arenas || arena_bytes_ <= memory / threads, threads, " threads need ", arena_bytes_,
+  need.memory(!own_arenas || arena_bytes_ <= memory / threads, threads, " threads need ", arena_bytes_,
        " bytes each for the tensors of an image, more than the ", memory, " bytes of memory here");
   const auto allocate = [&](int64_t bytes) {
     void* memory = std::aligned_alloc(64, static_cast<size_t>(padded(bytes + 1024, 64)));
-    need(memory != nullptr, "no memory for ", bytes, " bytes of an image's tensors");
+    need.memory(memory != nullptr, "no memory for ", bytes, " bytes of an image's tensors");
     std::memset(memory, 0, static_cast<size_t>(bytes + 1024));
     return memory;
   };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.csrc.builder import Builder
 from visq.native import extension
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason="needs the C++ extension")
@@ -14,7 +15,7 @@ ONES, NONE = np.ones(64, np.float32), np.zeros(0, np.float32)
 
 def new():  # type: ignore[no-untyped-def]
     """An engine with tensor 0, [6, 20] of floats."""
-    engine = extension._C.Engine("scalar", 3, 8)
+    engine = Builder("scalar", 3, 8)
     engine.add_tensor(6, 20, 0, -1)
     return engine
 

@@ -23,9 +23,9 @@ def level_objects() -> dict[str, list[Path]]:
     """Returns the objects of every level in the newest build folder."""
     builds = sorted(ROOT.glob("build/cp*/CMakeCache.txt"), key=lambda path: path.stat().st_mtime)
     found: dict[str, list[Path]] = {}
-    for folder in builds[-1].parent.glob("CMakeFiles/*_*.dir") if builds else ():
+    for folder in builds[-1].parent.glob("csrc/CMakeFiles/*_*.dir") if builds else ():
         match = re.fullmatch(r"(?:engine|ops)_(\w+)\.dir", folder.name)
-        if match and (objects := list(folder.glob("csrc/**/*.o"))):
+        if match and (objects := list(folder.glob("**/*.o"))):
             found.setdefault(match[1], []).extend(objects)
     return found
 

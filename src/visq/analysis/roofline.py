@@ -214,29 +214,31 @@ def _products(isa: str, kind: str, patch: int, threads: int) -> float:
     quickest run counts: others may have been interrupted.
     """
     from visq.native.extension import _C
+    from visq.native.flat_file import FlatFile
 
     side, width = 2 * patch, patch * patch
     rows = (side - patch + 1) ** 2
     rng, none = np.random.default_rng(0), np.zeros(0, np.float32)
-    engine = _C.Engine(isa, 1, side)
+    file = FlatFile(1, side)
     channels, tokens = np.ones(width, np.float32), np.ones(rows, np.float32)
     zeros, bias = np.zeros(rows, np.float32), np.zeros(_OUTPUTS, np.float32)
     codes = -1
     if kind == "linear":
-        codes = engine.add_codec(width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none)
-    x = engine.add_tensor(rows, width, 0, codes)
+        codes = file.add_codec(width, rows, channels, channels, tokens, tokens, none, zeros, 0.0, 255.0, none, none)
+    x = file.add_tensor(rows, width, 0, codes)
     at = -(-rows * width * 4 // 64) * 64
-    y = engine.add_tensor(rows, _OUTPUTS, at, -1)
-    engine.patches(rows, width, -1, patch, 1, 0)
-    engine.store(0, x)
+    y = file.add_tensor(rows, _OUTPUTS, at, -1)
+    file.add("patches", rows, width, -1, patch, 1, 0)
+    file.add("store", 0, x)
     if kind == "linear":
         weight = rng.integers(-128, 128, _OUTPUTS * width, dtype=np.int8)
         scale = np.ones(_OUTPUTS, np.float32)
-        engine.int_linear(rows, _OUTPUTS, x, weight, scale, tokens, zeros.astype(np.int32), bias)
+        file.int_linear(rows, _OUTPUTS, x, weight, scale, tokens, zeros.astype(np.int32), bias)
     else:
-        engine.float_linear(rows, _OUTPUTS, x, rng.random(_OUTPUTS * width, np.float32), bias)
-    engine.store(0, y)
-    engine.finish(at + rows * _OUTPUTS * 4 + 256, y)
+        file.add("float_linear", rows, _OUTPUTS, x, rng.random(_OUTPUTS * width, np.float32), bias)
+    file.add("store", 0, y)
+    file.add("finish", at + rows * _OUTPUTS * 4 + 256, y)
+    engine = _C.Engine(isa, file.bytes())
 
     images = rng.uniform(0, 200, (threads, 1, side, side)).astype(np.float32)
     out = np.empty((threads, _OUTPUTS), np.float32)

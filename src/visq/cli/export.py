@@ -15,7 +15,7 @@ from visq.cli.output import Output, check_file, megabytes
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
-    format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx, or visq: one file for libvisq.")] = "onnx",
     data: Annotated[
         str | None, typer.Option("--data", help="Images to compare decisions on: a folder, a tar, fashion-mnist.")
     ] = None,
@@ -31,9 +31,9 @@ def export(
 
     images = None if data is None else _images(folder, data, limit)
     found = export(folder, out, format=format, images=images, threads=threads, overwrite=overwrite)
-    output.say(f"{found.path}: {megabytes(found.bytes)}, checked by onnx.checker")
+    output.say(", ".join(filter(None, (f"{found.path}: {megabytes(found.bytes)}", found.checked))))
     if not found.agreement:
-        output.warn("neither onnxruntime nor openvino is installed, so the file was not run")
+        output.warn("no runtime for this format is installed, so the file was not run")
     header = ("runtime", "images", "decisions equal", "SQNR of logits", "ms an image", "engine, ms")
     rows = [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from visq.errors import VisqError
-from visq.export.runtimes import RuntimeAgreement, compare
+from visq.export.flat import open_flat, to_flat
+from visq.export.runtimes import Open, RuntimeAgreement, compare, installed
 from visq.files import replacing
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
+from visq.native.extension import available
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.engine import Engine
 
@@ -26,6 +29,7 @@ class Exported:
 
     Attributes:
         agreement: one row for each installed runtime.
+        checked: what was checked of the file, beside `agreement`.
         real_images: whether the rows come from the caller's images; decisions on random images mean nothing.
     """
 
@@ -33,6 +37,7 @@ class Exported:
     bytes: int
     agreement: list[RuntimeAgreement]
     real_images: bool
+    checked: str = ""
 
 
 def export(
@@ -64,15 +69,18 @@ def export(
     if images is None:
         shape = (TRIAL_IMAGES, program.channels, program.size, program.size)
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    content = FORMATS[format](program, bundle)
-    agreement = compare(content, images, engine, engine.threads)
+    made = FORMATS[format]
+    content = made.write(program, bundle)
+    agreement = compare(content, images, engine, engine.threads, made.runtimes())
+    if made.exact and any(row.sqnr_db != math.inf for row in agreement):
+        raise VisqError("the file's logits are not the engine's; please report this")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise VisqError(f"cannot write {out}: {error.strerror or error}; nothing was left there") from error
-    return Exported(out, len(content), agreement, given)
+    return Exported(out, len(content), agreement, given, made.checked if agreement or not made.exact else "")
 
 
 def _onnx(program: Program, bundle: Bundle) -> bytes:
@@ -82,5 +90,24 @@ def _onnx(program: Program, bundle: Bundle) -> bytes:
     return content
 
 
-#: Formats by name: (program, bundle) -> the file's bytes.
-FORMATS: dict[str, Callable[[Program, Bundle], bytes]] = {"onnx": _onnx}
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Attributes:
+        write: (program, bundle) -> the file's bytes.
+        runtimes: those here that run it.
+        exact: whether they must give the engine's bits.
+        checked: what `write` has checked.
+    """
+
+    write: Callable[[Program, Bundle], bytes]
+    runtimes: Callable[[], dict[str, Open]]
+    exact: bool
+    checked: str
+
+
+FORMATS = {
+    "onnx": Format(_onnx, installed, False, "checked by onnx.checker"),
+    "visq": Format(to_flat, lambda: {"visq": open_flat} if available() else {}, True, "logits are the engine's bits"),
+}

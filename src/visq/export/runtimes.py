@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -15,6 +15,8 @@ from visq.integer.arithmetic import Floats
 
 #: images [B, channels, size, size] -> logits [B, classes].
 Run = Callable[[Floats], Floats]
+#: (a file's bytes, threads) -> how to run it, and the runtime's version.
+Open = Callable[[bytes, int], tuple[Run, str]]
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,17 @@ class RuntimeAgreement:
     engine_ms: float
 
 
-def compare(content: bytes, images: Floats, engine: Run, threads: int) -> list[RuntimeAgreement]:
-    """Runs a file's content in every installed runtime and compares its logits with the engine's.
+def compare(
+    content: bytes, images: Floats, engine: Run, threads: int, runtimes: Mapping[str, Open]
+) -> list[RuntimeAgreement]:
+    """Runs a file's content in every runtime of `runtimes` and compares its logits with the engine's.
 
     Raises:
         VisqError: a runtime refuses the file, or returns nothing, another shape, or values that are not finite.
     """
     expected, engine_ms = _timed(engine, images)
     rows = []
-    for name, open_content in RUNTIMES.items():
-        if find_spec(name) is None:
-            continue
+    for name, open_content in runtimes.items():
         try:
             run, version = open_content(content, threads)
             found, ms = _timed(run, images)
@@ -111,5 +113,10 @@ def _openvino(content: bytes, threads: int) -> tuple[Run, str]:
     return lambda images: np.asarray(network(images)[0]), openvino.__version__.split("-")[0]
 
 
-#: By the name of the package; a file is run in all that are installed.
-RUNTIMES: dict[str, Callable[[bytes, int], tuple[Run, str]]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+#: Runtimes for ONNX, by the name of the package.
+RUNTIMES: dict[str, Open] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+
+
+def installed() -> dict[str, Open]:
+    """Returns the runtimes for ONNX that are installed."""
+    return {name: open_content for name, open_content in RUNTIMES.items() if find_spec(name) is not None}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.csrc.builder import Builder
 from tests.runtime.agreement import check
 from tests.runtime.programs import ISAS, QUANTIZERS, Maker
 from tests.runtime.scan_programs import FUSED, start_scan
@@ -18,7 +19,6 @@ from visq.integer.float_scan import FloatScan
 from visq.integer.operations import Constant
 from visq.native.extension import available
 from visq.native.scans import add_float_scan
-from visq.runtime.cpu import engine as cpu
 from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.cpu.schedule import scans_together
 
@@ -161,7 +161,7 @@ FORM = FloatScan(np.ones((20, 4), np.float32), None, None, None, "for this test"
 
 def raw(rows: int, width: int, entries: int = 0) -> Any:
     """Returns an engine with a scan over [6, 20] whose y is [rows, width], as codes of a table if it has `entries`."""
-    engine = cpu._C.Engine(ISAS[0], 1, 1)
+    engine = Builder(ISAS[0], 1, 1)
     ones, none = np.ones(32, np.float32), np.zeros(0, np.float32)
     tensors = [engine.add_tensor(6, n, 4096 * i, -1) for i, n in enumerate((20, 20, 4, 4))]
     codes = -1

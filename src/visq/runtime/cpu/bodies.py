@@ -1,4 +1,4 @@
-"""Hands an operation's body to the C++ engine: one function for each row instruction."""
+"""Writes an operation's body into the flat file: one function for each row instruction."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from visq.integer.operations import (
     WithScalar,
 )
 from visq.integer.program import Program
+from visq.native.flat_file import FlatFile
 from visq.native.memory import LANES, Arena, flat, pad
 from visq.runtime.bundle import Bundle
 from visq.runtime.cpu.codecs import CodecTable
@@ -29,10 +30,10 @@ from visq.runtime.cpu.schedule import origins, reads_registers
 
 
 class Body:
-    """The body of one operation, written into the engine instruction by instruction.
+    """The body of one operation, written into the file instruction by instruction.
 
     Arguments:
-        tensors: the engine's index of every tensor written so far, by name.
+        tensors: the file's index of every tensor written so far, by name.
         duplicates: by name of a tensor that is not stored, the stored tensor with the same content.
     """
 
@@ -41,12 +42,12 @@ class Body:
         program: Program,
         operation: Operation,
         bundle: Bundle,
-        engine: Any,
+        file: FlatFile,
         codecs: CodecTable,
         tensors: dict[str, int],
         duplicates: dict[str, str],
     ) -> None:
-        self.program, self.operation, self.bundle, self.engine = program, operation, bundle, engine
+        self.program, self.operation, self.bundle, self.file = program, operation, bundle, file
         self.codecs, self.tensors, self.duplicates = codecs, tensors, duplicates
         self.slots = Slots(operation)
 
@@ -56,7 +57,7 @@ class Body:
             if step is not written_by_scan:
                 _INSTRUCTIONS[type(step)](self, step)
             elif isinstance(step, Round):
-                self.engine.load(step.dst, y, -1, self.slots.take(step.dst, self.operation.width))
+                self.file.add("load", step.dst, y, -1, self.slots.take(step.dst, self.operation.width))
             self.slots.free_after(index)
 
     def slot(self, step: Any) -> int:
@@ -65,47 +66,47 @@ class Body:
 
     def store(self, step: Store) -> None:
         if step.tensor not in self.duplicates:
-            self.engine.store(step.src, self.tensors[step.tensor])
+            self.file.add("store", step.src, self.tensors[step.tensor])
 
     def load(self, step: Load) -> None:
         slot = self.slots.take(step.dst, self.program.tensors[step.tensor].width)
-        self.engine.load(step.dst, self.tensors[step.tensor], -1 if step.row is None else step.row, slot)
+        self.file.add("load", step.dst, self.tensors[step.tensor], -1 if step.row is None else step.row, slot)
 
     def slice(self, step: Slice) -> None:
         self.slots.width[step.dst] = step.width
-        self.engine.slice(step.dst, step.src, step.offset, step.width)
+        self.file.add("slice", step.dst, step.src, step.offset, step.width)
 
     def unary(self, step: Unary) -> None:
-        self.engine.unary(step.op, step.dst, step.src, self.slot(step))
+        self.file.add("unary", step.op, step.dst, step.src, self.slot(step))
 
     def binary(self, step: Binary) -> None:
         slot = self.slots.take(step.dst, self.slots.width[step.a])
-        self.engine.binary(step.op, step.dst, step.a, step.b, slot)
+        self.file.add("binary", step.op, step.dst, step.a, step.b, slot)
 
     def with_constant(self, step: WithConstant) -> None:
         value = flat(self.bundle.constant(step.constant))
-        self.engine.with_constant(step.op, step.dst, step.src, value, self.slot(step))
+        self.file.add("with_constant", step.op, step.dst, step.src, value, self.slot(step))
 
     def with_scalar(self, step: WithScalar) -> None:
-        self.engine.mul_scalar(step.dst, step.src, step.value, self.slot(step))
+        self.file.add("mul_scalar", step.dst, step.src, float(step.value), self.slot(step))
 
     def rms_norm(self, step: RmsNorm) -> None:
         weight = flat(self.bundle.constant(step.weight))
-        self.engine.rms_norm(step.dst, step.src, weight, step.eps, self.slot(step))
+        self.file.add("rms_norm", step.dst, step.src, weight, float(step.eps), self.slot(step))
 
     def layer_norm(self, step: LayerNorm) -> None:
         weight, bias = flat(self.bundle.constant(step.weight)), flat(self.bundle.constant(step.bias))
-        self.engine.layer_norm(step.dst, step.src, weight, bias, step.eps, self.slot(step))
+        self.file.add("layer_norm", step.dst, step.src, weight, bias, float(step.eps), self.slot(step))
 
     def round(self, step: Round) -> None:
         codec = self.codecs.index(step.site, self.operation.rows, self.slots.width[step.src], step.reverse)
-        self.engine.round(step.dst, step.src, codec, self.slot(step))
+        self.file.add("round", step.dst, step.src, codec, self.slot(step))
 
     def rotate(self, step: Rotate) -> None:
         matrix, divisor = self.bundle.rotation(step.site)
         width = self.slots.width[step.src]
         slot = self.slots.take(step.dst, width, rotation_room(width, len(matrix)))
-        self.engine.rotate(step.dst, step.src, flat(np.float32(1) / divisor), flat(matrix), slot)
+        self.file.add("rotate", step.dst, step.src, flat(np.float32(1) / divisor), flat(matrix), slot)
 
 
 _INSTRUCTIONS: dict[type, Callable[[Body, Any], None]] = {

@@ -1,14 +1,13 @@
-"""Hands each codec to the C++ engine once."""
+"""Writes each codec into the flat file once."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from visq.errors import need
 from visq.integer.arithmetic import Floats
 from visq.integer.codecs import Codec
+from visq.native.flat_file import FlatFile
 from visq.native.memory import empty
 from visq.runtime.bundle import Bundle
 
@@ -17,10 +16,10 @@ LARGEST_ZERO_POINT = 16000
 
 
 class CodecTable:
-    """The engine's index of each codec. Codecs with equal numbers share an index."""
+    """The file's index of each codec. Codecs with equal numbers share an index."""
 
-    def __init__(self, bundle: Bundle, engine: Any) -> None:
-        self.bundle, self.engine = bundle, engine
+    def __init__(self, bundle: Bundle, file: FlatFile) -> None:
+        self.bundle, self.file = bundle, file
         self._by_use: dict[tuple[str, int, int, bool], int] = {}
         self._by_content: dict[tuple[bytes | float, ...], int] = {}
 
@@ -31,7 +30,7 @@ class CodecTable:
             arrays = codec_arrays(site, self.bundle.codec(site), rows, width, reverse)
             content = (width, rows, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in arrays))
             if content not in self._by_content:
-                self._by_content[content] = int(self.engine.add_codec(width, rows, *arrays))
+                self._by_content[content] = self.file.add_codec(width, rows, *arrays)
             self._by_use[use] = self._by_content[content]
         return self._by_use[use]
 

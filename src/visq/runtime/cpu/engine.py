@@ -14,7 +14,6 @@ from visq.integer.program import Program
 from visq.native.extension import _C, engine_isa, engine_isas, has_engine_isa
 from visq.native.threads import checked_threads
 from visq.runtime.bundle import Bundle
-from visq.runtime.cpu.schedule import scans_together
 from visq.runtime.cpu.writer import Writer
 
 
@@ -43,19 +42,18 @@ class CpuEngine:
         isa: str | None = None,
         separate_memory: bool = False,
     ) -> None:
-        program = program.model_copy(update={"operations": scans_together(program.operations)})
-        self.program, self.separate_memory = program, separate_memory
+        self.separate_memory = separate_memory
         self.threads = checked_threads(threads)
         isa = isa or engine_isa()
         if not has_engine_isa(isa):
             raise VisqError(f"instruction set {isa!r} is not available here; available: {', '.join(engine_isas())}")
         try:
-            self._engine = _C.Engine(isa, program.channels, program.size)
-            writer = Writer(program, bundle, self._engine, separate_memory)
+            writer = Writer(program, bundle, separate_memory)
             self._indices = writer.write()
+            self._engine = _C.Engine(isa, writer.file.bytes())
         except ValueError as error:
             raise VisqError(f"the program does not fit its parameters: {error}") from error
-        self.in_float = writer.in_float
+        self.program, self.in_float = writer.program, writer.in_float
         self.classes = program.tensors[program.output].width
 
     @property

@@ -1,4 +1,4 @@
-"""Hands an operation's source to the C++ engine: one function for each source and form."""
+"""Writes an operation's source into the flat file: one function for each source and form."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from visq.integer.operations import (
     Scan,
     Transpose,
 )
+from visq.native.flat_file import FlatFile
 from visq.native.memory import empty, flat
 from visq.native.scans import add_float_scan, add_integer_scan
 from visq.runtime.bundle import Bundle
@@ -42,14 +43,14 @@ from visq.runtime.bundle import Bundle
 
 @dataclass(frozen=True)
 class Target:
-    """The engine and the operation that a source is written for.
+    """The file and the operation that a source is written for.
 
     Attributes:
-        tensors: the engine's index of every tensor written so far, by name.
+        tensors: the file's index of every tensor written so far, by name.
         y: for a scan, the index of the tensor it writes; -1 elsewhere.
     """
 
-    engine: Any
+    file: FlatFile
     bundle: Bundle
     operation: Operation
     tensors: dict[str, int]
@@ -57,7 +58,7 @@ class Target:
 
 
 def add_source(target: Target, form: Form) -> None:
-    """Starts an operation in the engine with its source, in arithmetic form `form`."""
+    """Starts an operation in the file with its source, in arithmetic form `form`."""
     source = target.operation.source
     _SOURCES[type(source)](target, source, form)
 
@@ -65,35 +66,35 @@ def add_source(target: Target, form: Form) -> None:
 def _patches(target: Target, source: Patches, form: Form) -> None:
     x = -1 if source.input is None else target.tensors[source.input]
     operation = target.operation
-    target.engine.patches(operation.rows, operation.width, x, source.patch, source.stride, source.padding)
+    target.file.add("patches", operation.rows, operation.width, x, source.patch, source.stride, source.padding)
 
 
 def _rows(target: Target, source: Rows, form: Form) -> None:
-    target.engine.rows(target.operation.rows)
+    target.file.add("rows", target.operation.rows)
 
 
 def _concat(target: Target, source: Concat, form: Form) -> None:
-    target.engine.concat(target.operation.rows, target.operation.width)
+    target.file.add("concat", target.operation.rows, target.operation.width)
     for part in source.parts:
         if isinstance(part, Constant):
-            target.engine.concat_part(-1, 0, 1, flat(target.bundle.constant(part)))
+            target.file.add("concat_part", -1, 0, 1, flat(target.bundle.constant(part)))
         else:
             name, first, rows = part
-            target.engine.concat_part(target.tensors[name], first, rows, empty())
+            target.file.add("concat_part", target.tensors[name], first, rows, empty())
 
 
 def _transpose(target: Target, source: Transpose, form: Form) -> None:
-    target.engine.transpose(target.tensors[source.input], source.height, source.width)
+    target.file.add("transpose", target.tensors[source.input], source.height, source.width)
 
 
 def _mean(target: Target, source: Mean, form: Form) -> None:
-    target.engine.mean(target.tensors[source.input])
+    target.file.add("mean", target.tensors[source.input])
 
 
 def _linear(target: Target, source: Linear, form: Form) -> None:
     x, rows, width = target.tensors[source.input], target.operation.rows, target.operation.width
     if isinstance(form, FloatLinear):
-        target.engine.float_linear(rows, width, x, flat(form.weight), flat(form.bias))
+        target.file.add("float_linear", rows, width, x, flat(form.weight), flat(form.bias))
         return
     assert isinstance(form, IntegerLinear | WideLinear)
     token = flat(np.ones(rows, np.float32) if form.token is None else form.token)
@@ -101,39 +102,39 @@ def _linear(target: Target, source: Linear, form: Form) -> None:
     if isinstance(form, WideLinear):
         table = np.zeros(0, np.int16) if form.table is None else flat(form.table, np.int16)
         offset, factor = flat(form.zero, np.int16), flat(form.factor, np.int16)
-        target.engine.wide_linear(rows, width, x, weight, scale, token, bias, table, offset, factor)
+        target.file.add("wide_linear", rows, width, x, weight, scale, token, bias, table, offset, factor)
         return
     zero = flat(np.broadcast_to(form.zero, rows), np.int32)
-    target.engine.int_linear(rows, width, x, weight, scale, token, zero, bias)
+    target.file.int_linear(rows, width, x, weight, scale, token, zero, bias)
 
 
 def _conv1d(target: Target, source: Conv1d, form: Form) -> None:
     x = target.tensors[source.input]
     if isinstance(form, FloatConv1d):
-        target.engine.float_conv(x, flat(form.weight), flat(form.bias), source.reverse)
+        target.file.add("float_conv", x, flat(form.weight), flat(form.bias), source.reverse)
         return
     assert isinstance(form, IntegerConv1d)
     weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
-    target.engine.int_conv(x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
+    target.file.add("int_conv", x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
 
 
 def _conv2d(target: Target, source: Conv2d, form: Form) -> None:
     x = target.tensors[source.input]
     if isinstance(form, FloatConv2d):
-        target.engine.float_conv2d(x, source.kernel, source.padding, flat(form.weight), flat(form.bias))
+        target.file.add("float_conv2d", x, source.kernel, source.padding, flat(form.weight), flat(form.bias))
         return
     assert isinstance(form, IntegerConv2d)
     weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
-    target.engine.int_conv2d(x, source.kernel, source.padding, weight, flat(form.scale), zero, flat(form.bias))
+    target.file.add("int_conv2d", x, source.kernel, source.padding, weight, flat(form.scale), zero, flat(form.bias))
 
 
 def _scan(target: Target, source: Scan, form: Form) -> None:
     inputs = [target.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
     if isinstance(form, FloatScan):
-        add_float_scan(target.engine, inputs, target.y, source.reverse, target.operation.rows, form)
+        add_float_scan(target.file, inputs, target.y, source.reverse, target.operation.rows, form)
         return
     assert isinstance(form, FixedScan | FusedScan | LadderScan)
-    add_integer_scan(target.engine, inputs, target.y, source.reverse, form)
+    add_integer_scan(target.file, inputs, target.y, source.reverse, form)
 
 
 _SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {

@@ -1,31 +1,37 @@
-"""Hands a program to the C++ engine, operation by operation, and places each tensor in memory."""
+"""Writes a program into a flat file, operation by operation, and places each tensor in memory."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from visq.integer.operations import Linear, Load, Operation, Round, Scan, Store, inputs
 from visq.integer.program import Program
+from visq.native.flat_file import FlatFile
 from visq.native.memory import LINE, SPARE, Arena, row_bytes
 from visq.runtime.bundle import Bundle
 from visq.runtime.cpu.bodies import Body
 from visq.runtime.cpu.codecs import CodecTable
-from visq.runtime.cpu.schedule import origins, reads_registers
+from visq.runtime.cpu.schedule import origins, reads_registers, scans_together
 from visq.runtime.cpu.sources import Target, add_source
 from visq.runtime.operation_forms import form_of, reason
 
 
 class Writer:
-    """The writer of one program into one engine.
+    """The writer of one program into one file.
+
+    Arguments:
+        separate_memory: gives every tensor its own memory.
 
     Attributes:
+        program: the program in the order it is written.
+        file: the file; `file.bytes()` after `write`.
         in_float: for each operation that runs in float32, the reason.
     """
 
-    def __init__(self, program: Program, bundle: Bundle, engine: Any, separate_memory: bool) -> None:
-        self.program, self.bundle, self.engine, self.separate_memory = program, bundle, engine, separate_memory
+    def __init__(self, program: Program, bundle: Bundle, separate_memory: bool = False) -> None:
+        program = program.model_copy(update={"operations": scans_together(program.operations)})
+        self.program, self.bundle, self.separate_memory = program, bundle, separate_memory
+        self.file = FlatFile(program.channels, program.size)
         self.in_float: dict[str, str] = {}
-        self.codecs = CodecTable(bundle, engine)
+        self.codecs = CodecTable(bundle, self.file)
         self.tensors: dict[str, int] = {}
         # By name of a tensor that is not stored, the stored tensor with the same content.
         self.duplicates: dict[str, str] = {}
@@ -40,8 +46,8 @@ class Writer:
         """Writes every operation and returns the index of every tensor by name."""
         for index, operation in enumerate(self.program.operations):
             self._operation(index, operation)
-            self.bundle.forget()  # the engine has its own copies
-        self.engine.finish(self.arena.size + SPARE, self.tensors[self.program.output])
+            self.bundle.forget()  # the file has its own copies
+        self.file.add("finish", self.arena.size + SPARE, self.tensors[self.program.output])
         return self.tensors
 
     def _last_readers(self) -> dict[str, int]:
@@ -66,13 +72,13 @@ class Writer:
         if isinstance(operation.source, Scan):
             by_scan = self._only_rounding_of_y(operation)
             y = self._scan_output(operation, by_scan)
-        form = form_of(self.program, operation, self.bundle)  # not kept: the engine has its own packed copy
+        form = form_of(self.program, operation, self.bundle)  # not kept: the file has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
-        add_source(Target(self.engine, self.bundle, operation, self.tensors, y), form)
+        add_source(Target(self.file, self.bundle, operation, self.tensors, y), form)
         if joins:
-            self.engine.join()
-        body = Body(self.program, operation, self.bundle, self.engine, self.codecs, self.tensors, self.duplicates)
+            self.file.add("join")
+        body = Body(self.program, operation, self.bundle, self.file, self.codecs, self.tensors, self.duplicates)
         body.write(by_scan, y)
         if not self.separate_memory:
             self.unused += [self.offsets[name] for name, last in self.last_reader.items() if last == index]
@@ -98,14 +104,14 @@ class Writer:
         self.unused.clear()
 
     def _codec(self, name: str) -> int:
-        """Returns the engine's index of a tensor's codec; -1 for float32."""
+        """Returns the file's index of a tensor's codec; -1 for float32."""
         decl = self.program.tensors[name]
         return -1 if decl.site is None else self.codecs.index(decl.site, decl.rows, decl.width, decl.reverse)
 
     def _place(self, name: str) -> None:
         decl = self.program.tensors[name]
         self.offsets[name] = self.arena.take(decl.rows * row_bytes(decl.width, decl.site is not None))
-        self.tensors[name] = self.engine.add_tensor(decl.rows, decl.width, self.offsets[name], self._codec(name))
+        self.tensors[name] = self.file.add_tensor(decl.rows, decl.width, self.offsets[name], self._codec(name))
 
     def _place_stores(self, operation: Operation) -> None:
         """Places the tensors that a body stores. Stores of one register with one codec share a place."""
@@ -138,7 +144,7 @@ class Writer:
         return None if site is None or self.bundle.codec(site).table is not None else reader
 
     def _scan_output(self, operation: Operation, by_scan: Store | Round | None) -> int:
-        """Returns the engine's index of the tensor that a scan writes: codes of `by_scan`, or float32 if None."""
+        """Returns the file's index of the tensor that a scan writes: codes of `by_scan`, or float32 if None."""
         rows, width = operation.rows, operation.width
         if isinstance(by_scan, Store):
             return self.tensors[by_scan.tensor]
@@ -146,4 +152,4 @@ class Writer:
         offset = self.arena.take(rows * row_bytes(width, by_scan is not None))
         if not self.separate_memory:
             self.unused.append(offset)
-        return int(self.engine.add_tensor(rows, width, offset, codec))
+        return self.file.add_tensor(rows, width, offset, codec)

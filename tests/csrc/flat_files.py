@@ -1,0 +1,50 @@
+"""Small networks as flat files, and damage to them."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import visq
+from visq.export import export
+from visq.models import create_model
+from visq.native.flat_file import aligned, checksum
+
+#: One recipe for each form of scan, weight and codec: fused, fixed point, float32, tables, rotations, 8 and 4 bits.
+RECIPES = ("visq-w8a8-fused", "kscaled-w4a4", "minmax-w8a8-linear", "qmamba-w4a4", "visq-rotated-w4a4-fused")
+NETWORKS = {
+    "vim": dict(image_size=28, patch_size=9, stride=9, channels=1, embed_dim=16, depth=1, d_state=4, num_classes=10),
+    "vmamba": dict(image_size=28, channels=1, embed_dim=16, depths=(1,), num_classes=10),
+}
+#: Each recipe once; the other pairs are slow tests.
+QUICK = tuple(zip(("vim", "vim", "vmamba", "vim", "vmamba"), RECIPES, strict=True))
+PAIRS = [
+    pytest.param((network, recipe), marks=[] if (network, recipe) in QUICK else [pytest.mark.slow])
+    for network in NETWORKS
+    for recipe in RECIPES
+]
+
+
+def make(network: str, recipe: str, folder: Path) -> tuple[Path, Path]:
+    """Returns an artifact with random weights, and its flat file."""
+    torch.manual_seed(0)
+    model = create_model(network, **NETWORKS[network])
+    model.card = visq.load_model("vim_nano_fmnist").card
+    artifact, file = folder / "artifact", folder / "net.visq"
+    visq.quantize(model, recipe, "fashion-mnist", samples=4, out=artifact, check=False)
+    export(artifact, file, format="visq", threads=1)
+    return artifact, file
+
+
+def patched(content: bytes, at: int, data: bytes, mend: bool = True) -> bytes:
+    """Returns a file with other bytes at `at`; `mend` makes the checksum fit them."""
+    whole = aligned(len(content))
+    whole[:] = np.frombuffer(content, np.uint8)
+    whole[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    if mend:
+        whole[24:32] = np.frombuffer(struct.pack("<Q", checksum(whole)), np.uint8)
+    return whole.tobytes()
