@@ -45,6 +45,8 @@ class Distill(NetworkLearner):
 
     Arguments:
         epochs, batch: passes over the training images, images per step.
+        at_once: images per forward and backward pass. Memory grows with them (a Vim-Tiny: 1 GB an image), and the
+            gradients of a step add up over its passes.
         lr: AdamW's rate for parameters; it falls along a cosine.
         lr_scale: the rate for logarithms of steps, that is, their relative change.
         holdout: share of the calibration images that is never trained on and chooses the best state.
@@ -57,11 +59,12 @@ class Distill(NetworkLearner):
         lr_scale: float = 3e-3,
         batch: int = 16,
         holdout: float = 0.125,
+        at_once: int = 4,
     ) -> None:
-        if epochs < 0 or batch < 1 or not 0 <= holdout < 1:
-            got = f"{epochs}, {batch}, {holdout}"
-            raise VisqError(f"distill needs epochs >= 0, batch >= 1 and 0 <= holdout < 1, got {got}")
-        self.epochs, self.batch, self.holdout = epochs, batch, holdout
+        if epochs < 0 or batch < 1 or at_once < 1 or not 0 <= holdout < 1:
+            got = f"{epochs}, {batch}, {at_once}, {holdout}"
+            raise VisqError(f"distill needs epochs >= 0, batch and at_once >= 1 and 0 <= holdout < 1, got {got}")
+        self.epochs, self.batch, self.holdout, self.at_once = epochs, batch, holdout, at_once
         self.lr, self.lr_scale = lr, lr_scale
 
     def tune(self, run: NetworkRun) -> None:
@@ -110,12 +113,12 @@ class Distill(NetworkLearner):
             done = (epoch - 1 + index / len(parts)) / self.epochs
             for group, rate in zip(optimizer.param_groups, (self.lr, self.lr_scale), strict=True):
                 group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
-            student.assign()
             optimizer.zero_grad()
-            loss = distance(run.model(images[part]), exact[part])
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(student.leaves().values(), CLIP)
-            if not torch.isfinite(norm + loss.detach()):
+            for some in part.split(self.at_once):
+                student.assign()
+                loss = distance(run.model(images[some]), exact[some])
+                (loss * (len(some) / len(part))).backward()
+            if not torch.isfinite(nn.utils.clip_grad_norm_(student.leaves().values(), CLIP)):
                 return False
             optimizer.step()
         return True
@@ -124,7 +127,7 @@ class Distill(NetworkLearner):
     def evaluate(self, run: NetworkRun, student: Student, data: tuple[Tensor, ...], part: Tensor) -> float:
         """Returns the mean loss of the images that `part` indexes."""
         student.assign()
-        batches = part.split(self.batch)
+        batches = part.split(self.at_once)
         losses = [float(distance(run.model(data[0][batch]), data[1][batch])) * len(batch) for batch in batches]
         return sum(losses) / len(part)
 
