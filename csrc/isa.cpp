@@ -1,6 +1,12 @@
 #include "isa.h"
 
 #include "program/program.h"
+#if defined(__x86_64__) && !defined(VISQ_SCALAR_ONLY)
+#define VISQ_X86 1
+#endif
+#if defined(__aarch64__) && !defined(VISQ_SCALAR_ONLY)
+#define VISQ_ARM 1
+#endif
 #if defined(VISQ_HAS_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -17,7 +23,7 @@ VISQ_ENGINE_LEVEL(scalar)
 #if defined(VISQ_TEST_LEVELS)
 VISQ_ENGINE_LEVEL(portable)
 #endif
-#if defined(__x86_64__)
+#if defined(VISQ_X86)
 VISQ_ENGINE_LEVEL(avx2)
 VISQ_ENGINE_LEVEL(avx512)
 VISQ_ENGINE_LEVEL(avx512vnni)
@@ -28,13 +34,16 @@ VISQ_ENGINE_LEVEL(amx_emulated)
 #if defined(VISQ_HAS_AMX)
 VISQ_ENGINE_LEVEL(amx)
 #endif
+#if defined(VISQ_ARM)
+VISQ_ENGINE_LEVEL(neon)
+#endif
 
 namespace visq {
 namespace {
 
 bool always() { return true; }
 
-#if defined(__x86_64__)
+#if defined(VISQ_X86)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avx512() {
@@ -74,7 +83,7 @@ struct Level {
 
 // Fastest first.
 const Level kLevels[] = {
-#if defined(__x86_64__)
+#if defined(VISQ_X86)
 #if defined(VISQ_HAS_AMX)
     {"amx", has_amx, engine::amx::kernels},
 #endif
@@ -85,6 +94,9 @@ const Level kLevels[] = {
     {"avx512", has_avx512, engine::avx512::kernels},
     {"avx2", has_avx2, engine::avx2::kernels},
 #endif
+#if defined(VISQ_ARM)
+    {"neon", always, engine::neon::kernels},
+#endif
 #if defined(VISQ_TEST_LEVELS)
     {"portable", always, engine::portable::kernels, false},
 #endif
@@ -94,7 +106,7 @@ const Level kLevels[] = {
 }  // namespace
 
 const engine::EngineKernels* engine_kernels(const std::string& name) {
-#if defined(__x86_64__)
+#if defined(VISQ_X86)
   __builtin_cpu_init();
 #endif
   for (const Level& level : kLevels)

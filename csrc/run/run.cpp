@@ -30,6 +30,8 @@ class FloatMode {
 
  private:
   unsigned before_;
+#else
+  FloatMode() {}
 #endif
 };
 
