@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from visq.errors import VisqError
+
+#: Largest text that is read [bytes]; a device such as /dev/zero never ends.
+MOST_BYTES = 256 * 2**20
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Returns the bytes of a file. A pipe that nobody writes to is empty; `Path.read_bytes` would wait for ever.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most` bytes.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        os.set_blocking(file.fileno(), True)  # only opening must not wait: a shell's <(...) is read to its end
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return data
+
+
+def read_text(path: Path) -> str:
+    """Returns a text file in UTF-8, read as `read_bytes` does.
+
+    Raises:
+        OSError: it cannot be read, or is too large.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read_bytes(path).decode("utf-8")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -254,6 +255,30 @@ def test_eval_hints_at_labels_in_another_order(tmp_path: Path) -> None:
     wrong, right = visq_command(*command, "--classes", names), visq_command(*command)
     assert wrong.returncode == right.returncode == 0 and right.stderr == ""
     assert wrong.stderr.startswith("warning: top-1 is") and "another order, reversed" in wrong.stderr
+
+
+def test_paths_of_the_wrong_kind(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe, text, empty = tmp_path / "pipe.yaml", tmp_path / "text.txt", tmp_path / "empty"
+    os.mkfifo(pipe)
+    text.write_text("hello")
+    empty.mkdir()
+    assert "is a mapping" in refused(capfd, "train", pipe)
+    assert "must be a mapping" in refused(capfd, *quantize(workplace, tmp_path, recipe=pipe))
+    assert f"--classes {pipe} names nothing" in refused(capfd, *quantize(workplace, tmp_path), "--classes", pipe)
+    assert "it is a file; give a model's name" in refused(capfd, "bench", text)
+    assert "it has no config.json" in refused(capfd, "bench", empty)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workplace.artifact, damaged)
+    (damaged / "config.json").unlink()
+    os.mkfifo(damaged / "config.json")
+    for command in ("inspect", "bench"):
+        assert "config.json is not valid JSON" in refused(capfd, command, damaged)
+
+
+def test_no_image_that_can_be_read(workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    assert run(["predict", str(workplace.artifact), str(tmp_path)]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].endswith("1 of 1 images cannot be read; nothing was classified")
 
 
 def test_lists_of_numbers_and_names(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:

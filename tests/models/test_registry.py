@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +76,17 @@ def test_overrides_drop_what_no_longer_holds() -> None:
 def test_impossible_geometry(geometry: dict, message: str) -> None:
     with pytest.raises(VisqError, match=message):
         create_model("vim_tiny", **geometry)
+
+
+def test_a_path_is_no_model_name(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(VisqError, match=r"unknown model '.*weights\.pth': it is a file; give a model's name"):
+        create_model(str(tmp_path / "weights.pth"))
+    with pytest.raises(VisqError, match="it is a folder; "):
+        create_model(str(tmp_path))
+
+
+def test_an_unknown_name_is_answered_in_a_line_that_can_be_read() -> None:
+    with pytest.raises(VisqError, match="`visq models` lists them") as error:
+        create_model("resnet")
+    assert len(str(error.value)) < 250

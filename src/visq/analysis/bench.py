@@ -83,7 +83,7 @@ def bench(
     progress = progress or Progress("silent")
     folder = Path(target) if isinstance(target, str | Path) else None
     if folder is not None and not is_artifact(folder):
-        raise VisqError(f"{folder} is not an artifact")
+        raise VisqError(f"{folder} is not an artifact: it has no config.json")
     network: Any = target if folder is None else load(folder)
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)

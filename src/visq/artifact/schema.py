@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from visq.errors import VisqError, first_problem
+from visq.files import read_text
 from visq.integer.operations import Strict
 from visq.integer.program import Program
 from visq.integer.spec import Spec
@@ -265,7 +266,7 @@ def read_config(folder: Path) -> ArtifactConfig:
         what = "it is no folder" if folder.exists() else "no such folder"
         raise VisqError(f"{folder} is not an artifact: {what}")
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except FileNotFoundError:
         raise VisqError(f"{folder} is not an artifact: it has no {CONFIG_FILE}") from None
     except OSError as error:

@@ -11,6 +11,7 @@ import typer
 from visq.cli import options
 from visq.cli.output import Output, check_folder, set_threads
 from visq.errors import VisqError
+from visq.files import read_text
 
 
 def diagnose(
@@ -90,7 +91,7 @@ def open_original(
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a `visq compare` report."""
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        rows: list[dict[str, Any]] = json.loads(read_text(path))["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VisqError(f"{path} is not a report of `visq compare --json`: {error}") from error
     return rows

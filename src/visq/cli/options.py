@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from visq.errors import VisqError
+from visq.files import read_text
 
 JsonTo = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for standard output, alone.")
@@ -106,7 +107,7 @@ def read_classes(path: Path) -> list[str]:
     Raises VisqError when the file cannot be read or is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
@@ -115,6 +116,8 @@ def read_classes(path: Path) -> list[str]:
         if set(names) != {str(i) for i in range(len(names))}:
             raise VisqError(f"--classes {path}: the keys of a JSON object must be 0, 1, 2, ...; give a list instead")
         names = [names[str(i)] for i in range(len(names))]
+    if not names:
+        raise VisqError(f"--classes {path} names nothing; give a JSON list or a name a line")
     return [str(name[-1] if isinstance(name, list) and name else name) for name in names]
 
 

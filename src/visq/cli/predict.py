@@ -76,7 +76,8 @@ def predict(
     good = [row for row in rows if "top" in row]
     output.emit({"artifact": str(folder), "predictions": good, "errors": [row for row in rows if "top" not in row]})
     if bad:
-        raise VisqError(f"{bad} of {count} images cannot be read; the others were classified")
+        rest = "nothing was classified" if bad == count else "the others were classified"
+        raise VisqError(f"{bad} of {count} images cannot be read; {rest}")
 
 
 def _files(images: Sequence[str]) -> Iterator[str]:

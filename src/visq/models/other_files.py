@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visq.files import read_bytes
 from visq.models.names import printable
 
 #: (first bytes, kind of the file, advice)
@@ -86,6 +87,6 @@ def in_folder(path: Path) -> str:
 
 def _is_artifact(path: Path) -> bool:
     try:
-        return b'"schema_version"' in (path / "config.json").read_bytes()
+        return b'"schema_version"' in read_bytes(path / "config.json")
     except OSError:
         return False

@@ -7,6 +7,7 @@ weights.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -54,7 +55,13 @@ def get_card(name: str) -> ModelCard:
     load_plugins()
     if name not in _CARDS:
         close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
-        meant = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(_CARDS)}"
+        if os.path.exists(name) and not close:
+            kind = "folder" if os.path.isdir(name) else "file"
+            give = "give a model's name, and a file as its checkpoint"
+            raise VisqError(f"unknown model {name!r}: it is a {kind}; {give}")
+        short = [known for known in _CARDS if len(known) < 30]
+        known = f"known: {', '.join(short[:6])}, ...; `visq models` lists them"
+        meant = f"did you mean {', '.join(close)}?" if close else known
         generic = " and ".join(f"`{family}`" for family in families())
         raise VisqError(f"unknown model {name!r}; {meant} ({generic} take any geometry)")
     return _CARDS[name]()

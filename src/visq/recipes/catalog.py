@@ -4,6 +4,7 @@ and reads recipe files."""
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from functools import cache
 from importlib.resources import files
@@ -14,6 +15,7 @@ import yaml
 
 from visq import strict_yaml
 from visq.errors import VisqError, first_problem
+from visq.files import read_bytes
 from visq.recipes.roles import all_roles
 from visq.recipes.schema import Bits, Method, Recipe, Scope
 
@@ -105,12 +107,11 @@ def packaged_texts() -> dict[str, str]:
 def load_method(path: Path) -> Method:
     """Returns the recipe in a file; raises VisqError naming the file and the key that is wrong."""
     try:
-        with path.open("rb") as file:
-            data = file.read(strict_yaml.MOST_CHARACTERS + 1)  # a larger one is not read to its end
-        if len(data) > strict_yaml.MOST_CHARACTERS:
-            raise VisqError(f"recipe {path} has more than {strict_yaml.MOST_CHARACTERS:,} bytes; recipes are small")
-        text = data.decode("utf-8")
+        text = read_bytes(path, strict_yaml.MOST_CHARACTERS).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            many = f"more than {strict_yaml.MOST_CHARACTERS:,} bytes"
+            raise VisqError(f"recipe {path} has {many}; recipes are small") from None
         raise VisqError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
     return parse_method(text, str(path))
 

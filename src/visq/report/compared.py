@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from visq.errors import VisqError
+from visq.files import read_text
 
 Row = dict[str, Any]
 
@@ -124,7 +125,7 @@ def read(path: Path) -> Row:
     """Returns a report of `visq compare --json`, every key checked that the page needs."""
     wrong = f"{path} is not a report of `visq compare --json`"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        values = json.loads(read_text(path), parse_constant=_refuse)
     except OSError as error:
         raise VisqError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from visq.data import Preprocess
 from visq.errors import VisqError
+from visq.files import read_text
 from visq.strict_yaml import read_yaml
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -201,8 +202,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         VisqError: the file, a key or an override is wrong, named.
     """
     try:
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(read_text(Path(path)))
+    except OSError as error:
+        raise VisqError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise VisqError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise VisqError(f"{path}: a training configuration is a mapping of keys")
