@@ -28,11 +28,12 @@ import visq
 from common import machine, write_json
 from visq.analysis.bench import bench, take_turns
 from visq.artifact import artifact_bytes
-from visq.integer.forms import FixedScan, FusedScan, IntegerLinear, form_of
+from visq.integer.forms import FixedScan, FusedScan, IntegerLinear
 from visq.models import create_model, list_models, load_model
 from visq.quant.site import WEIGHT, named_sites
 from visq.runtime import load_engine
 from visq.runtime.bundle import read_bundle
+from visq.runtime.operation_forms import form_of
 
 
 def noise_images(folder: Path, size: int, channels: int, count: int = 4) -> str:

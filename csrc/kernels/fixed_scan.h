@@ -79,6 +79,8 @@ struct FixedRecurrence {
     return step;
   }
 
+  __attribute__((always_inline)) Step begin(const Step& s) const { return s; }
+
   // Computes Abar times `decay`.
   template <int U>
   __attribute__((always_inline)) void abar16(const Step& s, const uint16_t* a, S* out) const {

@@ -94,6 +94,8 @@ struct FusedRecurrence : FusedUpdate<V, kBytes> {
     return step;
   }
 
+  __attribute__((always_inline)) Step begin(const Step& s) const { return s; }
+
   template <int U>
   __attribute__((always_inline)) I advance(const Step& s, int64_t at, const int16_t* beta, const int16_t* C,
                                            int16_t* state, I sum) const {

@@ -16,8 +16,13 @@ struct LadderRecurrence : FusedUpdate<V, kBytes> {
   T rate, input_channel;
 
   struct Step {
+    S r, g;
+    int64_t s;
+  };
+  struct Powers {
     S power[kLockstep], eighth, g;
     int lift;
+    int64_t left;  // pairs of states
   };
 
   __attribute__((always_inline)) LadderRecurrence(const LadderScan& p, int64_t c)
@@ -29,27 +34,35 @@ struct LadderRecurrence : FusedUpdate<V, kBytes> {
     Step step;
     T x[1] = {V::mul(delta, rate)};
     exp2<V, 1>(x);
-    S r;
     V::both2(V::mul(x[0], V::set1(32768.0f)),
-             V::mul(V::mul(V::mul(delta, u), input_channel), V::set1(p.steps.input_step[s])), r, step.g);
-    const S square = V::mulhrs(r, r), fourth = V::mulhrs(square, square);
-    step.eighth = V::mulhrs(fourth, fourth);
-    step.power[0] = V::mulhrs(V::alternate(r, square), V::sset1(p.ratio[s]));
-    step.power[1] = V::mulhrs(step.power[0], square);
-    step.power[2] = V::mulhrs(step.power[0], fourth);
-    step.power[3] = V::mulhrs(step.power[1], fourth);
+             V::mul(V::mul(V::mul(delta, u), input_channel), V::set1(p.steps.input_step[s])), step.r,
+             step.g);
     step.g = limit_input<V>(step.g);
-    step.lift = p.steps.lift[s];
+    step.s = s;
     return step;
   }
 
+  // The powers are made when their step begins: the registers do not hold those of two steps.
+  __attribute__((always_inline)) Powers begin(const Step& step) const {
+    Powers found;
+    const S square = V::mulhrs(step.r, step.r), fourth = V::mulhrs(square, square);
+    found.eighth = V::mulhrs(fourth, fourth);
+    found.power[0] = V::mulhrs(V::alternate(step.r, square), V::sset1(p.ratio[step.s]));
+    found.power[1] = V::mulhrs(found.power[0], square);
+    found.power[2] = V::mulhrs(found.power[0], fourth);
+    found.power[3] = V::mulhrs(found.power[1], fourth);
+    found.g = step.g, found.lift = p.steps.lift[step.s], found.left = p.steps.N / 2;
+    return found;
+  }
+
   template <int U>
-  __attribute__((always_inline)) I advance(Step& s, int64_t, const int16_t* beta, const int16_t* C, int16_t* state,
+  __attribute__((always_inline)) I advance(Powers& s, int64_t, const int16_t* beta, const int16_t* C, int16_t* state,
                                            I sum) const {
     S power[U];
     VISQ_EACH power[j] = s.power[j];
     if constexpr (U == kLockstep) {
-      VISQ_EACH s.power[j] = V::mulhrs(power[j], s.eighth);
+      s.left -= kLockstep;
+      if (s.left > 0) VISQ_EACH s.power[j] = V::mulhrs(power[j], s.eighth);
     } else {
       for (int j = 0; j + 1 < kLockstep; ++j) s.power[j] = s.power[j + 1];  // fewer than kLockstep are left
     }

@@ -53,6 +53,7 @@ VISQ_INLINE void store_y(const Operation& op, const Frame& f, int64_t row, int64
 // Runs all steps of W channels from c on. A recurrence has
 //   Step                                       what the states of a step have in common
 //   make_step(s, delta, u)                     the Step of W channels
+//   begin(step)                                what `advance` takes: the Step, or what is made of it
 //   advance<U>(step, at, beta, C, state, sum)  advances 2 U states, whose place among those of W channels is `at`, and
 //                                              returns sum plus their share of y; may change the step
 template <class V, class Recurrence>
@@ -73,7 +74,7 @@ VISQ_INLINE void scan_channels(const Recurrence& recurrence, const ScanSteps& p,
   };
   auto next = make_step(0);
   for (int64_t s = 0; s < L; ++s) {
-    auto step = next;
+    auto step = recurrence.begin(next);
     next = make_step(s + 1 < L ? s + 1 : s);  // early, so that its latency passes while the states advance
     const int16_t *beta = room.beta + s * N, *C = room.C + s * N;
     auto sum = V::izero();
