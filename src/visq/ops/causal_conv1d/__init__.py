@@ -9,7 +9,7 @@ from torch import Tensor
 
 from visq.ops import backends
 from visq.ops._checks import float_under_autocast, require_dims, require_same_device, require_shape
-from visq.ops.causal_conv1d import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.causal_conv1d import cpp, naive, triton  # noqa: F401  (they register themselves)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from visq.ops import backends
 from visq.ops._checks import check_scan, float_under_autocast
 from visq.ops._scan import Grads, ScanInputs, like_inputs
-from visq.ops.selective_scan import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.selective_scan import cpp, naive, triton  # noqa: F401  (they register themselves)
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
