@@ -17,9 +17,11 @@
 namespace visq::engine {
 namespace {
 
-const char* const kKindNames[kKinds] = {
-    "patches",     "concat",            "rows",           "transpose",            "mean", "linear",    "float linear",
-    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "float scan"};
+constexpr const char* kKindNames[] = {
+    "patches",     "concat",            "rows",           "transpose",            "mean", "linear",     "float linear",
+    "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "ladder scan",
+    "float scan"};
+static_assert(sizeof kKindNames / sizeof *kKindNames == kKinds, "every kind of operation has a name");
 
 // Rounds to nearest and keeps subnormals, whatever the caller has set on its thread.
 class FloatMode {
@@ -84,7 +86,9 @@ struct Engine::Run {
   std::atomic<bool> leader_sleeps{false};
 
   static constexpr uint64_t kOver = ~uint64_t{0}, kWholeImages = 1;  // generations; phases of single images follow
-  static constexpr int kSpins = 16000;                               // some 400 microseconds: longer than a phase
+  // Turns that a waiting thread spins, some 400 microseconds: longer than a phase. None where threads outnumber the
+  // processors: who spins keeps the others from working.
+  const int spins_before_sleep = threads <= processors() ? 16000 : 0;
 
   // Takes and runs one task of the open phase. Returns false where none is left.
   bool take(int index) {
@@ -121,7 +125,8 @@ struct Engine::Run {
     ticket.store(static_cast<uint64_t>(generation) << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
     announce(tasks > 1);  // the leader does a single task itself
     while (take(index)) {}
-    for (int spins = 0; done.load(std::memory_order_acquire) < tasks; ++spins) spins < kSpins ? relax() : await(tasks);
+    for (int spins = 0; done.load(std::memory_order_acquire) < tasks; ++spins)
+      spins < spins_before_sleep ? relax() : await(tasks);
   }
 
   // Wakes helpers, if any sleeps and `worthwhile`.
@@ -166,7 +171,7 @@ struct Engine::Run {
       if (ticket.load(std::memory_order_acquire) == kOver) return;
       if (take(index)) {
         spins = 0;
-      } else if (++spins < kSpins) {
+      } else if (++spins < spins_before_sleep) {
         relax();
       } else {
         sleeping_helpers.fetch_add(1);

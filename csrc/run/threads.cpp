@@ -1,6 +1,9 @@
 #include "run/threads.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <condition_variable>
@@ -139,7 +142,9 @@ thread_local Scratch thread_scratch;
 void run_tasks(int64_t tasks, int threads, TaskFn fn, void* context) {
   if (tasks <= 0) return;
   if (threads > 1 && tasks > 1 && !inside_task) {
-    if (GompParallel parallel = gomp_parallel.load(std::memory_order_relaxed)) {
+    // OpenMP's threads spin while they wait, which keeps the others from working where there are too few processors.
+    GompParallel parallel = gomp_parallel.load(std::memory_order_relaxed);
+    if (parallel && threads <= processors()) {
       Region region{fn, context, tasks};
       parallel(Region::run, &region, static_cast<unsigned>(threads < tasks ? threads : tasks), 0);
       return;
@@ -150,6 +155,15 @@ void run_tasks(int64_t tasks, int threads, TaskFn fn, void* context) {
     if (ran) return;
   }
   for (int64_t task = 0; task < tasks; ++task) fn(context, task);
+}
+
+int processors() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (!sched_getaffinity(0, sizeof allowed, &allowed)) return CPU_COUNT(&allowed);
+#endif
+  const unsigned found = std::thread::hardware_concurrency();  // 0 where it is unknown
+  return found ? static_cast<int>(found) : 1024;
 }
 
 void use_openmp(uintptr_t address) {

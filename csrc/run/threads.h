@@ -21,6 +21,9 @@ void run_tasks(int64_t tasks, int threads, TaskFn fn, void* context);
 // Sets the OpenMP runtime to run on, by the address of its GOMP_parallel; 0 for our own pool.
 void use_openmp(uintptr_t gomp_parallel);
 
+// Processors that the calling thread may use.
+int processors();
+
 // Returns the calling thread's scratch, aligned to 64 bytes. It holds anything, until the thread's next call.
 float* scratch(size_t floats);
 
