@@ -97,6 +97,14 @@ def test_every_row_says_how_far_it_is_from_fp32(artifact: Path) -> None:
     assert errors["eager-fp32"] is None and errors["eager-bf16"] > 20 and 3 < errors["int"] < 40
 
 
+def test_the_distance_to_fp32() -> None:
+    exact = np.array([[3.0, 4.0]], np.float32)
+    assert sqnr_db(exact, exact) is None
+    assert sqnr_db(exact + np.float32(0.5), exact) == pytest.approx(10 * np.log10(25 / 0.5))
+    for value in (np.nan, np.inf):
+        assert np.isnan(sqnr_db(np.array([[3.0, value]], np.float32), exact))
+
+
 def test_the_forecast_counts_every_contender_and_batch() -> None:
     def make(images: object) -> object:
         raise AssertionError

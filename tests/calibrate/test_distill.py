@@ -22,7 +22,7 @@ from visq.quant.site import WEIGHT, named_sites, site_parameter
 from visq.recipes import Recipe, get_recipe
 
 from .conftest import Images
-from .test_jlss import assert_same, everything
+from .test_jlss import Killed, assert_same, everything
 
 BASE = "visq-w4a4"
 
@@ -103,10 +103,6 @@ def test_which_scales_are_learned(model: VisionMamba, images: Images, tmp_path: 
         elif isinstance(quantizer, Quantizer):
             assert not torch.equal(quantizer.scale, before.scale), name  # type: ignore[union-attr]
             assert quantizer.zero_point is None or torch.equal(quantizer.zero_point, before.zero_point)  # type: ignore
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])

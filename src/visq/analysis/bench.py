@@ -27,6 +27,7 @@ from visq.export.runtimes import RUNTIMES, open_in
 from visq.export.scan import CHUNKS
 from visq.progress import Progress
 from visq.quant.site import named_sites
+from visq.quant.site_error import decibels
 from visq.runtime import Engine, load_engine
 from visq.runtime.bundle import read_bundle
 from visq.simulation import undeploy
@@ -226,9 +227,11 @@ def runtime_contenders(
 
 
 def sqnr_db(found: np.ndarray, exact: np.ndarray) -> float | None:
-    """Returns the ratio of logits to their error [dB]; None where they are equal."""
-    noise = float(np.square(found - exact, dtype=np.float64).sum())
-    return None if noise == 0 else 10 * math.log10(float(np.square(exact, dtype=np.float64).sum()) / noise)
+    """Returns the ratio of logits to their error [dB]: None where they are equal, NaN where one is not finite."""
+    if not np.isfinite(found).all():
+        return math.nan
+    signal, noise = (float(np.square(x, dtype=np.float64).sum()) for x in (exact, found - exact))
+    return decibels(signal, noise)
 
 
 def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:

@@ -25,9 +25,7 @@ from visq.models.layers import SelectiveScan
 from visq.models.stage import Stage
 from visq.quant.estimators import Similarity
 from visq.quant.half import round_parameters
-from visq.quant.ladder import LadderQuantizer
-from visq.quant.quantizer import Quantizer, StateQuantizer
-from visq.quant.site import ACTIVATION, INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites
+from visq.quant.site import ACTIVATION, INNER, WEIGHT, Site, SiteQuantizer, bake_weights, named_sites
 from visq.recipes import Recipe
 from visq.stages.stage_run import StageRun, belongs
 from visq.stages.stream import Stream, check_finite
@@ -124,7 +122,7 @@ def calibrate(
         with torch.enable_grad():  # the caller may have switched gradients off
             for learner in learners:
                 learner.tune(run)
-        check_scales(run)
+        check_scales(run.sites().items())
         # Parameters that a learner changed keep its precision.
         round_parameters(parameter for parameter, before in left_alone if parameter.equal(before))
         bake_weights(model)
@@ -141,28 +139,29 @@ def calibrate(
     if specs:
         named = model.named_parameters()
         round_parameters(p for name, p in named if not any(belongs(name, stage) for stage in stages))
-    run_network = NetworkRun(
-        model,
-        Stream(folder.teacher),
-        folder.path,
-        seed,
-        report=lambda line: None if report is None else report(len(stages), len(stages), line),
-        notes=notes,
-    )
-    with torch.enable_grad():
-        for network_learner in network_learners:
-            network_learner.tune(run_network)
-    check_network(model)
+    if network_learners:
+        network_run = NetworkRun(
+            model,
+            Stream(folder.teacher),
+            folder.path,
+            seed,
+            report=lambda line: None if report is None else report(len(stages), len(stages), line),
+            notes=notes,
+        )
+        with torch.enable_grad():
+            for network_learner in network_learners:
+                network_learner.tune(network_run)
+        check_scales(named_sites(model))
     missed = [name for name, site in named_sites(model) if name in specs and site.quantizer is None]
     if missed:
         raise VisqError(f"{len(missed)} targeted sites were not quantized: {', '.join(missed[:5])}")
     return Calibration(specs, len(dataset), time.perf_counter() - start, notes)
 
 
-def check_scales(run: StageRun) -> None:
-    """Checks the stage's scales again; learners write into quantizers. VisqError names the site."""
-    for name, site in run.sites().items():
-        if isinstance(site.quantizer, Quantizer | StateQuantizer | LadderQuantizer):
+def check_scales(sites: Iterable[tuple[str, Site]]) -> None:
+    """Checks the scales of sites again; learners write into quantizers. VisqError names the site."""
+    for name, site in sites:
+        if site.quantizer is not None:
             with naming(name):
                 site.quantizer.check()
 
@@ -193,14 +192,6 @@ def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:
     sample = parallel.on_rank_zero(read)
     stream.close()
     return sample
-
-
-def check_network(model: nn.Module) -> None:
-    """Checks all scales of the network; VisqError names the site."""
-    for name, site in named_sites(model):
-        if isinstance(site.quantizer, Quantizer | StateQuantizer | LadderQuantizer):
-            with naming(name):
-                site.quantizer.check()
 
 
 @torch.no_grad()

@@ -37,6 +37,9 @@ class SiteQuantizer(nn.Module):
         """Returns the values of codes, float32, same shape."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raises VisqError where a parameter cannot be used; called again after something has written into one."""
+
     def rounding_db(self, x: Tensor) -> float:
         """Returns the SQNR [dB] of a parameter [..., channels], see `SiteError`."""
         return rounding_db(self, x)
