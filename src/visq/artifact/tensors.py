@@ -34,10 +34,8 @@ ALLOWED_DTYPES = {part: tuple(dtype for dtype, _, _ in choices) for part, choice
 
 
 def code_offset(quantizer: Quantizer | LadderQuantizer) -> int:
-    """Returns the number added to a code before packing: 0 for a ladder or an index into a table, else `-qmin`."""
-    if isinstance(quantizer, LadderQuantizer):
-        return 0
-    return 0 if quantizer.table is not None else -quantizer.spec.qmin
+    """Returns the number added to a code before packing, which makes the smallest one 0."""
+    return -quantizer.code_range()[0]
 
 
 def parameter_name(model: nn.Module, name: str, site: Site) -> str:
@@ -189,21 +187,12 @@ def _decode(
         raise VisqError(f"{name}.codes must be one row of bytes")
     try:
         codes = torch.from_numpy(unpack(packed.numpy(), record.bits, record.shape, record.offset))
-        low, high = code_range(quantizer)
+        low, high = quantizer.code_range()
         if codes.numel() and (codes.min() < low or codes.max() > high):
             raise VisqError(f"a code outside {low}..{high}")
         return quantizer.decode(codes)
     except VisqError as error:
         raise VisqError(f"{name}.codes: {error}") from error
-
-
-def code_range(quantizer: Quantizer | LadderQuantizer) -> tuple[int, int]:
-    """Returns the smallest and the largest code."""
-    if isinstance(quantizer, LadderQuantizer):
-        return 0, 0
-    if quantizer.table is not None:
-        return 0, quantizer.table.numel() - 1
-    return quantizer.spec.qmin, quantizer.spec.qmax
 
 
 def check_quantizer(quantizer: nn.Module) -> None:

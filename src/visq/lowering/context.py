@@ -18,6 +18,7 @@ class Lowering:
     Attributes:
         size, channels: pixels of the image's side, and its channels.
         builder: writes the program.
+        ladders: the sites lowered so far that hold a decay ladder.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,6 +27,7 @@ class Lowering:
             raise LoweringError("a program is made for images of one size, and this network takes any")
         self.model, self.size, self.channels = model, size, model.config.channels
         self.builder = Builder()
+        self.ladders: set[str] = set()
 
     def site(self, x: Value, name: str, site: Site) -> Value:
         """Returns x rounded by a site's quantizer, or x itself if the site has none."""

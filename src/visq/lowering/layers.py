@@ -30,7 +30,7 @@ from visq.models.vim import PatchConv2d
 from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import one_scale
 from visq.quant.rotated import RotatedQuantizer
-from visq.quant.site import Site, named_sites
+from visq.quant.site import Site
 
 LAYERS: dict[type[nn.Module], Callable[..., Any]] = {}
 
@@ -222,7 +222,7 @@ def selective_scan(
     def inner(key: str, site: Site) -> str | None:
         return None if site.quantizer is None else f"{name}.{key}"
 
-    if is_ladder(lowering, A) != module.recurrence.sites.ladder:
+    if (A.constant.name in lowering.ladders) != module.recurrence.sites.ladder:
         raise LoweringError(f"{name}: its a_log and {A.constant.name} are not one site; SelectiveScan takes A_log's")
     source = ir.Scan(
         u=tensor(u),
@@ -239,15 +239,11 @@ def selective_scan(
     return lowering.site(out, f"{name}.y", module.site_y)
 
 
-def is_ladder(lowering: Lowering, A: Parameter) -> bool:
-    """Returns whether A is made of a site that holds a decay ladder."""
-    site = dict(named_sites(lowering.model)).get(A.constant.name)
-    return site is not None and isinstance(site.quantizer, LadderQuantizer)
-
-
 @lowers(Site)
 def weight_site(lowering: Lowering, module: Site, name: str, x: Parameter) -> Parameter:
     """Lowers the site of a bare parameter: a quantized parameter becomes the site's codes."""
     if not isinstance(x, Parameter) or x.constant.functions:
         raise LoweringError(f"{name}: a bare site is for a parameter")
+    if isinstance(module.quantizer, LadderQuantizer):
+        lowering.ladders.add(name)
     return x if module.quantizer is None else Parameter(Constant(name=name), x.shape)

@@ -36,6 +36,10 @@ class LadderQuantizer(SiteQuantizer):
         """Raises VisqError where a scale is not positive or has no inverse in float32."""
         check_scale("a ladder's scale", self.scale)
 
+    def code_range(self) -> tuple[int, int]:
+        """Returns the smallest and the largest code, which are 0."""
+        return 0, 0
+
     def encode(self, x: Tensor) -> Tensor:
         """Returns the codes of x, int16, same shape: zeros."""
         if x.ndim != 2 or len(x) != len(self.scale):

@@ -97,6 +97,10 @@ class Quantizer(SiteQuantizer):
         """
         return self._in_steps(x)[0].round()
 
+    def code_range(self) -> tuple[int, int]:
+        """Returns the smallest and the largest code."""
+        return (self.spec.qmin, self.spec.qmax) if self.table is None else (0, self.table.numel() - 1)
+
     def largest_integer(self) -> int:
         """Returns the largest magnitude that `integers` can have."""
         zero = torch.zeros(1) if self.zero_point is None else self.zero_point

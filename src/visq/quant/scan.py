@@ -34,19 +34,19 @@ class ScanSites:
     a_log: Site | None = None
 
     def quantizers(self) -> tuple[SiteQuantizer | None, ...]:
-        """The quantizers in the order of the fields, without that of a_log."""
+        """Returns the quantizers in the order of the fields, without that of a_log."""
         return tuple(site.quantizer for site in (self.delta, self.b, self.c, self.abar, self.bbar, self.h))
 
     @property
     def ladder(self) -> bool:
-        """Whether A is a decay ladder."""
+        """Returns whether A is a decay ladder."""
         return self.a_log is not None and isinstance(self.a_log.quantizer, LadderQuantizer)
 
 
 class QuantizedScan:
     """Runs a scan with the quantizers of its sites.
 
-    It runs in one of the engine's two forms of fixed point if all sites but `b`, or all but `abar` and `bbar`, have
+    It runs in one of the engine's forms of fixed point if all sites but `b`, or all but `abar` and `bbar`, have
     quantizers and the device has a kernel. Otherwise it runs in float32 and rounds at the sites that have quantizers.
     """
 
