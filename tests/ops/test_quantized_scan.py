@@ -174,45 +174,6 @@ def test_straight_through_slope() -> None:
     assert u.grad is not None and u.grad.flatten().tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", ["read", "raw"])
-def test_channel_scales_have_the_gradient_of_the_written_out_scan(kind: str) -> None:
-    """Autograd through the recurrence, whose roundings are straight-through, is the oracle."""
-    inputs = scan_inputs(2, 9, 19, 5)
-    grad_y = torch.randn(2, 9, 19)
-    state = state_quantizer(9, 19, 5, kind, bits=4)
-    assert state is not None
-    bbar = Uniform(0.05, -8, 7, 0.5 + torch.rand(19))
-    leaves = [state.channel.requires_grad_(), bbar.channel.requires_grad_()]  # type: ignore[union-attr]
-    y = quantized_scan(*inputs, state=state, bbar=bbar)
-    actual = torch.autograd.grad(y, leaves, grad_y)
-
-    def rounded(x: Tensor, low: int, high: int) -> Tensor:
-        return (x + (x.round() - x).detach()).clamp(low, high)
-
-    u, delta, A, B, C = inputs
-    h, ys = torch.zeros(2, 19, 5), []
-    for t in range(9):
-        s = bbar.scale * leaves[1][:, None]
-        factor = rounded(delta[:, t, :, None] * B[:, t, None] / s, bbar.qmin, bbar.qmax) * s
-        raw = torch.exp(delta[:, t, :, None] * A) * h + factor * u[:, t, :, None]
-        scale = state.step[t] * leaves[0][:, None] * state.state
-        h = rounded(raw / scale, state.qmin, state.qmax) * scale
-        ys.append(((h if kind == "read" else raw) * C[:, t, None]).sum(-1))
-    expected = torch.autograd.grad(torch.stack(ys, 1), leaves, grad_y)
-    for a, e in zip(actual, expected, strict=True):
-        assert (a - e).norm() <= 0.02 * e.norm()
-
-
-@pytest.mark.parametrize("length", [1, 9])
-def test_the_gradient_of_channel_scales_costs_no_bit_of_y(length: int) -> None:
-    inputs = scan_inputs(2, length, 19, 5)
-    state = state_quantizer(length, 19, 5, "read", bits=4)
-    assert state is not None
-    plain = quantized_scan(*inputs, state=state)
-    followed = dataclasses.replace(state, channel=state.channel.clone().requires_grad_())
-    assert_same_bits(plain, quantized_scan(*inputs, state=followed).detach())
-
-
 def test_fine_quantization_approaches_fp32() -> None:
     inputs = scan_inputs(2, 20, 17, 4)
     exact = selective_scan(*inputs)

@@ -25,8 +25,8 @@ from visq.calibrate.learners.reconstruction import gather, split
 from visq.errors import VisqError
 from visq.files import replacing
 from visq.quant.half import round_parameters
-from visq.quant.quantizer import Quantizer, StateQuantizer
-from visq.quant.site import INNER, WEIGHT, SiteQuantizer, bake_weights, named_sites, site_parameter
+from visq.quant.quantizer import Quantizer
+from visq.quant.site import INNER, WEIGHT, bake_weights, named_sites, site_parameter
 
 #: The largest norm of a step's gradient.
 CLIP = 1.0
@@ -37,8 +37,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Distill(NetworkLearner):
     """Learns all parameters and the steps of all quantizers outside the recurrences, by the network's outputs.
 
-    Weights are learned through their rounding, straight through, and steps in the log domain. Zero points stay. So do
-    the scales of Abar, Bbar and h, but for those that `recurrences` names. The loss is KL(FP32 || quantized)
+    Weights are learned through their rounding, straight through, and steps in the log domain. Zero points stay, and so
+    do the scales of Abar, Bbar and h, to which `ops.quantized_scan` has no gradient. The loss is KL(FP32 || quantized)
     of the logits; for a network without classes it is the squared error of its outputs. The best state by held-back
     calibration images is kept, the initial state included. A killed run goes on from its last epoch and ends in the
     same bytes.
@@ -50,7 +50,6 @@ class Distill(NetworkLearner):
         lr: AdamW's rate for parameters; it falls along a cosine.
         lr_scale: the rate for logarithms of steps, that is, their relative change.
         holdout: share of the calibration images that is never trained on and chooses the best state.
-        recurrences: whether the scale per channel of h and the divisors per channel of Bbar are learned too.
     """
 
     def __init__(
@@ -61,18 +60,17 @@ class Distill(NetworkLearner):
         batch: int = 16,
         holdout: float = 0.125,
         at_once: int = 4,
-        recurrences: bool = False,
     ) -> None:
         if epochs < 0 or batch < 1 or at_once < 1 or not 0 <= holdout < 1:
             got = f"{epochs}, {batch}, {at_once}, {holdout}"
             raise VisqError(f"distill needs epochs >= 0, batch and at_once >= 1 and 0 <= holdout < 1, got {got}")
         self.epochs, self.batch, self.holdout, self.at_once = epochs, batch, holdout, at_once
-        self.lr, self.lr_scale, self.recurrences = lr, lr_scale, recurrences
+        self.lr, self.lr_scale = lr, lr_scale
 
     def tune(self, run: NetworkRun) -> None:
         data = gather(run.teacher.batches())
         training, held_back = split(len(data[0]), self.holdout, run.seed)
-        student = Student(run.model, self.recurrences)
+        student = Student(run.model)
         groups: list[dict[str, Any]] = [
             {"params": list(student.parameters.values())},
             {"params": list(student.log_scales.values())},
@@ -148,27 +146,20 @@ class Student:
     Parameters that were baked are learned from their decoded codes on.
 
     Attributes:
-        parameters: by their names.
-        log_scales: by the name of the site, with `.channel` (h) or `.smooth` (Bbar) behind it in a recurrence.
+        parameters, log_scales: by the name of the parameter or of the site.
     """
 
-    def __init__(self, model: nn.Module, recurrences: bool) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
         model.requires_grad_(True)
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        self.scales: dict[str, tuple[SiteQuantizer, str]] = {}
+        self.quantizers: dict[str, Quantizer] = {}
         for name, site in named_sites(model):
             if site.kind == WEIGHT:
                 site.baked = False
-            quantizer = site.quantizer
-            if isinstance(quantizer, Quantizer) and site.kind != INNER:
-                self.scales[name] = quantizer, "scale"
-            elif recurrences and isinstance(quantizer, StateQuantizer):
-                self.scales[f"{name}.channel"] = quantizer, "channel"
-            elif recurrences and isinstance(quantizer, Quantizer) and quantizer.smooth is not None:
-                self.scales[f"{name}.smooth"] = quantizer, "smooth"
-        scales = {name: quantizer.get_buffer(buffer) for name, (quantizer, buffer) in self.scales.items()}
-        self.log_scales = {name: scale.log().requires_grad_() for name, scale in scales.items()}
+            if site.kind != INNER and isinstance(site.quantizer, Quantizer):
+                self.quantizers[name] = site.quantizer
+        self.log_scales = {name: q.scale.log().requires_grad_() for name, q in self.quantizers.items()}
 
     def leaves(self) -> dict[str, Tensor]:
         """Returns what is learned, by name."""
@@ -177,8 +168,8 @@ class Student:
 
     def assign(self) -> None:
         """Writes the scales into the quantizers, as functions of their logarithms."""
-        for name, (quantizer, buffer) in self.scales.items():
-            setattr(quantizer, buffer, self.log_scales[name].exp())
+        for name, quantizer in self.quantizers.items():
+            quantizer.scale = self.log_scales[name].exp()
 
     def values(self) -> dict[str, Tensor]:
         """Returns copies of all leaves by name."""

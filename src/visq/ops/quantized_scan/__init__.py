@@ -18,7 +18,6 @@ from visq.ops.quantized_scan.params import (
     absorb,
     check_rounding,
     check_rounding_values,
-    follow_channels,
     rounding_of,
 )
 
@@ -42,8 +41,7 @@ def quantized_scan(
         y_t = sum_n C_t[n] (hq_t or h_t)[:, n],  hq_{-1} = 0
 
     Differentiable in the five tensors by straight-through: the derivative of each quantizer is 1 where the rounded code
-    lies in [qmin, qmax] (a table: where x lies in [values[0], values[-1]]) and 0 elsewhere. The scale per channel of
-    the state and the divisors of Bbar have their gradient too; the other scales get none.
+    lies in [qmin, qmax] (a table: where x lies in [values[0], values[-1]]) and 0 elsewhere. Scales get no gradient.
 
     Arguments:
         u, delta, A, B, C: as in `selective_scan`.
@@ -60,9 +58,7 @@ def quantized_scan(
     """
     inputs = ScanInputs(*float_under_autocast(u, delta, A, B, C))
     length = u.shape[1] if u.dim() == 3 else 1  # a wrong shape is named by the operator
-    inputs, factor = follow_channels(state, absorb(bbar, inputs))
-    y: Tensor = _forward(*inputs, *rounding_of(state, abar, bbar, length))
-    return y if factor is None else y * factor
+    return _forward(*absorb(bbar, inputs), *rounding_of(state, abar, bbar, length))
 
 
 def _run(*args: Any) -> Tensor:

@@ -110,18 +110,6 @@ def absorb(bbar: Uniform | Table | None, inputs: ScanInputs) -> ScanInputs:
     return inputs._replace(u=inputs.u * s, delta=inputs.delta / s, A=A * s[:, None])
 
 
-def follow_channels(state: StateRounding | None, inputs: ScanInputs) -> tuple[ScanInputs, Tensor | None]:
-    """Returns inputs, and the factor [d_inner] of y, through which the gradient of `state.channel` flows; None without.
-
-    h[c] rounded with the scale r[c] is r[c] times (h[c] / r[c]) rounded with the scale 1. With x = r / r.detach(),
-    which is exactly 1, the scan of u / x times x has y's bits and, straight through, r's gradient.
-    """
-    if state is None or not state.channel.requires_grad or state.channel.shape != inputs.A.shape[:1]:
-        return inputs, None
-    one = state.channel / state.channel.detach()
-    return inputs._replace(u=inputs.u / one), one
-
-
 def check_rounding(op: str, inputs: ScanInputs, rounding: Rounding) -> None:
     """Checks shapes, dtypes and the range of the codes; values are looked at in `check_rounding_values`."""
     step, channel, state = rounding.step, rounding.channel, rounding.state
