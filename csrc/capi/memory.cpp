@@ -40,7 +40,7 @@ file::Bytes copy_bytes(const void* bytes, size_t size) {
 
 #if defined(VISQ_MAPS)
 file::Bytes map_file(const char* path) {
-  const int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe that nobody writes to must not wait
   if (descriptor < 0) cannot(path, std::strerror(errno));
   struct Closer {
     int descriptor;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
@@ -169,6 +170,8 @@ def test_files_that_cannot_be_used(library: Library, file: Path, tmp_path: Path)
     assert library.open(missing)[0] == CANNOT_READ
     assert library.error == f"cannot read {missing}: No such file or directory"
     assert library.open(tmp_path)[0] == CANNOT_READ
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it, and nobody must wait
+    assert library.open(tmp_path / "pipe")[0] == CANNOT_READ
     (tmp_path / "empty").touch()
     assert library.open(tmp_path / "empty")[0] == NOT_VISQ
     assert library.open(file, "neon9")[0] == NO_LEVEL

@@ -67,6 +67,16 @@ def test_predictions_are_those_of_the_engine(engine: Engine, tmp_path: Path) -> 
             requests.predict(tmp_path / "nowhere.png")
 
 
+def test_a_prediction_that_fails_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no names")
+
+    with engine.batching() as requests:
+        monkeypatch.setattr(requests._predictor, "named", fails)
+        future = requests.predict(np.zeros((28, 28), np.uint8))
+        assert isinstance(future.exception(10), RuntimeError)
+
+
 def test_a_full_batch_runs_at_once_and_others_after_the_delay() -> None:
     run = Recording()
     with recorded(run, batch=4, delay=60.0) as requests:

@@ -9,7 +9,7 @@ so checkpoints keep their official keys. The public name of a site is its module
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,6 +100,12 @@ def site_parameter(model: nn.Module, name: str, site: Site) -> nn.Parameter:
     """Returns the parameter that a weight site quantizes."""
     parameter: nn.Parameter = getattr(site_owner(model, name), site.parameter)
     return parameter
+
+
+def without_codes(model: nn.Module, sites: Iterable[tuple[str, Site]]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the parameters that none of the given sites quantizes, by name."""
+    coded = {id(site_parameter(model, name, site)) for name, site in sites if site.kind == WEIGHT}
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in coded)
 
 
 def bake_weights(model: nn.Module) -> None:

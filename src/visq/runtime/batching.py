@@ -83,10 +83,11 @@ class Batching:
         found: Future[list[Prediction]] = Future()
 
         def finish(logits: Future[Floats]) -> None:
-            error = logits.exception()
-            if error is None:
+            if not found.set_running_or_notify_cancel():
+                return
+            try:
                 found.set_result(self._predictor.named(logits.result()[None], top)[0])
-            else:
+            except BaseException as error:
                 found.set_exception(error)
 
         self.submit(self._predictor.normalized(image, upright)).add_done_callback(finish)

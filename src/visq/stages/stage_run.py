@@ -14,7 +14,7 @@ from visq import parallel
 from visq.integer.spec import Spec
 from visq.models.stage import Stage
 from visq.quant.rotated import Rotation
-from visq.quant.site import WEIGHT, Site, named_sites, site_parameter
+from visq.quant.site import Site, named_sites, without_codes
 from visq.stages.factors import Factors
 from visq.stages.stream import Stream
 
@@ -68,10 +68,8 @@ class StageRun:
 
     def left_alone(self) -> list[nn.Parameter]:
         """The stage's parameters that no targeted site quantizes."""
-        sites = ((name, site) for name, site in self.sites().items() if site.kind == WEIGHT)
-        quantized = {id(site_parameter(self.model, name, site)) for name, site in sites}
-        named = self.model.named_parameters()
-        return [p for name, p in named if belongs(name, self.stage) and id(p) not in quantized]
+        named = without_codes(self.model, self.sites().items())
+        return [parameter for name, parameter in named if belongs(name, self.stage)]
 
     @torch.no_grad()
     def forward(self, images: int | None = None) -> Iterator[int]:

@@ -26,7 +26,7 @@ from visq.errors import VisqError
 from visq.files import replacing
 from visq.quant.half import round_parameters
 from visq.quant.quantizer import Quantizer
-from visq.quant.site import INNER, WEIGHT, bake_weights, named_sites, site_parameter
+from visq.quant.site import INNER, WEIGHT, bake_weights, named_sites, without_codes
 
 #: The largest norm of a step's gradient.
 CLIP = 1.0
@@ -185,15 +185,10 @@ class Student:
     def finish(self) -> None:
         """Bakes the weights, and rounds what has no codes to float16."""
         self.assign()
-        coded = {id(parameter) for parameter in self.coded()}
         bake_weights(self.model)
-        round_parameters(parameter for parameter in self.parameters.values() if id(parameter) not in coded)
+        quantized = ((name, site) for name, site in named_sites(self.model) if site.quantizer is not None)
+        round_parameters(parameter for _, parameter in without_codes(self.model, quantized))
         self.model.requires_grad_(False)
-
-    def coded(self) -> list[nn.Parameter]:
-        """Returns the parameters that have codes."""
-        sites = ((name, site) for name, site in named_sites(self.model) if site.kind == WEIGHT and site.quantizer)
-        return [site_parameter(self.model, name, site) for name, site in sites]
 
 
 class Descent:
@@ -236,10 +231,9 @@ class Descent:
                 meta = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             self.losses, steps = json.loads(meta["losses"]), json.loads(meta["steps"])
-            parts = {name: tensors for name in ("now", "best")}
             now, self.best = (
-                {name.removeprefix(f"{part}/"): x for name, x in found.items() if name.startswith(f"{part}/")}
-                for part, found in parts.items()
+                {name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)}
+                for part in ("now/", "best/")
             )
             self.student.load(now)
             for name, leaf in self.student.leaves().items():
