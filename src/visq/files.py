@@ -38,6 +38,11 @@ def read_text(path: Path) -> str:
     return read_bytes(path).decode("utf-8")
 
 
+def is_temporary(name: str) -> bool:
+    """Returns whether a file has a name that `replacing` gives; a kill may leave one."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`, and moves that file into place when the block ends without an error."""

@@ -15,6 +15,7 @@ from visq.artifact import load
 from visq.calibrate import calibrate
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.files import replacing
 from visq.models import VisionMamba
 from visq.pipeline import quantize
 from visq.recipes import get_recipe
@@ -64,6 +65,17 @@ def test_a_folder_of_someone_else_is_not_removed(model: VisionMamba, images: Dat
     with pytest.raises(VisqError, match="in the way"):
         quantize(model, get_recipe(MINMAX), images, out=tmp_path / "a")
     assert precious.exists()
+
+
+def test_what_a_kill_left_is_not_in_the_way(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:
+    work = tmp_path / "a.calibration"
+    work.mkdir()
+    with replacing(work / "run.json") as temporary:
+        temporary.write_text("{")
+        left = temporary.name
+    (work / "run.json").rename(work / left)
+    quantize(model, get_recipe(MINMAX), images, out=tmp_path / "a")
+    assert not work.exists()
 
 
 def test_public_api(model: VisionMamba, image_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.files import replacing
 from visq.models.stage import Stage
 from visq.quant.serialize import quantizer_from_parts, quantizer_to_parts
 from visq.quant.site import WEIGHT, named_sites
@@ -94,9 +94,8 @@ class WorkFolder:
                 return count
         self.path.mkdir(parents=True, exist_ok=True)
         clear(self.path)
-        temporary = run_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.fingerprint))
-        os.replace(temporary, run_file)
+        with replacing(run_file) as temporary:
+            temporary.write_text(json.dumps(self.fingerprint))
         return 0
 
     def finished(self, index: int) -> FinishedStage:
@@ -134,9 +133,8 @@ class FinishedStage:
                 meta[name], parts = quantizer_to_parts(site.quantizer)
                 rounding[name] = site.rounding_db
                 tensors |= {f"site/{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
-        temporary = self.path.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata={"sites": json.dumps(meta), "rounding": json.dumps(rounding)})
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            save_file(tensors, temporary, metadata={"sites": json.dumps(meta), "rounding": json.dumps(rounding)})
 
     def restore(self, model: nn.Module) -> None:
         try:

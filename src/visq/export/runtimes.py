@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -50,12 +51,9 @@ def compare(
     expected, engine_ms = _timed(engine, images)
     rows = []
     for name, open_content in runtimes.items():
-        try:
+        with _naming(name):
             run, version = open_content(content, threads)
             found, ms = _timed(run, images)
-        except Exception as error:  # whatever a runtime throws
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise VisqError(f"{name} does not run the exported network: {lines[0]}") from error
         if found.shape != expected.shape or not np.isfinite(found).all():
             what = f"{list(found.shape)} instead of {list(expected.shape)}, or values that are not finite"
             raise VisqError(f"{name} gives {what}")
@@ -75,11 +73,18 @@ def open_in(name: str, content: bytes, threads: int) -> Run:
     """
     if find_spec(name) is None:
         raise VisqError(f"{name} is not installed: pip install {name}")
-    try:
+    with _naming(name):
         return RUNTIMES[name](content, threads)[0]
-    except Exception as error:  # whatever a runtime throws
+
+
+@contextmanager
+def _naming(runtime: str) -> Iterator[None]:
+    """Turns whatever a runtime throws into a VisqError of one line."""
+    try:
+        yield
+    except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise VisqError(f"{name} does not take the exported network: {lines[0]}") from error
+        raise VisqError(f"{runtime} does not run the exported network: {lines[0]}") from error
 
 
 def _timed(run: Run, images: Floats) -> tuple[Floats, float]:

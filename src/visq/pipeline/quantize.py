@@ -19,6 +19,7 @@ from visq.calibrate.learners import make_learner
 from visq.calibrate.stage_store import LOCK, RUN, clear
 from visq.data import Dataset
 from visq.errors import VisqError
+from visq.files import is_temporary
 from visq.memory import peak_rss, reset_peak_rss
 from visq.models.family import family_of, num_classes
 from visq.pipeline.check import Reference, SelfCheck, reference, self_check
@@ -151,6 +152,7 @@ def _prepare(out: Path | None, resume: bool, overwrite: bool, lock: ExitStack, p
     check_destination(out, overwrite)
     work = work_folder(out)
     there = {entry.name for entry in work.iterdir()} if work.is_dir() else set()
+    there = {name for name in there if not is_temporary(name)}  # left by a kill while run.json was written
     if os.path.lexists(work) and (not work.is_dir() or (there - {LOCK} and RUN not in there)):
         raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
     try:
