@@ -16,7 +16,7 @@ visq_status fail(visq_status status, const char* what) noexcept {
   return status;
 }
 
-// As fail, where the sentence may hold bytes of a damaged file.
+// Fails with a sentence that may quote a damaged file: bytes that do not print become question marks.
 visq_status fail_plainly(visq_status status, const char* what) noexcept {
   fail(status, what);
   for (char* c = last_error; *c; ++c)

@@ -151,8 +151,8 @@ def _prepare(out: Path | None, resume: bool, overwrite: bool, lock: ExitStack, p
         return Path(tempfile.mkdtemp(prefix="visq-")), False
     check_destination(out, overwrite)
     work = work_folder(out)
-    there = {entry.name for entry in work.iterdir()} if work.is_dir() else set()
-    there = {name for name in there if not is_temporary(name)}  # left by a kill while run.json was written
+    # A kill while run.json was written may have left a temporary file.
+    there = {entry.name for entry in work.iterdir() if not is_temporary(entry.name)} if work.is_dir() else set()
     if os.path.lexists(work) and (not work.is_dir() or (there - {LOCK} and RUN not in there)):
         raise VisqError(f"{work} is in the way: the calibration keeps its state there; move it or choose another name")
     try:

@@ -192,7 +192,7 @@ class Student:
 
 
 class Descent:
-    """How far the descent is, in one file that is replaced as a whole.
+    """Keeps the progress of a descent, in one file that is replaced as a whole.
 
     Attributes:
         losses: held-back losses, the initial state's first.
