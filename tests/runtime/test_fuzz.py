@@ -46,7 +46,12 @@ USUAL, MANY = 300, 50_000
 #: Seconds, and bytes beyond the process's present size, that a mutant may take.
 SECONDS, MEMORY = 20, 3 << 30
 #: Words of errors that only the simulation can find: they need the network, which the engine does not have.
-OF_THE_NETWORK = ("program is not that of the network", "coverage is not that of its sites", "architecture.family")
+OF_THE_NETWORK = (
+    "program is not that of the network",
+    "coverage is not that of its sites",
+    "architecture.family",
+    "matches no site of this model",  # the sites that a recipe skips are not in the artifact
+)
 
 Outcome = np.ndarray | VisqError
 
