@@ -55,6 +55,12 @@ def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
     assert links(page) == ["#one-heading-two", "gone.md"] and anchors(page) == {"one-heading-two"}
 
 
+def test_the_tests_that_trust_names_exist() -> None:
+    named = re.findall(r"`([\w/]+)::(test_\w+)`", (ROOT / "docs/trust.md").read_text())
+    gone = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / f"tests/{file}.py").read_text()]
+    assert gone == [] and len(named) > 50
+
+
 def test_every_file_of_results_is_named() -> None:
     named = set(re.findall(r"`([\w.]+)`", (RESULTS / "README.md").read_text()))
     files = {path.name for path in RESULTS.iterdir()} - {"README.md"}
