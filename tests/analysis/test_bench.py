@@ -10,18 +10,11 @@ import pytest
 import torch
 
 import visq
-from visq.analysis.bench import (
-    Contender,
-    bench,
-    example,
-    expected_seconds,
-    make_contenders,
-    runtime_contenders,
-    spoken,
-    sqnr_db,
-    without_quantizers,
-)
+from visq.analysis.bench import bench, example, expected_seconds, first_batch, spoken, sqnr_db, timed, top1
+from visq.analysis.contenders import Contender, make_contenders, optional_contenders, without_quantizers
+from visq.analysis.evaluate import evaluate
 from visq.artifact import load
+from visq.data import open_dataset
 from visq.errors import VisqError
 from visq.models import create_model
 from visq.progress import Progress
@@ -54,7 +47,7 @@ def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> Non
     plain = small_vim()
     plain.load_state_dict(weights)
     with torch.no_grad():
-        found, expected = contender.make(images)(), plain(torch.from_numpy(images))
+        found, expected = contender.make(images)(images), plain(torch.from_numpy(images))
     assert isinstance(found, torch.Tensor)
     if backend == "eager-fp32":
         assert torch.equal(found, expected)
@@ -68,12 +61,12 @@ def test_other_runtimes_compute_it_too(runtime: str, form: str, artifact: Path) 
     pytest.importorskip(runtime, reason=f"needs {runtime}")
     network, engine = load(artifact), load_engine(artifact, threads=1)
     expected = without_quantizers(load(artifact)) if form == "fp32" else load(artifact)
-    run = runtime_contenders(network, artifact, engine, 1)[f"{runtime}-{form}"]().make
+    run = optional_contenders(network, artifact, engine, 1)[f"{runtime}-{form}"]().make
     for batch in (1, 3):
         images = example(network.card.preprocess, batch)
         with torch.no_grad():
             exact = expected(torch.from_numpy(images)).numpy()
-        error = sqnr_db(np.asarray(run(images)()), exact)
+        error = sqnr_db(np.asarray(run(images)(images)), exact)
         assert error is None or error > (80 if form == "fp32" else 15)
 
 
@@ -109,7 +102,8 @@ def test_the_forecast_counts_every_contender_and_batch() -> None:
     def make(images: object) -> object:
         raise AssertionError
 
-    fast, compiled, slow = Contender("int", make), Contender("compile-fp32", make), Contender("plain", make, slow=True)  # type: ignore[arg-type]
+    fast, slow = Contender("int", make), Contender("plain", make, slow=True)  # type: ignore[arg-type]
+    compiled = Contender("compile-fp32", make, compiles=True)  # type: ignore[arg-type]
     assert expected_seconds([fast], [1], 3.0, 0.0) == 3.0
     assert expected_seconds([fast, fast], [1, 8], 3.0, 0.0) == 12.0
     assert expected_seconds([compiled], [1], 3.0, 0.0) == 33.0
@@ -123,3 +117,56 @@ def test_the_time_is_said_first(artifact: Path, capsys: pytest.CaptureFixture[st
     bench(artifact, batches=[1], threads=1, seconds=0.01, backends=["int"], repeats=2, progress=Progress("plain"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("this takes about ") and "warming up int" in lines[1]
+
+
+def test_top1_of_every_contender(artifact: Path) -> None:
+    data = open_dataset("fashion-mnist", load(artifact).card.preprocess, split="test").subset(7, seed=0)
+    rows, _ = bench(artifact, batches=[3], threads=1, seconds=0, backends=["int", "eager-fp32"], data=data)
+    found = {row["backend"]: row["top1"] for row in rows}
+    network = load(artifact)
+    assert found["int"] == pytest.approx(evaluate(network, data).top1)
+    assert found["eager-fp32"] == pytest.approx(evaluate(without_quantizers(network), data).top1)
+
+
+def test_top1_takes_whole_batches_and_counts_no_image_twice() -> None:
+    data = open_dataset("fashion-mnist", visq.load_model("vim_nano_fmnist").card.preprocess, split="test")
+    data, shapes = data.select(range(7)), set()
+    labels = next(iter(data.batches(7)))[1]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        shapes.add(images.shape)
+        return np.eye(10)[[int(labels[0])] * len(images)]
+
+    assert top1(run, data, 3) == pytest.approx(100 * float((labels == labels[0]).double().mean()))
+    assert shapes == {(3, 1, 28, 28)} and first_batch(data, 9).shape == (9, 1, 28, 28)
+
+
+def test_what_compiles_while_it_is_timed_is_timed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    def run() -> None:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            torch._dynamo.utils.counters["frames"]["total"] += 1
+
+    times = timed({"compile-fp32": run}, set(), 0, Progress("plain"))
+    assert len(times["compile-fp32"]) == 7 and len(calls) == 14
+    assert "timed again" in capsys.readouterr().out
+
+    def always() -> None:
+        torch._dynamo.utils.counters["frames"]["total"] += 1
+
+    with pytest.raises(VisqError, match="compiles again in every round"):
+        timed({"compile-fp32": always}, set(), 0, Progress("silent"))
+
+
+@pytest.mark.slow
+def test_torchao_computes_it_in_8_bits(artifact: Path) -> None:
+    pytest.importorskip("torchao", reason="needs torchao")
+    network = load(artifact)
+    images = example(network.card.preprocess, 2)
+    with torch.no_grad():
+        exact = without_quantizers(load(artifact))(torch.from_numpy(images)).numpy()
+        found = optional_contenders(network, artifact, None, 1)["torchao-int8"]().make(images)(images)
+    error = sqnr_db(found.numpy(), exact)
+    assert error is not None and 10 < error < 60

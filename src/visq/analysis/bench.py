@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch._dynamo.utils
 
+from visq.analysis.contenders import Contender, Run, make_contenders, optional_contenders, without_quantizers
+from visq.analysis.evaluate import check_labels
 from visq.analysis.roofline import Rates, Work, count_work, measure_rates, roofline
 from visq.artifact import is_artifact, load
-from visq.data import Preprocess
+from visq.data import Dataset, Preprocess
 from visq.errors import VisqError
-from visq.export.network import artifact_to_onnx, network_to_onnx
-from visq.export.runtimes import RUNTIMES, open_in
-from visq.export.scan import CHUNKS
 from visq.progress import Progress
-from visq.quant.site import named_sites
 from visq.quant.site_error import decibels
 from visq.runtime import Engine, load_engine
 from visq.runtime.bundle import read_bundle
-from visq.simulation import undeploy
 
 #: Least rounds of a contender; more follow while its time lasts.
 ROUNDS = 7
@@ -41,23 +37,6 @@ WARM_UP = 4
 #: Roughly what compiling takes [s], and how much slower than PyTorch the slow contender is; for the forecast only.
 COMPILING, SLOWER = 30.0, 20.0
 
-Run = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to run the network.
-
-    Attributes:
-        backend: `int`, `eager-fp32`, `compile-bf16`, ...
-        make: images [batch, channels, size, size] float32 -> what is timed.
-        slow: timed a few times only.
-    """
-
-    backend: str
-    make: Callable[[np.ndarray], Run]
-    slow: bool = False
-
 
 def bench(
     target: Any,
@@ -67,6 +46,7 @@ def bench(
     seconds: float = 3.0,
     backends: list[str] | None = None,
     repeats: int = 1,
+    data: Dataset | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns rows of latency by backend and batch, and the engine's profile.
@@ -80,6 +60,8 @@ def bench(
         backends: which contenders; by default all there are here, the runtimes of others among them where they can run
             the network.
         repeats: how many calls like this one are still to come, this one included; the forecast counts them all.
+        data: labelled images, on which every contender's top-1 is measured; contenders are then warmed up on them, and
+            torchao is calibrated on their first batch. Noise by default.
     """
     progress = progress or Progress("silent")
     folder = Path(target) if isinstance(target, str | Path) else None
@@ -89,8 +71,8 @@ def bench(
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)
     contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
-    runtimes = runtime_contenders(network, folder, engine, threads)
-    for backend, make in runtimes.items():
+    optional = optional_contenders(network, folder, engine, threads)
+    for backend, make in optional.items():
         if backends is None or backend in backends:
             try:
                 contenders.append(make())
@@ -98,8 +80,10 @@ def bench(
                 if not contenders:
                     raise
                 progress.say(f"no {backend}: {error}")
-    if unknown := sorted(set(backends or ()) - {*runtimes, *(c.backend for c in contenders)}):
+    if unknown := sorted(set(backends or ()) - {*optional, *(c.backend for c in contenders)}):
         raise VisqError(f"backend {', '.join(unknown)} is unknown or needs an artifact or a package that is not there")
+    if data is not None:
+        check_labels(network, data)
     rows: list[dict[str, Any]] = []
     least = None if folder is None or engine is None else least_time(folder, engine)
     with using_threads(threads), torch.no_grad():
@@ -109,20 +93,22 @@ def bench(
         forecast = repeats * expected_seconds(contenders, batches, seconds, one_image)
         progress.say(f"this takes about {spoken(forecast)}; --seconds, --batch and --backends make it shorter")
         for batch in batches:
-            images = example(network.card.preprocess, batch)
+            images = example(network.card.preprocess, batch) if data is None else first_batch(data, batch)
             torch._dynamo.reset()
             exact = without_quantizers(network)(torch.from_numpy(images)).numpy()
-            ready: dict[str, Run] = {}
+            ready: dict[str, Callable[[], object]] = {}
             errors: dict[str, float | None] = {}
+            right: dict[str, float | None] = {}
             for contender in contenders:
                 progress.say(f"batch {batch}: warming up {contender.backend}")
                 run = contender.make(images)
                 for _ in range(WARM_UP):
-                    outputs = run()
+                    outputs = run(images)
                 errors[contender.backend] = sqnr_db(torch.as_tensor(outputs).float().numpy(), exact)
-                ready[contender.backend] = run
+                right[contender.backend] = None if data is None else top1(run, data, batch)
+                ready[contender.backend] = partial(run, images)
             slow = {c.backend for c in contenders if c.slow}
-            for backend, times in take_turns(ready, slow, seconds).items():
+            for backend, times in timed(ready, slow, seconds, progress).items():
                 median = statistics.median(times)
                 rows.append(
                     {
@@ -134,6 +120,7 @@ def bench(
                         "images_per_second": batch / median,
                         "rounds": len(times),
                         "sqnr_db": errors[backend],
+                        "top1": right[backend],
                         "peak_rss_bytes": None,
                         "roofline": roofline(*least, batch, median) if least and backend == "int" else None,
                     }
@@ -153,7 +140,7 @@ def expected_seconds(contenders: list[Contender], batches: list[int], seconds: f
         for contender in contenders:
             call = one_image * batch * (SLOWER if contender.slow else 1)
             timed = 3 * call if contender.slow else max(seconds, ROUNDS * call)
-            total += WARM_UP * call + timed + COMPILING * contender.backend.startswith("compile")
+            total += WARM_UP * call + timed + COMPILING * contender.compiles
     return total
 
 
@@ -166,64 +153,6 @@ def example(preprocess: Preprocess, batch: int) -> np.ndarray:
     """Returns noise in the range of real images, [batch, channels, size, size] float32."""
     shape = (batch, preprocess.channels, preprocess.image_size, preprocess.image_size)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
-    """Returns everything that can run the network here. Torch contenders use visq's fp32 scan, the reference a loop."""
-    plain = without_quantizers(network)
-
-    def eager(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
-        return lambda images: lambda: autocast(plain, torch.from_numpy(images), dtype)
-
-    def compiled(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
-        def make(images: np.ndarray) -> Run:
-            run = torch.compile(lambda x: autocast(plain, x, dtype))
-            return lambda: run(torch.from_numpy(images))
-
-        return make
-
-    def reference(images: np.ndarray) -> Run:
-        def run() -> object:
-            with naive_ops():
-                return plain(torch.from_numpy(images))
-
-        return run
-
-    found = [] if engine is None else [Contender("int", lambda images: lambda: engine(images))]
-    return [
-        *found,
-        Contender("eager-fp32", eager(torch.float32)),
-        Contender("eager-bf16", eager(torch.bfloat16)),
-        Contender("compile-fp32", compiled(torch.float32)),
-        Contender("compile-bf16", compiled(torch.bfloat16)),
-        Contender("plain-pytorch", reference, slow=True),
-    ]
-
-
-def runtime_contenders(
-    network: Any, folder: Path | None, engine: Engine | None, threads: int
-) -> dict[str, Callable[[], Contender]]:
-    """Returns, by name, what makes the contenders of other runtimes: the FP32 network, and an artifact's own numbers.
-
-    Each gets the form of the scan that is fastest there. Making one raises VisqError where the runtime is not installed
-    or the network has no form for it.
-    """
-
-    def maker(backend: str, runtime: str, content: Callable[[int], bytes]) -> Callable[[], Contender]:
-        def make() -> Contender:
-            run = open_in(runtime, content(CHUNKS[runtime]), threads)
-            return Contender(backend, lambda images: lambda: run(images))
-
-        return make
-
-    found = {}
-    for runtime in RUNTIMES:
-        found[f"{runtime}-fp32"] = maker(
-            f"{runtime}-fp32", runtime, lambda chunk: network_to_onnx(without_quantizers(network), chunk)
-        )
-        if folder is not None and engine is not None:
-            found[f"{runtime}-int"] = maker(f"{runtime}-int", runtime, lambda chunk: artifact_to_onnx(folder, chunk))
-    return found
 
 
 def sqnr_db(found: np.ndarray, exact: np.ndarray) -> float | None:
@@ -243,33 +172,6 @@ def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:
     return work, measure_rates(isa, engine.threads, work.weight_bytes + work.image_bytes)
 
 
-def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        result: torch.Tensor = network(images)
-        return result
-
-
-def without_quantizers(network: Any) -> Any:
-    """Returns the network without its quantizers and computed by PyTorch, so that it is as fast as the FP32 model."""
-    for _, site in named_sites(network):
-        site.quantizer = None
-    return undeploy(network).eval()
-
-
-@contextlib.contextmanager
-def naive_ops() -> Iterator[None]:
-    """Runs every op as its readable loop inside a `with` block, as a user without kernels would."""
-    before = os.environ.get("VISQ_OPS")
-    os.environ["VISQ_OPS"] = "naive"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["VISQ_OPS"]
-        else:
-            os.environ["VISQ_OPS"] = before
-
-
 @contextlib.contextmanager
 def using_threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -280,7 +182,36 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def take_turns(runs: dict[str, Run], slow: set[str], seconds: float) -> dict[str, list[float]]:
+def first_batch(data: Dataset, batch: int) -> np.ndarray:
+    """Returns the first `batch` images, again from the first where there are fewer."""
+    images = next(iter(data.batches(batch)))[0].numpy()
+    return np.resize(images, (batch, *images.shape[1:]))
+
+
+def top1(run: Run, data: Dataset, batch: int) -> float:
+    """Returns the top-1 accuracy [%] of what takes whole batches only."""
+    right = total = 0
+    for images, labels in data.batches(batch):
+        outputs = torch.as_tensor(run(np.resize(images.numpy(), (batch, *images.shape[1:]))))
+        right += int((outputs[: len(labels)].argmax(1) == labels).sum())
+        total += len(labels)
+    return 100 * right / total
+
+
+def timed(
+    runs: dict[str, Callable[[], object]], slow: set[str], seconds: float, progress: Progress
+) -> dict[str, list[float]]:
+    """Returns `take_turns`; again where PyTorch compiled something meanwhile, since the first calls waited for that."""
+    for _ in range(3):
+        before = torch._dynamo.utils.counters["frames"]["total"]
+        times = take_turns(runs, slow, seconds)
+        if torch._dynamo.utils.counters["frames"]["total"] == before:
+            return times
+        progress.say("PyTorch compiled again while it was timed; this batch size is timed again")
+    raise VisqError("PyTorch compiles again in every round; leave the contenders compile-* out with --backends")
+
+
+def take_turns(runs: dict[str, Callable[[], object]], slow: set[str], seconds: float) -> dict[str, list[float]]:
     """Returns the seconds of every call by contender. Contenders take turns until each had its time."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     active = set(runs)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from visq.cli import options
 from visq.cli.output import Output, megabytes
+
+if TYPE_CHECKING:
+    from visq.data import Dataset
 
 
 def bench(
@@ -28,9 +31,14 @@ def bench(
             help="Only these: int, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, openvino-int, ...",
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Labelled images, as in `visq eval`: the top-1 of every contender on them."),
+    ] = None,
+    limit: options.Limit = None,
     json_to: options.JsonTo = None,
 ) -> None:
-    """Time the integer engine beside PyTorch (eager, compiled, plain), onnxruntime and OpenVINO."""
+    """Time the integer engine beside PyTorch (eager, compiled, torchao's int8), onnxruntime and OpenVINO."""
     output = Output(json_to)
     import torch
 
@@ -45,6 +53,7 @@ def bench(
     batches = options.integers("--batch", batch, least=1)
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
+    images = None if data is None else labelled_images(subject, data, limit)
     rows, profiles = [], []
     for index, count in enumerate(counts):
         found, profile = measure(
@@ -54,6 +63,7 @@ def bench(
             seconds=seconds,
             backends=None if backends is None else options.names("--backends", backends),
             repeats=len(counts) - index,
+            data=images,
             progress=output.progress,
         )
         rows += found
@@ -73,6 +83,7 @@ def bench(
             f"{row['images_per_second']:.1f}",
             f"{row['latency_ms']['median'] / first[row['threads'], row['batch']]:.2f}",
             "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB",
+            "" if row["top1"] is None else f"{row['top1']:.2f}",
             f"{100 * row['roofline']['fraction']:.0f} %" if row["roofline"] else "",
             f"{row['peak_rss_bytes'] / 1e6:.1f}" if row["peak_rss_bytes"] else "",
         )
@@ -89,7 +100,8 @@ def bench(
             "p90 ms",
             "images/s",
             reference,
-            "to FP32, on noise",
+            "to FP32, on noise" if images is None else "to FP32",
+            "top-1",
             "of roofline",
             "peak MB",
         ),
@@ -117,3 +129,13 @@ def bench(
             "versions": versions(),
         }
     )
+
+
+def labelled_images(subject: Any, data: str, limit: int | None) -> Dataset:
+    """Returns the images of `--data`, prepared as the model or artifact wants them."""
+    from visq.analysis.evaluate import limited
+    from visq.artifact import load
+    from visq.data import open_dataset
+
+    card = load(subject).card if isinstance(subject, Path) else subject.card
+    return limited(open_dataset(data, card.preprocess, split="test", classes=card.classes), limit)
