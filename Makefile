@@ -27,6 +27,7 @@ test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" -n 2
 
 test-slow: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt nbclient ipykernel
 	$(BIN)/python -m pytest -q -m slow
 
 # The C++ under AddressSanitizer and UndefinedBehaviorSanitizer, then its threads under ThreadSanitizer; in build/sanitize-*.

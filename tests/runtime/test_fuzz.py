@@ -50,6 +50,7 @@ OF_THE_NETWORK = (
     "program is not that of the network",
     "coverage is not that of its sites",
     "architecture.family",
+    "architecture.geometry: missing or unknown",  # its keys are the family's
     "matches no site of this model",  # the sites that a recipe skips are not in the artifact
 )
 
