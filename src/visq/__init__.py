@@ -49,6 +49,7 @@ def quantize(
     batch_size: int = 16,
     held_out: int | Dataset = 64,
     check: bool = True,
+    device: str | None = None,
     progress: Callable[[str, int, int | None], object] | None = None,
 ) -> Result:
     """Quantizes an FP32 model in place, checks the result, and returns it (`visq.result.Result`).
@@ -62,6 +63,8 @@ def quantize(
         resume: goes on with a run for the same `out` that was interrupted.
         held_out: how many further images of `dataset` the self-check runs on, or a Dataset of them.
         check: compares the result with FP32 (docs/self-check.md); `check.verdict` of the result says how it went.
+        device: where the calibration computes: `cpu` (the default), `cuda`, `cuda:1` or `auto`. The result is on the
+            CPU.
         progress: called with (what is done, how much of it, of how much or None).
     Warns:
         UserWarning: too few images or images too alike, or a verdict that is not good.
@@ -71,6 +74,7 @@ def quantize(
     import warnings
 
     from visq.analysis.given import fp32_model
+    from visq.device import resolve_device
     from visq.errors import VisqError
     from visq.pipeline import drawn_from, quantize
     from visq.pipeline.wording import MEANING
@@ -98,6 +102,7 @@ def quantize(
         held_out=others,
         check=check,
         progress=Progress("silent", callback=progress),
+        device=resolve_device(device),
     )
     result = Result(quantized, None if out is None else Path(out))
     for note in result.notes:
@@ -134,6 +139,7 @@ def evaluate(
     *,
     limit: int | None = None,
     batch_size: int = 32,
+    device: str | None = None,
     progress: Callable[[str, int, int | None], object] | None = None,
 ) -> Evaluation:
     """Returns top-1 and top-5 on labelled images.
@@ -143,17 +149,22 @@ def evaluate(
         dataset: a Dataset, a name or path that `visq.data.open_dataset` opens, or pairs of images and labels
             (`visq.data.as_dataset`).
         limit: at most so many images, chosen at random but always the same ones.
+        device: moves a network there first; by default it stays where it is. A simulation computes in PyTorch's float32
+            on a device without kernels for the engine's bits.
         progress: called with (what is done, how much of it, of how much or None).
     Raises:
         VisqError: images without labels, labels that are not the model's, logits that are not finite.
     """
     from visq.analysis import evaluate
-    from visq.analysis.given import class_names, measurable_model
+    from visq.analysis.given import class_names, measurable_model, place
     from visq.data import as_dataset
+    from visq.device import resolve_device
     from visq.progress import Progress
     from visq.result import Result
 
     model = measurable_model(model.model if isinstance(model, Result) else model)
+    if device is not None:
+        place(model, resolve_device(device))
     dataset = as_dataset(dataset, model.card.preprocess, split="test", classes=class_names(model, dataset))
     shown = Progress("silent", callback=progress)
     return evaluate(model, dataset, limit=limit, batch_size=batch_size, progress=shown)

@@ -17,7 +17,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from visq.device import CPU
 from visq.errors import VisqError
 
 T = TypeVar("T")
@@ -96,9 +99,16 @@ def each(contribution: T) -> Iterator[T]:
     if not _sharing:
         yield contribution
         return
-    for is_filler, value in gather((_filler, contribution)):
+    device = next((leaf.device for leaf in tree_leaves(contribution) if isinstance(leaf, Tensor)), CPU)
+    for is_filler, value in gather((_filler, moved(contribution, CPU))):
         if not is_filler:
-            yield value
+            yield moved(value, device)
+
+
+def moved(value: T, device: torch.device) -> T:
+    """Returns nested tuples with their tensors on a device. Ranks exchange tensors on the CPU: each has its own GPU."""
+    result: T = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
+    return result
 
 
 def gather(value: T) -> list[T]:

@@ -26,7 +26,16 @@ from visq.ops.selective_scan import naive as scan_naive
 from visq.ops.selective_scan import triton as scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-OPS = ("causal_conv1d", "causal_conv1d_backward", "fake_quantize", "selective_scan", "selective_scan_backward")
+OPS = (
+    "causal_conv1d",
+    "causal_conv1d_backward",
+    "fake_quantize",
+    "quantized_scan",
+    "quantized_scan_backward",
+    "scan_states",
+    "selective_scan",
+    "selective_scan_backward",
+)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 # (B, L, d_inner, N): below, at and beyond the blocks of 16 channels and of 8 steps.
@@ -150,6 +159,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from visq.ops.causal_conv1d import triton_kernels as conv
 from visq.ops.fake_quantize import triton_kernels as quantize
+from visq.ops.quantized_scan import triton_kernels as quantized
+from visq.ops.scan_states import triton_kernels as states
 from visq.ops.selective_scan import triton_kernels as scan
 
 steps = dict(L=197, N=16, WIDTH=16, BLOCK=16, AHEAD=8)
@@ -158,26 +169,30 @@ kernels = [
     (scan.forward, dict(steps, SAVE=False), 1),
     (scan.forward, dict(steps, SAVE=True), 1),
     (scan.backward, steps, 1),
+    (states.forward, steps, 1),
+    *((kernel, dict(steps, ABAR=a, KA=16, BITS_A=4, BBAR=b, KB=16, BITS_B=4, STATE=True, READ=True, **save), 1)
+      for a, b in ((1, 1), (2, 2), (0, 0))
+      for kernel, save in ((quantized.forward, dict(SAVE=False)), (quantized.backward, {}))),
     (conv.forward, dict(tiles, L=197, TAPS=4, HAS_BIAS=True, TURNED=False), 4),
     (conv.backward, dict(tiles, L=197, TAPS=4), 4),
     *((quantize.forward, dict(tiles, AXIS=axis, HAS_ZERO=True, HAS_SMOOTH=True), 4)
       for axis in ("tensor", "channel", "token")),
 ]
+exact = {quantize.forward, quantized.forward, quantized.backward}
 for kernel, constants, warps in kernels:
-    tensors = lambda name: name.isupper() and name not in ("L", "C", "D")
-    if kernel.__module__.endswith("selective_scan.triton_kernels"):
-        tensors = lambda name: name.isupper() and name != "D"
-    kinds = {name: "*fp32" if tensors(name) else "i32" for name in kernel.arg_names}
+    sizes = {"D"} if "STATES" in kernel.arg_names or "H" in kernel.arg_names else {"L", "C", "D"}
+    kinds = {name: "*fp32" if name.isupper() and name not in sizes else "i32" for name in kernel.arg_names}
+    kinds.update((name, "fp32") for name in ("low", "high") if name in kinds)
     kinds.update((name, "constexpr") for name in constants)
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     for capability in (80, 90):
-        options = {"num_warps": warps, "enable_fp_fusion": kernel is not quantize.forward}
+        options = {"num_warps": warps, "enable_fp_fusion": kernel not in exact}
         target = GPUTarget("cuda", capability, 32)
         code = triton.compile(ASTSource(kernel, kinds, values), target=target, options=options)
         ptx = code.asm["ptx"]
         assert code.asm["cubin"] and f"sm_{capability}" in ptx and ".local" not in ptx
-        if kernel is quantize.forward:
-            assert "fma" not in ptx and "div.rn.f32" in ptx  # single IEEE operations
+        if kernel in exact:  # single IEEE operations
+            assert "fma" not in ptx and "div.rn.f32" in ptx
         print("compiled")
 """
 
@@ -192,7 +207,7 @@ def test_kernels_compile_for_gpus(tmp_path: Any) -> None:
     source.write_text(COMPILE)
     done = subprocess.run([sys.executable, str(source)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["compiled"] * 16
+    assert done.stdout.split() == ["compiled"] * 30
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from visq._version import __version__
@@ -25,12 +26,14 @@ from visq.analysis.significance import mcnemar
 from visq.artifact import artifact_bytes, save
 from visq.artifact.schema import canonical
 from visq.data import Dataset
+from visq.device import CPU, described
 from visq.errors import VisqError
 from visq.memory import peak_rss, reset_peak_rss
 from visq.pipeline.quantize import Quantized, quantize
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
+from visq.simulation import move
 
 Row = dict[str, Any]
 
@@ -57,6 +60,7 @@ def compare(
     cache: Path | None = None,
     on_row: Callable[[Row], None] | None = None,
     progress: Progress | None = None,
+    device: torch.device = CPU,
 ) -> list[Row]:
     """Returns a row for each model in FP32, then one for each of its recipes and seeds.
 
@@ -65,6 +69,7 @@ def compare(
         limit: at most so many images are evaluated.
         backend: what quantized rows are measured on, `sim` or the integer engine, `int`.
         cache: a JSON-lines file of finished rows, valid while model, recipe, images, seed and version stay the same.
+        device: where networks are calibrated and simulated; the engine runs on the CPU.
         on_row: called with each row when it is finished.
     Returns:
         evaluation rows (see `visq.analysis.results`) plus `fp32_top1, drop, calibration_seconds, peak_rss_bytes,
@@ -85,7 +90,10 @@ def compare(
     for subject in subjects:
         data = limited(subject.data, limit)
         card = subject.model.card
-        base = {"model": card.name, "checkpoint": card.checkpoint_sha256, "data": data.fingerprint()}
+        base: Row = {"model": card.name, "checkpoint": card.checkpoint_sha256, "data": data.fingerprint()}
+        if device != CPU:  # the last bits of sums are others there
+            base["device"] = described(device)
+        move(subject.model, device)
         reference, row = _fp32(subject.model, data, base, finished, batch_size, progress)
         rows.append(row)
         if on_row is not None:
@@ -107,7 +115,10 @@ def compare(
                     batch_size=calibration_batch_size,
                     check=False,
                     progress=progress,
+                    device=device,
                 )
+                if backend == "sim":
+                    move(result.model, device)
                 cell = _measured(result, data, backend, batch_size, progress)
                 finished.put(key, cell)
             row = _against(cell, reference)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visq.analysis.recurrence import RecurrenceError
 from visq.analysis.site_stats import SiteStats, weight_histogram
 from visq.data import Dataset
+from visq.device import device_of
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.quantizer import Quantizer, StateQuantizer
@@ -35,7 +36,7 @@ def diagnose(
 
     Arguments:
         model: simulation of a quantized model.
-        fp32: the network it was made of; without it there are no errors against FP32.
+        fp32: the network it was made of, on the same device; without it there are no errors against FP32.
         images: at most so many, the first ones.
         any_fp32: accept an FP32 network of other weights than the artifact was made of.
     Returns:
@@ -62,11 +63,12 @@ def diagnose(
     if fp32 is not None and not any_fp32:
         check_origin(model, fp32)
     model.eval()
+    device = device_of(model)
     errors: dict[str, RecurrenceError] = {}
     stages: dict[str, list[float]] = {}
     seen = 0
     for batch, _ in dataset.batches(batch_size):
-        batch = batch[: images - seen]
+        batch = batch[: images - seen].to(device)
         exact, exact_outputs = ({}, []) if fp32 is None else passes(fp32.eval(), batch, {})
         found, outputs = passes(model, batch, stats)
         for name, here in found.items():

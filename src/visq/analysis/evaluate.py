@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visq import parallel
 from visq.data import Dataset
+from visq.device import device_of, on_its_device, reproducible
 from visq.errors import VisqError
 from visq.models.family import num_classes
 from visq.pipeline.outputs import first_bad_stage
@@ -61,7 +62,7 @@ def evaluate(
     each returns the whole result.
 
     Arguments:
-        model: with `stages()`; images [B, C, H, W] -> logits [B, classes].
+        model: with `stages()`, on any device; images [B, C, H, W] -> logits [B, classes].
         limit: at most so many images, chosen at random but always the same ones.
         name: what the progress bar is called.
     Raises:
@@ -70,14 +71,16 @@ def evaluate(
     dataset = limited(dataset, limit)
     check_labels(model, dataset)
     model.eval()
+    network = on_its_device(model)
     top1 = top5 = 0
     predictions: list[Tensor] = []
     labels: list[Tensor] = []
     start = time.perf_counter()
     own = own_part(dataset, batch_size)
-    with (progress or Progress("silent")).task(name, total=len(own) if own else 0) as task:
+    task_of = (progress or Progress("silent")).task
+    with reproducible(device_of(model), batch_size), task_of(name, total=len(own) if own else 0) as task:
         for images, target in own.batches(batch_size) if own else ():
-            logits = model(images)
+            logits = network(images)
             if not torch.isfinite(logits).all():
                 raise VisqError(f"the logits hold NaN or Inf, which first arise in {first_bad_stage(model, images)}")
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visq.analysis.engine import EngineModel
 from visq.artifact import is_artifact, load
 from visq.errors import VisqError
 from visq.models import load_model
 from visq.models.family import num_classes
 from visq.runtime import Engine
+from visq.simulation import move
 
 
 def fp32_model(given: Any) -> Any:
@@ -38,6 +41,15 @@ def measurable_model(given: Any) -> Any:
     if isinstance(given, str | Path):
         return load(Path(given)) if is_artifact(Path(given)) else load_model(str(given))
     return EngineModel(given) if isinstance(given, Engine) else _network(given)
+
+
+def place(model: Any, device: torch.device) -> None:
+    """Moves a network to a device. Raises VisqError for an engine, which runs on the CPU alone."""
+    if isinstance(model, EngineModel):
+        if device.type != "cpu":
+            raise VisqError(f"the integer engine runs on the CPU, not on {device}; evaluate the simulation there")
+        return
+    move(model, device)
 
 
 def class_names(model: Any, dataset: Any) -> Sequence[str] | None:

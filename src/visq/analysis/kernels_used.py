@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visq.device import device_of
 from visq.models.family import image_size
 from visq.models.layers import SelectiveScan
 from visq.ops import backends
@@ -48,7 +49,7 @@ def kernels_used(model: Any) -> dict[str, Calls]:
             watch(name, module)
         preprocess = model.card.preprocess
         size = image_size(model.config) or preprocess.image_size
-        model.eval()(torch.zeros(1, preprocess.channels, size, size))
+        model.eval()(torch.zeros(1, preprocess.channels, size, size, device=device_of(model)))
     finally:
         for handle in handles:
             handle.remove()

@@ -31,14 +31,15 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def kernels() -> dict[str, str]:
-    """Returns the kernel of each op, such as `cpp-avx512`."""
-    return {op: choice.kernel for op, choice in backends.describe().items()}
+def kernels(device: str = "cpu") -> dict[str, str]:
+    """Returns the kernel of each op on a type of device, such as `cpp-avx512`."""
+    return {op: choice.kernel for op, choice in backends.describe(device).items()}
 
 
-def slow_kernels() -> dict[str, str]:
+def slow_kernels(device: str = "cpu") -> dict[str, str]:
     """Returns, for each op that runs as a slow loop, why it does."""
-    slow = {op: choice for op, choice in backends.describe().items() if choice.kernel == "naive" and choice.not_used}
+    choices = backends.describe(device)
+    slow = {op: choice for op, choice in choices.items() if choice.kernel == "naive" and choice.not_used}
     return {op: "; ".join(f"{name}: {why}" for name, why in choice.not_used) for op, choice in slow.items()}
 
 

@@ -90,7 +90,7 @@ def histogram(before: Tensor, after: Tensor) -> dict[str, list[float]]:
     shares = []
     for values, weights in counted:
         bins = ((values - low) / width).long().clamp_(0, BINS - 1)
-        share = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, weights) / weights.sum()
+        share = weights.new_zeros(BINS).index_add_(0, bins, weights) / weights.sum()
         shares.append(share.tolist())
     return {"edges": [low + i * width for i in range(BINS + 1)], "share": shares[0], "after": shares[1]}
 

@@ -19,6 +19,7 @@ from visq.calibrate.sample import Sample
 from visq.calibrate.scan_job import ScanJob
 from visq.calibrate.stage_store import FinishedStage, WorkFolder
 from visq.data import Dataset
+from visq.device import device_of
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.models.layers import SelectiveScan
@@ -70,14 +71,14 @@ def calibrate(
     the folder when the artifact is safe.
 
     Arguments:
-        model: FP32, with `stages()` and sites; put into eval mode.
+        model: FP32, with `stages()` and sites, on the device that shall compute; put into eval mode.
         dataset: the calibration images, already chosen.
         seed: for learners that draw random numbers.
     Raises:
         VisqError: an unusable recipe, no images, NaN or Inf in weights or activations, a work_dir of a different run,
             a targeted site that stayed unquantized.
     """
-    start = time.perf_counter()
+    start, device = time.perf_counter(), device_of(model)
     model.eval().requires_grad_(False)
     specs = recipe.resolve(name for name, _ in named_sites(model))
     transforms = [make_transform(named) for named in recipe.scope.transforms]
@@ -96,21 +97,21 @@ def calibrate(
     if done == 0:
         notes += write_images(folder.stream(0), dataset, batch_size).warnings(recipe)
         if network_learners:
-            write_teacher(model, Stream(folder.stream(0)), folder.teacher)
+            write_teacher(model, Stream(folder.stream(0), device), folder.teacher)
     for index in range(done, len(stages)):
         stage = stages[index]
-        inputs = Stream(folder.stream(index))
+        inputs = Stream(folder.stream(index), device)
         run = StageRun(
             model=model,
             stage=stage,
             following=stages[index + 1 :],
             inputs=inputs,
-            targets=Stream.create(folder.stream(index + 1)),
+            targets=Stream.create(folder.stream(index + 1), device),
             specs={name: spec for name, spec in specs.items() if belongs(name, stage)},
             search_images=recipe.scope.search_images,
             seed=seed,
             # The first stage's inputs are the images, quantized network or not.
-            student=(Stream(folder.student(index)) if index else inputs) if with_student else None,
+            student=(Stream(folder.student(index), device) if index else inputs) if with_student else None,
         )
         for transform in transforms:
             transform.apply(run)
@@ -142,7 +143,7 @@ def calibrate(
     if network_learners:
         network_run = NetworkRun(
             model,
-            Stream(folder.teacher),
+            Stream(folder.teacher, device),
             folder.path,
             seed,
             report=lambda line: None if report is None else report(len(stages), len(stages), line),

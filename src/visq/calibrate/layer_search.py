@@ -55,7 +55,7 @@ class LayerSearch(Job):
         self.output_name: str | None = output[0] if output else None
         self.output: Similarity | None = output[1] if output else None
         self.weight = layer.get_parameter("weight").detach()
-        self.full_range = usable(self.weight.abs().max() / weight_spec.qmax)
+        self.full_range = usable(self.weight.abs().max() / weight_spec.qmax).cpu()
         self.scale = self.full_range
         self.total = torch.zeros(CANDIDATES.numel(), dtype=torch.double)
         self.pass_index = 0
@@ -123,7 +123,7 @@ class LayerSearch(Job):
     def result(self) -> dict[str, SiteQuantizer]:
         found: dict[str, SiteQuantizer] = {}
         with naming(self.name):
-            found[self.name] = Quantizer(self.spec, self.scale.view(1))
+            found[self.name] = Quantizer(self.spec, self.scale.view(1).to(self.weight.device))
         if self.output is not None and self.output_name is not None:
             with naming(self.output_name):
                 found[self.output_name] = self.output.result()

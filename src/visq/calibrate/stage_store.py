@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visq.data import Dataset
+from visq.device import device_of
 from visq.errors import VisqError
 from visq.files import replacing
 from visq.models.stage import Stage
@@ -127,12 +128,12 @@ class FinishedStage:
         rounding: dict[str, float | None] = {}
         for name, parameter in model.named_parameters():
             if belongs(name, stage):
-                tensors[f"parameter/{name}"] = parameter.detach().contiguous()
+                tensors[f"parameter/{name}"] = parameter.detach().cpu().contiguous()
         for name, site in named_sites(model):
             if site.quantizer is not None and belongs(name, stage):
                 meta[name], parts = quantizer_to_parts(site.quantizer)
                 rounding[name] = site.rounding_db
-                tensors |= {f"site/{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
+                tensors |= {f"site/{name}/{part}": tensor.cpu().contiguous() for part, tensor in parts.items()}
         with replacing(self.path) as temporary:
             save_file(tensors, temporary, metadata={"sites": json.dumps(meta), "rounding": json.dumps(rounding)})
 
@@ -147,12 +148,13 @@ class FinishedStage:
         parameters = dict(model.named_parameters())
         for key, tensor in tensors.items():
             if key.startswith("parameter/"):
-                parameters[key.removeprefix("parameter/")].data = tensor
+                parameter = parameters[key.removeprefix("parameter/")]
+                parameter.data = tensor.to(parameter.device)
         sites = dict(named_sites(model))
         for name, site_meta in meta.items():
             prefix = f"site/{name}/"
             parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            sites[name].quantizer = quantizer_from_parts(site_meta, parts)
+            sites[name].quantizer = quantizer_from_parts(site_meta, parts).to(device_of(model))
             sites[name].baked = sites[name].kind == WEIGHT
             sites[name].rounding_db = rounding[name]
 
@@ -162,5 +164,5 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -65,7 +65,8 @@ def step_counts(magnitude: Tensor) -> Tensor:
     magnitude [B, L, C, N] >= 0 -> [L, 2^13] int64.
     """
     length, bins = magnitude.shape[1], 1 << (31 - _SHIFT)
-    index = (magnitude.view(torch.int32) >> _SHIFT) + (torch.arange(length) * bins).int().view(-1, 1, 1)
+    first = (torch.arange(length, device=magnitude.device) * bins).int()
+    index = (magnitude.view(torch.int32) >> _SHIFT) + first.view(-1, 1, 1)
     return torch.bincount(index.flatten(), minlength=length * bins).view(length, bins)
 
 
@@ -77,19 +78,19 @@ def step_scales(maximum: Tensor, factors: Factors, spec: Spec) -> tuple[Tensor, 
     Returns:
         base [L]: S[group] * r_L with the smallest S that clips nothing; groups [L] int32.
     """
-    length = maximum.numel()
+    length, device = maximum.numel(), maximum.device
     kind = spec.granularity.kind
     smooth_maximum = maximum / factors.step
     if kind == "tensor":
-        groups = torch.zeros(length, dtype=torch.int32)
+        groups = torch.zeros(length, dtype=torch.int32, device=device)
     elif kind == "step":
-        groups = torch.arange(length, dtype=torch.int32)
+        groups = torch.arange(length, dtype=torch.int32, device=device)
     elif kind == "step_groups":
         groups = contiguous_groups(smooth_maximum, spec.granularity.k)
     else:
         raise VisqError(f"the hidden state knows granularities tensor, step and step_groups, not {kind}")
     count = int(groups.max()) + 1
-    largest = torch.zeros(count).scatter_reduce_(0, groups.long(), smooth_maximum, "amax")
+    largest = maximum.new_zeros(count).scatter_reduce_(0, groups.long(), smooth_maximum, "amax")
     largest = usable(largest.clamp_min(1e-6 * float(largest.max())))
     return usable(largest[groups.long()] / spec.qmax * factors.step), groups
 
@@ -103,7 +104,7 @@ def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
     length = maximum.numel()
     if k > length:
         raise VisqError(f"k={k} groups of steps are asked for, but the sequence has only {length} steps")
-    square = maximum.double().square()
+    square = maximum.double().square().cpu()  # a sequential search over few numbers
     cost = torch.full((length, length + 1), torch.inf, dtype=torch.double)
     for start in range(length):
         sizes = torch.arange(1, length - start + 1)
@@ -120,7 +121,7 @@ def contiguous_groups(maximum: Tensor, k: int) -> Tensor:
         start = int(cuts[group - 1][end])
         labels[start:end] = group
         end = start
-    return labels
+    return labels.to(maximum.device)
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def scan_output(
         base=base,
         channel=factors.channel,
         state=factors.state,
-        candidates=candidates,
+        candidates=candidates.to(base.device),
         qmin=spec.qmin,
         qmax=spec.qmax,
         read_quantized=reads_rounded(spec),
@@ -247,9 +248,10 @@ def tensor_error(
     rounded: dict[str, Any],
 ) -> Tensor:
     """Returns scales of smallest squared error of each group's states, with everything before them exact (OMSE)."""
+    candidates = candidates.to(base.device)
     spread = (factors.channel[:, None] * factors.state).flatten()
     scales = candidates[:, None] * base
-    error = torch.zeros(scales.shape, dtype=torch.double)
+    error = torch.zeros(scales.shape, dtype=torch.double, device=base.device)
     for u, delta, B in chunks(inputs.u, inputs.delta, inputs.B, states=inputs.A.shape[1]):
         for h in ops.scan_states(u, delta, inputs.A, B).flatten(2):
             for t in range(0, len(base), _STEPS):
@@ -260,6 +262,6 @@ def tensor_error(
                     residual = exact.round().clamp_(spec.qmin, spec.qmax).sub_(exact)
                     error[i, steps] += residual.square_() @ spread.square()
     error *= scales.square()
-    group_error = torch.zeros(len(candidates), int(groups.max()) + 1, dtype=torch.double)
+    group_error = error.new_zeros(len(candidates), int(groups.max()) + 1)
     group_error.index_add_(1, groups.long(), error)
     return base * candidates[group_error.argmin(0)][groups.long()]

@@ -31,6 +31,7 @@ def compare(
     markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table there.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute rows again that an earlier run finished.")] = False,
     strict: options.Strict = False,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     batch: options.Batch = 32,
     checkpoint: options.Checkpoint = None,
@@ -53,9 +54,11 @@ def compare(
     from visq import analysis
     from visq.analysis import report
     from visq.data import open_dataset
+    from visq.device import resolve_device
     from visq.recipes import get_recipe
 
     set_threads(threads)
+    where = resolve_device(device)
     names = options.names("--model", ",".join(model))
     numbers = options.integers("--seeds", seeds)
     if checkpoint is not None and len(names) > 1:
@@ -70,7 +73,7 @@ def compare(
         test = open_dataset(data, card.preprocess, split="test", classes=card.classes, strict=strict)
         calibration = open_dataset(calib or data, card.preprocess, split="calib", strict=strict)
         subjects.append(analysis.Subject(network, calibration, test))
-    output.kernels()
+    output.kernels(where)
     cache = None if json_to in (None, "-") else Path(f"{json_to}.rows.jsonl")
     if cache is not None and fresh:
         cache.unlink(missing_ok=True)
@@ -87,6 +90,7 @@ def compare(
             f"{row['model']} {row['recipe']}: top-1 {row['top1']:.2f}, drop {row['drop']:.2f}"
         ),
         progress=output.progress,
+        device=where,
     )
     output.say()
     output.table(report.HEADER, report.table(rows))

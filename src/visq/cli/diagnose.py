@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from visq.cli import options
+from visq.cli.evaluate import place
 from visq.cli.output import Output, check_folder, set_threads
 from visq.errors import VisqError
 from visq.files import read_text
@@ -26,6 +27,7 @@ def diagnose(
         Path | None, typer.Option("--compare", help="JSON of `visq compare`: also plot accuracy against bits.")
     ] = None,
     json_to: options.JsonTo = None,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     batch: options.Batch = 4,
     checkpoint: options.Checkpoint = None,
@@ -40,8 +42,10 @@ def diagnose(
     from visq.analysis import plots as pictures
     from visq.artifact import load
     from visq.data import open_dataset
+    from visq.device import resolve_device
 
     set_threads(threads)
+    where = resolve_device(device)
     if compared is not None and plots is None:
         raise VisqError("--compare is for plots; say where with --plots")
     rows = None if compared is None else read_rows(compared)
@@ -51,6 +55,8 @@ def diagnose(
     model = load(target)
     original = open_original(model, fp32, checkpoint, ema, any_fp32, output)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes)
+    for network in filter(None, (model, original)):
+        place(output, network, where)
     report = analysis.diagnose(model, dataset, fp32=original, images=limit, batch_size=batch, any_fp32=any_fp32)
     print_report(output, report)
     if plots is not None:

@@ -14,6 +14,8 @@ from visq.cli.understood import say_understood
 from visq.errors import VisqError
 
 if TYPE_CHECKING:
+    import torch
+
     from visq.runtime import Engine
 
 
@@ -26,6 +28,7 @@ def evaluate(
     limit: options.Limit = None,
     json_to: options.JsonTo = None,
     strict: options.Strict = False,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     batch: options.Batch = 32,
     checkpoint: options.Checkpoint = None,
@@ -43,16 +46,21 @@ def evaluate(
     from visq import analysis, parallel
     from visq.analysis.labels import label_hint
     from visq.data import open_dataset
+    from visq.device import resolve_device
 
     set_threads(threads)
+    where = resolve_device(device)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     model, used, size = open_target(target, backend, model_options)
     say_understood(output, model.card)
     dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
     if used == "int":
+        if where.type != "cpu":
+            raise VisqError(f"--device {device} is for fp32 and sim; the integer engine runs on the CPU")
         engine_report(output, model.engine)
     else:
-        output.kernels()
+        place(output, model, where)
+        output.kernels(where)
     parallel.start()
     try:
         result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)
@@ -67,6 +75,14 @@ def evaluate(
     if hint is not None:
         output.warn(hint)
     output.emit(row)
+
+
+def place(output: Output, model: Any, device: torch.device) -> None:
+    """Moves a network to a device, and says when it then computes without the engine's bits."""
+    from visq.simulation import move
+
+    if not move(model, device):
+        output.say(f"simulated in float32: {device} has no kernels with the engine's bits")
 
 
 def open_target(target: str, backend: str | None, model_options: options.ModelOptions) -> tuple[Any, str, int]:

@@ -25,6 +25,10 @@ Data = Annotated[
     str, typer.Option("--data", help="`fashion-mnist` (embedded), a folder of class folders, or a tar of one.")
 ]
 
+Device = Annotated[
+    str, typer.Option("--device", help="Where PyTorch computes: cpu, cuda, cuda:1, or auto, a GPU if there is one.")
+]
+
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", help="Weights: .safetensors, or an official .pth (read without pickle).")
 ]

@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visq.errors import VisqError
 from visq.files import write_text
 from visq.native.threads import checked_threads
 from visq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Output:
@@ -53,19 +56,22 @@ class Output:
             return
         write_text(Path(self.json_to), text)
 
-    def kernels(self) -> None:
-        """Prints which kernel computes each op, and warns of those that are slow loops."""
+    def kernels(self, device: torch.device | None = None) -> None:
+        """Prints which kernel computes each op on a device, and warns of those that are slow loops."""
         from visq.analysis.machine import kernels, slow_kernels
+        from visq.device import described
 
+        kind = "cpu" if device is None else device.type
+        title = "kernels" if device is None or kind == "cpu" else f"kernels on {described(device)}"
         by_kernel: dict[str, list[str]] = {}
-        for op, kernel in kernels().items():
+        for op, kernel in kernels(kind).items():
             by_kernel.setdefault(kernel, []).append(op)
         if len(by_kernel) == 1:
-            self.say(f"kernels: {next(iter(by_kernel))} for every op")
+            self.say(f"{title}: {next(iter(by_kernel))} for every op")
         else:
-            self.say("kernels: " + "; ".join(f"{kernel} ({', '.join(ops)})" for kernel, ops in by_kernel.items()))
+            self.say(f"{title}: " + "; ".join(f"{kernel} ({', '.join(ops)})" for kernel, ops in by_kernel.items()))
         slow: dict[str, list[str]] = {}
-        for op, why in slow_kernels().items():
+        for op, why in slow_kernels(kind).items():
             slow.setdefault(why, []).append(op)
         for why, ops in slow.items():
             self.warn(f"{', '.join(ops)} run as slow loops ({why})")

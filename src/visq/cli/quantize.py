@@ -44,6 +44,7 @@ def quantize(
         ),
     ] = None,
     strict: options.Strict = False,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     batch: options.Batch = 16,
     json_to: options.JsonTo = None,
@@ -65,9 +66,11 @@ def quantize(
     from visq import parallel, pipeline
     from visq.artifact import check_destination
     from visq.data import open_dataset
+    from visq.device import resolve_device
     from visq.recipes import get_recipe
 
     set_threads(threads)
+    where = resolve_device(device)
     least = least_verdict(fail_below, check)
     chosen = get_recipe(recipe)
     if without_positions:
@@ -83,7 +86,7 @@ def quantize(
         f"{network.card.name} with {chosen.name} (scope {chosen.scope_name}) "
         f"on {samples} images of {calib}, seed {seed}"
     )
-    output.kernels()
+    output.kernels(where)
     found = 0 if others is None else len(others)
     if check and found < held_out:
         output.say(
@@ -103,6 +106,7 @@ def quantize(
             held_out=others,
             check=check,
             progress=output.progress,
+            device=where,
         )
     finally:
         parallel.stop()

@@ -21,17 +21,22 @@ def train(
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of CONFIG.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or auto; by default what CONFIG says, or auto.")
+    ] = None,
     threads: options.Threads = None,
     json_to: options.JsonTo = None,
 ) -> None:
     """Train a model from scratch."""
     output = Output(json_to)
     from visq import train as trainer
+    from visq.device import resolve_device
 
     set_threads(threads)
-    settings = trainer.load_config(config, override or [])
+    settings = trainer.load_config(config, [*(override or []), *([f"device={device}"] if device else [])])
+    where = resolve_device(settings.device)
     folder = out or Path("runs") / config.stem
-    output.kernels()
+    output.kernels(where)
     result = trainer.train(settings, out=folder, resume=resume, progress=output.progress.mode != "silent")
     output.say(f"top-1 {result.top1:.2f} % on {result.n} images; {result.seconds:.0f} s; weights in {result.model}")
     output.emit({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visq.device import why_not
 from visq.ops import backends
+from visq.ops._scan import ScanInputs
 
-#: The oldest compute capability that the kernels are compiled for (Ampere).
-LEAST_CAPABILITY = (8, 0)
+#: Steps of a scan whose inputs are loaded together, and whose states a backward pass keeps in registers.
+AHEAD = 8
+#: Channels of a program of a scan, which is one warp.
+BLOCK = 16
 
 
 def register_triton(op: str) -> Callable[[backends.Function], backends.Function]:
@@ -22,18 +25,17 @@ def register_triton(op: str) -> Callable[[backends.Function], backends.Function]
 
 def usable(*args: Any) -> tuple[bool, str]:
     """Returns (ok, reason) for the device of the first tensor, or for the current one without arguments."""
-    if importlib.util.find_spec("triton") is None:
-        return False, "Triton is not installed: pip install 'visq[gpu]'"
-    if torch.version.cuda is None:
-        return False, "this PyTorch is built without CUDA"
-    if not torch.cuda.is_available():
-        return False, f"PyTorch for CUDA {torch.version.cuda} finds no GPU: there is none, or its driver is too old"
     device = next((x.device for x in _tensors(args)), None)
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
-        least, found = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
-        return False, f"needs compute capability {least}, and this GPU has {found}"
-    return True, ""
+    index = torch.cuda.current_device() if device is None and torch.cuda.is_initialized() else 0
+    why = why_not(index if device is None or device.index is None else device.index)
+    return not why, why
+
+
+def adjacent(inputs: ScanInputs) -> ScanInputs:
+    """Returns the inputs of a scan with adjacent channels and a contiguous A."""
+    u, delta, A, B, C = inputs
+    rows = contiguous_channels
+    return ScanInputs(rows(u), rows(delta), A.contiguous(), rows(B), rows(C))
 
 
 def contiguous_channels(x: Tensor) -> Tensor:

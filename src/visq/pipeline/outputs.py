@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visq import parallel
 from visq.data import Dataset
+from visq.device import device_of, on_its_device
 from visq.errors import VisqError
 from visq.progress import Progress
 
@@ -77,7 +78,7 @@ def fp32_outputs(
             )
 
     return outputs(
-        model.eval(),
+        on_its_device(model.eval()),
         dataset,
         batch_size=batch_size,
         progress=progress or Progress("silent"),
@@ -90,7 +91,7 @@ def fp32_outputs(
 @torch.no_grad()
 def first_bad_stage(model: Any, images: Tensor) -> str:
     """Returns the name of the first stage of a forward pass whose output is not finite."""
-    state: tuple[Tensor, ...] = (images,)
+    state: tuple[Tensor, ...] = (images.to(device_of(model)),)
     for stage in model.stages():
         state = stage.forward(*state)
         if not all(torch.isfinite(tensor).all() for tensor in state):

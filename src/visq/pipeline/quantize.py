@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from visq import parallel
@@ -18,6 +19,7 @@ from visq.calibrate import Calibration, calibrate
 from visq.calibrate.learners import make_learner
 from visq.calibrate.stage_store import LOCK, RUN, clear
 from visq.data import Dataset
+from visq.device import CPU, reproducible
 from visq.errors import VisqError
 from visq.files import is_temporary
 from visq.memory import peak_rss, reset_peak_rss
@@ -74,6 +76,7 @@ def quantize(
     held_out: Dataset | None = None,
     check: bool = True,
     progress: Progress | None = None,
+    device: torch.device = CPU,
 ) -> Quantized:
     """Calibrates `model` in place, checks the result, and saves it. Under torchrun all ranks call it; rank 0 writes.
 
@@ -84,6 +87,7 @@ def quantize(
         resume: continue a killed run for the same `out`; it ends in the same bytes.
         held_out: images beside the calibration images that the self-check runs on (`visq.pipeline.draw` draws both).
         check: compare the result with FP32 before it is saved (docs/self-check.md).
+        device: where FP32 runs and the calibration computes. The result is on the CPU, as is the check of it.
     Raises:
         VisqError: bad input of any kind. Neither an artifact nor calibration state is left then; only state that
             `resume` found stays.
@@ -97,7 +101,9 @@ def quantize(
     keep = found and resume
     try:
         run = _Run(model, dataset, held_out if check else None, batch_size, progress)
-        result = run.quantize(recipe, work, seed, out, resume, overwrite, check)
+        with reproducible(device, batch_size):
+            exact, calibration = run.calibrate(recipe, work, seed, resume, check, device)
+        result = run.finish(recipe, seed, out, overwrite, exact, calibration)
         keep = False
         return result
     except (OSError, SafetensorError) as error:
@@ -178,24 +184,42 @@ class _Run:
     batch_size: int
     progress: Progress
 
-    def quantize(
-        self, recipe: Recipe, work: Path, seed: int, out: Path | None, resume: bool, overwrite: bool, check: bool
-    ) -> Quantized:
-        """Runs the whole; arguments as in `quantize`, and `work`, the folder of the calibration's state."""
+    def calibrate(
+        self, recipe: Recipe, work: Path, seed: int, resume: bool, check: bool, device: torch.device
+    ) -> tuple[tuple[Reference, Reference | None] | None, Calibration]:
+        """Returns FP32's outputs and what the calibration did; leaves the quantized model on the CPU.
+
+        Arguments as in `quantize`, and `work`, the folder of the calibration's state.
+        """
         reset_peak_rss()
+        model = self.model.to(device)
+        try:
+            exact = self.references(check)
+            with self.progress.task("calibrating", total=len(model.stages())) as task:
+                return exact, calibrate(
+                    model,
+                    recipe,
+                    self.dataset,
+                    work_dir=work,
+                    seed=seed,
+                    batch_size=self.batch_size,
+                    resume=resume,
+                    report=lambda done, _, name: task.reach(done, note=name),
+                )
+        finally:
+            model.to(CPU)
+
+    def finish(
+        self,
+        recipe: Recipe,
+        seed: int,
+        out: Path | None,
+        overwrite: bool,
+        exact: tuple[Reference, Reference | None] | None,
+        calibration: Calibration,
+    ) -> Quantized:
+        """Deploys the calibrated model, checks it against FP32's outputs, and saves it."""
         model, progress = self.model, self.progress
-        exact = self.references(check)
-        with progress.task("calibrating", total=len(model.stages())) as task:
-            calibration = calibrate(
-                model,
-                recipe,
-                self.dataset,
-                work_dir=work,
-                seed=seed,
-                batch_size=self.batch_size,
-                resume=resume,
-                report=lambda done, _, name: task.reach(done, note=name),
-            )
         if lowered(model)[0] is not None:
             deploy(model)
         model.recipe, model.provenance, model.check = recipe, self.provenance(seed), None

@@ -28,7 +28,7 @@ class Distribution:
     """
 
     def __init__(self, values: Tensor, counts: Tensor) -> None:
-        self.values, weights = values.double().numpy(), counts.double().numpy()
+        self.values, weights = values.double().cpu().numpy(), counts.double().cpu().numpy()
         self.prefix = np.stack([np.append(0.0, np.cumsum(weights * self.values**power)) for power in range(3)])
 
     def cells(self, table: Array) -> Array:

@@ -98,7 +98,7 @@ class DiscretizedMinMax:
         return self.uniform(float(self.maximum))
 
     def uniform(self, largest: float) -> Quantizer:
-        return Quantizer(self.spec, usable(torch.tensor([largest / self.spec.qmax])))
+        return Quantizer(self.spec, usable(self.maximum.new_full((1,), largest / self.spec.qmax)))
 
 
 class BbarByChannel(DiscretizedMinMax):
@@ -153,7 +153,7 @@ class DiscretizedHistogram(DiscretizedMinMax):
         stride = max(1, -(-delta.numel() * states // SAMPLES))
         while any(stride % prime == 0 and channels % prime == 0 for prime in (2, 3, 5, 7, 11, 13)):
             stride += 1
-        index = torch.arange(0, delta.numel(), stride)
+        index = torch.arange(0, delta.numel(), stride, device=delta.device)
         chosen = delta.flatten()[index, None]
         if self.site == "abar":
             return -torch.expm1(chosen * A[index % channels])
@@ -171,9 +171,11 @@ class DiscretizedHistogram(DiscretizedMinMax):
         """The quantizer of a fit. Abar's table is anchored at 1, which it holds exactly: 1 - fit."""
         if self.spec.codebook.name == "uniform":
             return self.uniform(largest * fit.clip)
+        table, device = fit.table, self.counts.device
         if self.site == "abar":
-            return Quantizer(self.spec, torch.ones(1), table=1 - (largest * fit.table.double()).flip(0))
-        return Quantizer(self.spec, torch.tensor([largest]), table=fit.table)
+            table = 1 - (largest * table.double()).flip(0)
+            return Quantizer(self.spec, torch.ones(1, device=device), table=table.to(device))
+        return Quantizer(self.spec, self.maximum.new_full((1,), largest), table=table.to(device))
 
 
 @register("percentile")

@@ -26,7 +26,8 @@ def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
             f"k={k} groups are asked for, but there are only {n} channels or tokens to group; "
             f"choose k between 1 and {n}"
         )
-    values = values.double()
+    device = values.device
+    values = values.double().cpu()  # few numbers, and the same groups on every device
     centroids = torch.quantile(values, (torch.arange(k, dtype=torch.float64) * 2 + 1) / (2 * k))
     labels = torch.zeros(n, dtype=torch.long)
     for _ in range(iterations):
@@ -38,7 +39,7 @@ def kmeans_1d(values: Tensor, k: int, iterations: int = 100) -> Tensor:
         if torch.equal(new_labels, labels):
             break
         labels = new_labels
-    return labels
+    return labels.to(device)
 
 
 def power_of_two_shifts(scales: Tensor) -> Tensor:

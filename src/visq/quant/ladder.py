@@ -80,6 +80,7 @@ def fit(A_log: Tensor) -> tuple[Tensor, float]:
 
     A_log [C, N], float32.
     """
-    away = A_log.double() - torch.arange(1.0, A_log.shape[1] + 1, dtype=torch.double).log()
+    steps = torch.arange(1.0, A_log.shape[1] + 1, dtype=torch.double, device=A_log.device)
+    away = A_log.double() - steps.log()
     centre = away.mean(1)
     return centre.exp().float(), float((away - centre[:, None]).square().mean().sqrt())

@@ -29,6 +29,9 @@ class Rotation:
     matrix: Tensor
     divisor: Tensor | None = None
 
+    def to(self, device: torch.device) -> Rotation:
+        return Rotation(self.matrix.to(device), None if self.divisor is None else self.divisor.to(device))
+
     def into(self, x: Tensor) -> Tensor:
         x = x if self.divisor is None else x / self.divisor
         blocks = x.unflatten(-1, (-1, len(self.matrix)))
@@ -83,7 +86,7 @@ class RotatedQuantizer(Quantizer):
         super().__init__(spec, scale, zero_point, **options)
         size = rotation.shape[-1]
         runs = runs_of(size if divisor is None else len(divisor), size)
-        identity = torch.eye(size) / max(runs, 1)
+        identity = torch.eye(size, device=rotation.device) / max(runs, 1)
         if not runs or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
             raise VisqError("a quantizer's rotation must be an orthogonal matrix")
         if divisor is not None and not (torch.isfinite(divisor).all() and (divisor != 0).all()):

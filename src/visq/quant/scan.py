@@ -102,7 +102,7 @@ class ScanPlan:
             return None
         if any(type(quantizer) not in (Quantizer, StateQuantizer, type(None)) for quantizer in quantizers):
             return None
-        if self._A is None or not A.equal(self._A):
+        if self._A is None or self._A.device != A.device or not A.equal(self._A):
             self._A, self._found = A.clone(), Cache()
         return self._found.get(quantizers, lambda: _form(length, A, quantizers, ladder), length, ladder)
 

@@ -39,6 +39,20 @@ def undeploy(model: Network) -> Network:
     return model
 
 
+def move(model: nn.Module, device: torch.device) -> bool:
+    """Moves a network, and returns whether it still computes what it did.
+
+    A deployed one is undeployed where the device has no kernels with the engine's bits; its layers then round as their
+    quantizers do, in PyTorch's float32.
+    """
+    exact = all(backends.usable(op, device.type) for op in ("exact", "fixed_scan"))
+    kept = exact or not any("forward" in module.__dict__ for module in model.modules())
+    if not kept:
+        refuse_bad_images(undeploy(model))
+    model.to(device)
+    return kept
+
+
 def _forward(module: nn.Module, x: Tensor, *others: Tensor) -> Any:
     inputs = (x, *others)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters(recurse=False))):

@@ -19,8 +19,9 @@ class LayerInputs:
         rows: how many vectors were seen.
     """
 
-    def __init__(self, channels: int, moment: bool, images: int) -> None:
-        self.maximum, self.moment = torch.zeros(channels), torch.zeros(channels, channels, dtype=torch.double)
+    def __init__(self, channels: int, moment: bool, images: int, device: torch.device) -> None:
+        self.maximum = torch.zeros(channels, device=device)
+        self.moment = torch.zeros(channels, channels, dtype=torch.double, device=device)
         self.with_moment, self.images_left = moment, images
         self.rows = 0
         self.batches: list[Tensor] = []
@@ -52,7 +53,7 @@ def observe_inputs(
     images: int = 0,
 ) -> dict[str, LayerInputs]:
     """Run a stage's `forward` over `batches`, watch the inputs of its `layers`, and keep those of the first images."""
-    seen = {path: LayerInputs(layer.in_features, moment, images) for path, layer in layers.items()}
+    seen = {path: LayerInputs(layer.in_features, moment, images, layer.weight.device) for path, layer in layers.items()}
     handles = [layer.site_in.register_forward_hook(seen[path].add) for path, layer in layers.items()]
     try:
         for batch in batches:

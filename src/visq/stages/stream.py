@@ -12,6 +12,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from visq import parallel
+from visq.device import CPU
 from visq.errors import VisqError
 
 
@@ -19,13 +20,16 @@ class Stream:
     """A folder of batches; each a tuple of tensors. A stream under construction has the suffix `.part` until `close`.
 
     Several processes share the folder: each appends the batches it made, rank 0 creates, renames and removes.
+
+    Arguments:
+        device: where batches are read to; they may be written from any.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
+        self.folder, self.device = folder, device
 
     @staticmethod
-    def create(folder: Path) -> Stream:
+    def create(folder: Path, device: torch.device = CPU) -> Stream:
         part = folder.with_name(folder.name + ".part")
 
         def make() -> None:
@@ -34,12 +38,12 @@ class Stream:
             part.mkdir(parents=True)
 
         parallel.on_rank_zero(make)
-        return Stream(part)
+        return Stream(part, device)
 
     def append(self, batch: tuple[Tensor, ...], index: int | None = None) -> None:
         """Write batch number `index`, by default the next one."""
         path = self.folder / f"{len(self) if index is None else index:05d}.safetensors"
-        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(batch)}, path)
+        save_file({str(i): tensor.cpu().contiguous() for i, tensor in enumerate(batch)}, path)
 
     def close(self) -> None:
         target = self.folder.with_name(self.folder.name.removesuffix(".part"))
@@ -57,12 +61,15 @@ class Stream:
     def batches(self, images: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         """All batches, or as many as hold the first `images` images (the last one cut to fit)."""
         for path, rows in self._plan(images):
-            yield _load(path, rows)
+            yield self._on_device(_load(path, rows))
 
     def share(self, images: int | None = None) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """This process' share of `batches` (see `visq.parallel.share`), each with its number."""
         for index, (path, rows) in parallel.share(list(enumerate(self._plan(images)))):
-            yield index, _load(path, rows)
+            yield index, self._on_device(_load(path, rows))
+
+    def _on_device(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(self.device) for tensor in batch)
 
     def _plan(self, images: int | None) -> list[tuple[Path, int | None]]:
         """The files to read, and how many images of each; all batches but the last are of one size."""

@@ -132,7 +132,7 @@ class TrainConfig(_Strict):
         ema_decay: decay of the weights' moving average, approached as (1 + step) / (10 + step); 0 for none.
         precision: type of the forward pass; weights are float32 in both.
         compile: runs the model through torch.compile.
-        device: `auto` takes the GPU if there is one.
+        device: `cpu`, `cuda`, `cuda:1` or `auto`, which takes a GPU where there is one (`visq.device`).
         save: the weights that `model.safetensors` gets, averaged or raw.
         average_with: checkpoints of the same network, such as those of earlier cycles, whose weights are averaged with
             these in equal parts (stochastic weight averaging, arXiv 1803.05407).

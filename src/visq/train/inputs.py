@@ -1,4 +1,4 @@
-"""What a training run starts from: a device, images in memory, and a network that fits them."""
+"""What a training run starts from: images in memory, and a network that fits them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,6 @@ class Images:
 
     pixels: Tensor
     labels: Tensor
-
-
-def choose_device(name: str) -> torch.device:
-    """Returns the named device, for `auto` the GPU if there is one.
-
-    Raises:
-        VisqError: the device is not there.
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise VisqError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})") from error
-    return device
 
 
 def open_data(config: TrainConfig) -> tuple[Dataset, Dataset]:

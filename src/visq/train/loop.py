@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from visq.device import described, resolve_device
 from visq.errors import VisqError
 from visq.models.checkpoint import geometry_notes, read_checkpoint
 from visq.models.family import family_of
 from visq.train.augment import Augment
 from visq.train.config import TrainConfig, differences
-from visq.train.inputs import Images, build_model, choose_device, load_images, open_data
+from visq.train.inputs import Images, build_model, load_images, open_data
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
 from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors, write_text
@@ -78,7 +79,7 @@ class _Run:
     def __init__(self, config: TrainConfig, out: Path, resume: bool, progress: bool, lock: ExitStack) -> None:
         self.config, self.out, self.progress = config, out, progress
         self.checkpoint = out / "checkpoint.safetensors"
-        self.device = choose_device(config.device)
+        self.device = resolve_device(config.device)
         train_set, eval_set = open_data(config)
         self.classes = train_set.classes
         self.data = train_set.fingerprint()
@@ -100,7 +101,8 @@ class _Run:
         with Reporter(self.progress, config.epochs, self.steps, self.done.step) as reporter:
             reporter.say(
                 f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {len(self.train_images.labels)} "
-                f"training and {len(self.eval_images.labels)} evaluation images, {config.precision} on {self.device}"
+                f"training and {len(self.eval_images.labels)} evaluation images, "
+                f"{config.precision} on {described(self.device)}"
             )
             if self.done.epoch:
                 reporter.say(f"continuing after epoch {self.done.epoch}")

@@ -26,7 +26,7 @@ def fitted_factors(largest: Tensor, share: float = 1.0, floor: float = FLOOR) ->
     The fit is the means of rows and columns. No entry counts as less than `floor` times the largest.
     """
     logs = even_positive(largest, floor).log()
-    return Factors(logs.mean(1).exp(), torch.ones(1), (share * (logs.mean(0) - logs.mean())).exp())
+    return Factors(logs.mean(1).exp(), logs.new_ones(1), (share * (logs.mean(0) - logs.mean())).exp())
 
 
 @register("even_state")

@@ -62,7 +62,7 @@ class Rotate(Transform):
             layers, run.stage.forward, run.inputs.batches(0 if not observing else None), moment=self.klt
         )
         for path, layer in layers.items():
-            rotation = spreading_rotation(layer.in_features, self.seed)
+            rotation = spreading_rotation(layer.in_features, self.seed).to(layer.weight.device)
             divisor = None
             if self.smooth is not None:
                 divisor = smoothing(inputs[path].maximum, layer.weight, self.smooth)

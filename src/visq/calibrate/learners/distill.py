@@ -220,7 +220,7 @@ class Descent:
                 steps[name] = float(self.optimizer.state[leaf]["step"])
         meta = {"losses": json.dumps(self.losses), "steps": json.dumps(steps)}
         with replacing(self.path) as temporary:
-            save_file({name: x.contiguous() for name, x in tensors.items()}, temporary, meta)
+            save_file({name: x.cpu().contiguous() for name, x in tensors.items()}, temporary, meta)
 
     def resume(self) -> bool:
         """Reads the file of a killed run; returns whether there was one."""
@@ -238,7 +238,7 @@ class Descent:
             self.student.load(now)
             for name, leaf in self.student.leaves().items():
                 if name in steps:
-                    moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
+                    moments = {moment: tensors[f"{moment}/{name}"].to(leaf.device) for moment in _MOMENTS}
                     self.optimizer.state[leaf] = {"step": torch.tensor(steps[name]), **moments}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise VisqError(f"{self.path} is damaged; delete {self.path.parent} and start again") from error

@@ -54,7 +54,7 @@ def round_columns(weight: Tensor, quantizer: Quantizer, moment: Tensor, damp: fl
         quantizer: of the weight; its scales stay.
         moment: M [C, C] float64, the input's second moment.
     """
-    divisor = torch.ones(weight.shape[1]) if quantizer.smooth is None else quantizer.smooth
+    divisor = weight.new_ones(weight.shape[1]) if quantizer.smooth is None else quantizer.smooth
     grid = Quantizer(
         quantizer.spec,
         quantizer.scale,

@@ -74,7 +74,7 @@ class LearnedLinear:
 
     def __init__(self, channels: int, activation: Quantizer, weight: Quantizer) -> None:
         self.activation, self.weight = activation, weight
-        self.log_smooth = leaf(torch.ones(channels) if activation.smooth is None else activation.smooth)
+        self.log_smooth = leaf(activation.scale.new_ones(channels) if activation.smooth is None else activation.smooth)
         self.log_input, self.log_weight = leaf(activation.scale), leaf(weight.scale)
         self.low = None if activation.zero_point is None else -activation.zero_point * activation.scale
 

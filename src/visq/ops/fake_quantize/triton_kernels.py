@@ -5,15 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _rint(x):
-    """Returns the nearest whole number, ties to even. From 2^23 on, every float32 is whole."""
-    low = tl.floor(x)
-    part = x - low
-    even = tl.floor(low * 0.5) * 2.0 == low
-    up = (part > 0.5) | ((part == 0.5) & (even == 0))
-    return tl.where(tl.abs(x) < 8388608.0, tl.where(up, low + 1.0, low), x)
+from visq.ops._shared.triton_kernels import clamp, one_over, rint
 
 
 @triton.jit
@@ -37,18 +29,14 @@ def forward(
     if HAS_SMOOTH:
         smooth = tl.load(SMOOTH + c[None, :] + t[:, None] * 0, mask=has, other=1.0)
         if AXIS == "token":
-            x = x * tl.math.div_rn(tl.full([ROWS, BLOCK], 1.0, tl.float32), smooth)
+            x = x * one_over(smooth)
         else:
             step = step * smooth
-    x = x * tl.math.div_rn(tl.full([ROWS, BLOCK], 1.0, tl.float32), step)
+    x = x * one_over(step)
     zero = tl.zeros([ROWS, BLOCK], tl.float32)
     if HAS_ZERO:
         zero = tl.load(ZERO + at, mask=has, other=0.0)
-    code = _rint(x) + zero
-    low, high = qmin * 1.0, qmax * 1.0
-    # Comparisons keep NaN, as torch.clamp does.
-    code = tl.where(code < low, low, tl.where(code > high, high, code))
-    y = code - zero
+    y = clamp(rint(x) + zero, qmin * 1.0, qmax * 1.0) - zero
     if HAS_SMOOTH and AXIS == "token":
         y = y * smooth
     tl.store(Y + (b * L + t[:, None]) * C + c[None, :], y * step, mask=has)

@@ -10,7 +10,7 @@ from torch import Tensor
 from visq.ops import backends
 from visq.ops._checks import check_scan, float_under_autocast
 from visq.ops._scan import INPUTS_SCHEMA, ROUNDING_SCHEMA, Grads, ScanInputs, like_inputs, unflatten
-from visq.ops.quantized_scan import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.quantized_scan import cpp, naive, triton  # noqa: F401  (they register themselves)
 from visq.ops.quantized_scan.params import (
     StateRounding,
     Table,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from visq.ops import backends
 from visq.ops._checks import check_scan, float_under_autocast
-from visq.ops.scan_states import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.scan_states import cpp, naive, triton  # noqa: F401  (they register themselves)
 
 
 def scan_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:

@@ -7,11 +7,7 @@ from torch import Tensor
 
 from visq.ops import _triton
 from visq.ops._scan import Grads, ScanInputs
-
-#: Steps whose inputs are loaded together, and whose states the backward pass keeps in registers.
-AHEAD = 8
-#: Channels of a program, which is one warp.
-BLOCK = 16
+from visq.ops._triton import AHEAD, BLOCK
 
 
 @_triton.register_triton("selective_scan")
@@ -25,7 +21,7 @@ def forward(inputs: ScanInputs) -> Tensor:
 @_triton.register_triton("selective_scan_backward")
 def backward(inputs: ScanInputs, grad_y: Tensor) -> Grads:
     """Returns the gradients of u, delta, A, B, C. States are kept for every AHEADth step and computed again between."""
-    u, delta, A, B, C = inputs = _adjacent(inputs)
+    u, delta, A, B, C = inputs = _triton.adjacent(inputs)
     batch, length, channels = u.shape
     states, blocks = A.shape[1], -(-channels // BLOCK)
     saved = u.new_empty((batch, -(-length // AHEAD), channels, states), dtype=torch.float32)
@@ -48,7 +44,7 @@ def backward(inputs: ScanInputs, grad_y: Tensor) -> Grads:
 
 def _run_forward(inputs: ScanInputs, out: Tensor, save: bool) -> None:
     """Writes y, or the states that the backward pass starts from."""
-    u, delta, A, B, C = inputs = _adjacent(inputs)
+    u, delta, A, B, C = inputs = _triton.adjacent(inputs)
     batch, length, channels = u.shape
     if not u.numel():
         return
@@ -59,10 +55,3 @@ def _run_forward(inputs: ScanInputs, out: Tensor, save: bool) -> None:
         L=length, N=A.shape[1], WIDTH=_triton.power_of_two(A.shape[1]), BLOCK=BLOCK, AHEAD=AHEAD, SAVE=save,
         num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
-
-
-def _adjacent(inputs: ScanInputs) -> ScanInputs:
-    """Returns the inputs with adjacent channels and a contiguous A."""
-    u, delta, A, B, C = inputs
-    rows = _triton.contiguous_channels
-    return ScanInputs(rows(u), rows(delta), A.contiguous(), rows(B), rows(C))

@@ -9,20 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _inside(mask, t, L: tl.constexpr):
-    """Returns the mask where the step t is in the sequence. The interpreter refuses to spread a mask of one bit."""
-    return mask & (tl.zeros(mask.shape, tl.int32) + t < L)
-
-
-@triton.jit
-def _load_steps(X, stride, start, mask, L: tl.constexpr, AHEAD: tl.constexpr):
-    """Returns a tuple of AHEAD rows as float32, from the row `start`."""
-    rows = ()
-    for k in tl.static_range(AHEAD):
-        rows = rows + (tl.load(X + (start + k) * stride, mask=_inside(mask, start + k, L), other=0.0).to(tl.float32),)
-    return rows
+from visq.ops._shared.triton_kernels import inside, load_steps
 
 
 @triton.jit
@@ -41,20 +28,20 @@ def forward(
     a = tl.load(A + cells, mask=has, other=0.0)
     h = tl.zeros([BLOCK, WIDTH], tl.float32)
     for start in range(0, L, AHEAD):
-        u = _load_steps(U + b * u_batch + d, u_row, start, has_d, L, AHEAD)
-        delta = _load_steps(DELTA + b * delta_batch + d, delta_row, start, has_d, L, AHEAD)
-        drive = _load_steps(B + b * b_batch + n, b_row, start, has_n, L, AHEAD)
+        u = load_steps(U + b * u_batch + d, u_row, start, has_d, L, AHEAD)
+        delta = load_steps(DELTA + b * delta_batch + d, delta_row, start, has_d, L, AHEAD)
+        drive = load_steps(B + b * b_batch + n, b_row, start, has_n, L, AHEAD)
         if SAVE:
             chunks = (L + AHEAD - 1) // AHEAD
             tl.store(STATES + (b * chunks + start // AHEAD) * D * N + cells, h, mask=has)
             for k in tl.static_range(AHEAD):
                 h = tl.exp(delta[k][:, None] * a) * h + (delta[k] * u[k])[:, None] * drive[k][None, :]
         else:
-            c = _load_steps(C + b * c_batch + n, c_row, start, has_n, L, AHEAD)
+            c = load_steps(C + b * c_batch + n, c_row, start, has_n, L, AHEAD)
             for k in tl.static_range(AHEAD):
                 h = tl.exp(delta[k][:, None] * a) * h + (delta[k] * u[k])[:, None] * drive[k][None, :]
                 y = tl.sum(h * c[k][None, :], 1)
-                tl.store(Y + (b * L + start + k) * D + d, y.to(Y.dtype.element_ty), mask=_inside(has_d, start + k, L))
+                tl.store(Y + (b * L + start + k) * D + d, y.to(Y.dtype.element_ty), mask=inside(has_d, start + k, L))
 
 
 @triton.jit
@@ -81,11 +68,11 @@ def backward(
     for i in range(0, L, AHEAD):
         chunk = chunks - 1 - i // AHEAD
         start = chunk * AHEAD
-        u = _load_steps(U + b * u_batch + d, u_row, start, has_d, L, AHEAD)
-        delta = _load_steps(DELTA + b * delta_batch + d, delta_row, start, has_d, L, AHEAD)
-        drive = _load_steps(B + b * b_batch + n, b_row, start, has_n, L, AHEAD)
-        c = _load_steps(C + b * c_batch + n, c_row, start, has_n, L, AHEAD)
-        grad_y = _load_steps(GRAD_Y + b * grad_batch + d, grad_row, start, has_d, L, AHEAD)
+        u = load_steps(U + b * u_batch + d, u_row, start, has_d, L, AHEAD)
+        delta = load_steps(DELTA + b * delta_batch + d, delta_row, start, has_d, L, AHEAD)
+        drive = load_steps(B + b * b_batch + n, b_row, start, has_n, L, AHEAD)
+        c = load_steps(C + b * c_batch + n, c_row, start, has_n, L, AHEAD)
+        grad_y = load_steps(GRAD_Y + b * grad_batch + d, grad_row, start, has_d, L, AHEAD)
         h = (tl.load(STATES + (b * chunks + chunk) * D * N + cells, mask=has, other=0.0),)
         for k in tl.static_range(AHEAD):
             h = h + (tl.exp(delta[k][:, None] * a) * h[k] + (delta[k] * u[k])[:, None] * drive[k][None, :],)
@@ -95,7 +82,7 @@ def backward(
             grad_du = tl.sum(grad_h * drive[k][None, :], 1)
             grad_exponent = grad_h * h[k] * decay
             grad_delta = grad_du * u[k] + tl.sum(grad_exponent * a, 1)
-            store_d, store_n = _inside(has_d, start + k, L), _inside(has_n, start + k, L)
+            store_d, store_n = inside(has_d, start + k, L), inside(has_n, start + k, L)
             row = b * L + start + k
             tl.store(GRAD_U + row * D + d, (grad_du * delta[k]).to(GRAD_U.dtype.element_ty), mask=store_d)
             tl.store(GRAD_DELTA + row * D + d, grad_delta.to(GRAD_DELTA.dtype.element_ty), mask=store_d)

@@ -168,8 +168,8 @@ class Estimator:
             return low, high
         k = self.spec.granularity.k
         empty = torch.bincount(labels, minlength=k) == 0
-        group_low = torch.full((k,), torch.inf).scatter_reduce_(0, labels, low, "amin")
-        group_high = torch.full((k,), -torch.inf).scatter_reduce_(0, labels, high, "amax")
+        group_low = low.new_full((k,), torch.inf).scatter_reduce_(0, labels, low, "amin")
+        group_high = high.new_full((k,), -torch.inf).scatter_reduce_(0, labels, high, "amax")
         return torch.where(empty, low.min(), group_low), torch.where(empty, high.max(), group_high)
 
     def make(self, low: Tensor, high: Tensor, labels: Tensor | None) -> Quantizer:

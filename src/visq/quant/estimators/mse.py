@@ -54,17 +54,17 @@ class MSE(Estimator):
             self.labels = self.groups()
             self.low, self.high = self.group_range(self.labels)
             self.reach = usable(torch.maximum(self.low.abs(), self.high.abs()))
-            position = (torch.arange(BINS) + 0.5) / (BINS / 2) - 1
+            position = (torch.arange(BINS, device=self.reach.device) + 0.5) / (BINS / 2) - 1
             self.values = position * position.abs() * self.reach[:, None]
-            self.counts = torch.zeros(self.values.shape)
+            self.counts = torch.zeros_like(self.values)
 
     def observe_pass(self, x: Tensor) -> None:
         if self.kind == WEIGHT and self.labels is None:
             self.values = x.reshape(self.reach.numel(), -1)
             self.counts = torch.ones(())
             return
-        group = torch.zeros(1, dtype=torch.long) if self.axis is None else self.labels
-        group = torch.arange(self.reach.numel()) if group is None else group
+        group = x.new_zeros(1, dtype=torch.long) if self.axis is None else self.labels
+        group = torch.arange(self.reach.numel(), device=x.device) if group is None else group
         group = group.view(-1, 1) if self.row_axis else group
         position = x / self.reach[group]
         root = position.abs().sqrt_().copysign_(position)

@@ -35,12 +35,12 @@ class Percentile(Estimator):
         if self.pass_index == 0:
             self.labels = self.groups()
             self.low, self.high = self.group_range(self.labels)
-            self.histogram = torch.zeros(self.low.numel(), BINS, dtype=torch.double)
+            self.histogram = self.low.new_zeros(self.low.numel(), BINS, dtype=torch.double)
 
     def observe_pass(self, x: Tensor) -> None:
-        index = self.labels if self.labels is not None else torch.arange(self.low.numel())
+        index = self.labels if self.labels is not None else torch.arange(self.low.numel(), device=x.device)
         if self.axis is None:
-            group = torch.zeros(1, 1, 1, dtype=torch.long)
+            group = x.new_zeros(1, 1, 1, dtype=torch.long)
         else:
             group = index.view(1, -1, 1) if self.row_axis else index.view(1, 1, -1)
         per_unit = BINS / usable(self.high - self.low)
@@ -50,7 +50,7 @@ class Percentile(Estimator):
 
     def result(self) -> Quantizer:
         width = (self.high - self.low) / BINS
-        edges = self.low[:, None] + width[:, None] * torch.arange(BINS + 1)
+        edges = self.low[:, None] + width[:, None] * torch.arange(BINS + 1, device=width.device)
         share = self.histogram / self.histogram.sum(1, keepdim=True).clamp_min(1)
         if self.spec.symmetric:
             magnitude = torch.maximum(edges[:, :-1].abs(), edges[:, 1:].abs())

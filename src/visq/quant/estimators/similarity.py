@@ -40,8 +40,8 @@ class ScaleSearch:
     def __init__(self, scale: Tensor, axis: Axis, score: str, qmin: int, qmax: int, joint: bool = False) -> None:
         self.scale, self.axis, self.score = scale, axis, score
         self.qmin, self.qmax, self.joint = qmin, qmax, joint
-        self.candidates = scale[:, None] * CANDIDATES
-        self.total = torch.zeros(scale.numel(), CANDIDATES.numel(), dtype=torch.double)
+        self.candidates = scale[:, None] * CANDIDATES.to(scale.device)
+        self.total = torch.zeros(self.candidates.shape, dtype=torch.double, device=scale.device)
 
     def observe(self, x: Tensor, labels: Tensor, reference: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Scores one batch.
@@ -97,7 +97,7 @@ class ScaleSearch:
     def best(self) -> Tensor:
         """Returns the best scale of each group, [G]; of equal scores the one nearest the present scale."""
         total = self.total.sum(0, keepdim=True).expand_as(self.total) if self.joint else self.total
-        order = (CANDIDATES - 1).abs().argsort(stable=True)
+        order = (CANDIDATES - 1).abs().argsort(stable=True).to(total.device)
         choice = order[total[:, order].argmax(1)]
         return self.candidates.gather(1, choice[:, None])[:, 0]
 
@@ -159,8 +159,8 @@ class Similarity(Estimator):
     def row_or_channel_labels(self, batch: int, channels: int) -> Tensor:
         """Returns the scale's index for every row [batch * R] or channel [C] of a batch."""
         if self.axis is None:
-            return torch.zeros(channels, dtype=torch.long)
-        labels = torch.arange(self.scale.numel()) if self.labels is None else self.labels
+            return torch.zeros(channels, dtype=torch.long, device=self.scale.device)
+        labels = torch.arange(self.scale.numel(), device=self.scale.device) if self.labels is None else self.labels
         return labels.repeat(batch) if self.row_axis else labels
 
     def score_batch(self, x: Tensor, gradient: Tensor | None, reference: Tensor) -> None:

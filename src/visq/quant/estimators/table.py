@@ -54,4 +54,5 @@ class TableMSE(Estimator):
         spec = self.spec
         distribution = Distribution(*weighted_values(self.counts))
         table = best(fits(spec.codebook, spec.bits, spec.signed, distribution)).table
+        table = table.to(self.scale.device)
         return Quantizer(spec, self.scale, axis=self.axis, group=self.labels, smooth=self.smooth, table=table)
