@@ -140,7 +140,7 @@ visq_status visq_output_info(visq_net net, visq_output* info) {
   return guarded([&] {
     need(info, "info is NULL");
     const auto found = find(net);
-    *info = {found->engine().output_width(), static_cast<int64_t>(found->about().classes.size())};
+    *info = {found->engine().output_floats(), static_cast<int64_t>(found->about().classes.size())};
   });
 }
 

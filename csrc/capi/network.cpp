@@ -36,17 +36,17 @@ Network::Network(const file::Bytes& bytes, const char* level) {
   const auto need = [](bool right, const char* what) {
     if (!right) throw file::FileError(file::Fault::kDamaged, std::string("the file is damaged: ") + what);
   };
-  need(about_.channels == engine_->channels() && about_.size == engine_->size(), "its images are not its program's");
+  need(about_.channels == engine_->channels() && about_.size == engine_->height() && about_.size == engine_->width(), "its images are not its program's");
   need(about_.channels == 1 || about_.channels == 3, "its images are neither grey nor RGB");
   need(engine_->image_floats() <= kMostFloats, "its images are too large");
-  need(about_.classes.empty() || static_cast<int64_t>(about_.classes.size()) == engine_->output_width(),
+  need(about_.classes.empty() || static_cast<int64_t>(about_.classes.size()) == engine_->output_floats(),
        "it has another number of classes than logits");
 }
 
 void Network::need_room(int64_t batch, size_t count, int threads) const {
   if (batch < 0 || batch > kMostImages)
     throw Refused{VISQ_BAD_ARGUMENT, "batch is " + std::to_string(batch) + ", not 0 to " + std::to_string(kMostImages)};
-  const size_t needed = static_cast<size_t>(batch * engine_->output_width());
+  const size_t needed = static_cast<size_t>(batch * engine_->output_floats());
   if (count != needed)
     throw Refused{VISQ_BAD_ARGUMENT, "logits has " + std::to_string(count) + " floats, not " + std::to_string(needed)};
   if (threads < 1 || threads > engine::kMaxThreads)

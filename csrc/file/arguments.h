@@ -31,6 +31,8 @@ class Arguments {
   void read(engine::ScanArrays& value);
   void read(engine::ExponentArrays& value);
   void read(engine::FactorArrays& value);
+  // How many arguments of the record are not read yet.
+  int left() const { return count_ - taken_; }
   // After the last argument.
   void end() const;
 

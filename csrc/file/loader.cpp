@@ -28,14 +28,14 @@ struct Call {
 // A record has the name and the arguments of a method (csrc/program/engine.h).
 #define VISQ_CALL(name) {#name, [](Engine& e, Arguments& from) { call(e, &Engine::name, from); }}
 constexpr Call kCalls[] = {
-    VISQ_CALL(add_codec), VISQ_CALL(add_tensor),
-    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(mean), VISQ_CALL(concat), VISQ_CALL(concat_part),
+    VISQ_CALL(add_codec), VISQ_CALL(add_tensor), VISQ_CALL(map), VISQ_CALL(windows),
+    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(pixel_shuffle), VISQ_CALL(mean), VISQ_CALL(concat), VISQ_CALL(concat_part),
     VISQ_CALL(rows), VISQ_CALL(wide_linear), VISQ_CALL(int_linear), VISQ_CALL(float_linear),
     VISQ_CALL(int_conv), VISQ_CALL(float_conv), VISQ_CALL(int_conv2d), VISQ_CALL(float_conv2d),
     VISQ_CALL(fixed_scan), VISQ_CALL(fused_scan), VISQ_CALL(ladder_scan), VISQ_CALL(float_scan), VISQ_CALL(join),
     VISQ_CALL(load), VISQ_CALL(slice), VISQ_CALL(unary), VISQ_CALL(binary), VISQ_CALL(with_constant),
     VISQ_CALL(mul_scalar), VISQ_CALL(rms_norm), VISQ_CALL(layer_norm), VISQ_CALL(round), VISQ_CALL(rotate),
-    VISQ_CALL(store), VISQ_CALL(finish),
+    VISQ_CALL(store), VISQ_CALL(whole_output), VISQ_CALL(finish),
 };
 #undef VISQ_CALL
 
@@ -60,9 +60,12 @@ void read_normalization(Arguments& from, About& about) {
 std::unique_ptr<Engine> load_engine(const Container& container, const std::string& level) {
   Arguments records(container, container.program, "program");
   if (!records.next() || records.name() != "input") records.fail("its first record is not \"input\"");
-  int64_t channels, size;
-  records.read(channels), records.read(size), records.end();
-  auto made = std::make_unique<Engine>(level, channels, size);
+  int64_t channels, height, width;
+  records.read(channels), records.read(height);
+  width = height;  // one number for a square
+  if (records.left()) records.read(width);
+  records.end();
+  auto made = std::make_unique<Engine>(level, channels, height, width);
   made->keep(container.bytes.owner);
   while (records.next()) {
     const Call* one = find_call(records.name());

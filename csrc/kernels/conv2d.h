@@ -1,4 +1,4 @@
-// Depthwise convolution over a square map, whose positions are the rows of a tensor. Zeros lie outside.
+// Depthwise convolution over a map, whose positions are the rows of a tensor. Zeros lie outside.
 #pragma once
 #include "kernels/codecs.h"
 
@@ -11,12 +11,12 @@ struct Window {
 };
 
 VISQ_INLINE void window_of(const Conv2d& p, int64_t t, Window& found) {
-  const int64_t y = t / p.out_side - p.padding, x = t % p.out_side - p.padding;
+  const int64_t y = t / p.out_width - p.padding, x = t % p.out_width - p.padding;
   found.count = 0;
   for (int64_t i = 0; i < p.K; ++i)
     for (int64_t j = 0; j < p.K; ++j) {
-      if (y + i < 0 || y + i >= p.side || x + j < 0 || x + j >= p.side) continue;
-      found.row[found.count] = (y + i) * p.side + x + j;
+      if (y + i < 0 || y + i >= p.height || x + j < 0 || x + j >= p.width) continue;
+      found.row[found.count] = (y + i) * p.width + x + j;
       found.tap[found.count++] = i * p.K + j;
     }
 }

@@ -1,7 +1,7 @@
 // Linear layers, computed in register tiles of M rows by B blocks of W outputs. Integer sums are exact in any order. Sums
 // in float32 run over k in order, and round each product and each addition.
 #pragma once
-#include "kernels/codecs.h"
+#include "kernels/windows.h"
 
 namespace visq::engine::VISQ_LEVEL {
 
@@ -225,27 +225,33 @@ View linear_source(const Operation& op, const Frame& f, int64_t first, int64_t c
   float* out = f.scratch;
   float* extra = out + op.tile_floats;
   if (op.kind == Operation::kFloatLinear) {
-    const int64_t stride = t.codec ? padded(t.width) : t.stride;
-    if (t.codec)
+    const int64_t K = op.float_linear.K, stride = t.codec || op.windows.height ? padded(K) : t.stride;
+    if (op.windows.height)
       for (int64_t i = 0; i < count; ++i)
-        decode_row<V>(*t.codec, first + i, f.row<uint8_t>(t, first + i), t.width, extra + i * stride);
-    float_linear<V>(op.float_linear, t.codec ? extra : f.row<float>(t, first), stride, count, out, out_stride);
+        window_floats<V>(op.windows, f, t, first + i, extra + count * stride, extra + i * stride);
+    else if (t.codec)
+      for (int64_t i = 0; i < count; ++i)
+        decode_row<V>(*t.codec, first + i, f.row<uint8_t>(t, first + i), K, extra + i * stride);
+    const bool copied = t.codec || op.windows.height;
+    float_linear<V>(op.float_linear, copied ? extra : f.row<float>(t, first), stride, count, out, out_stride);
     return {out, out_stride};
   }
-  IntRows rows = {f.row<char>(t, first), t.stride, out, out_stride, first};
-  int16_t* wide = reinterpret_cast<int16_t*>(extra);
+  const int64_t K = op.int_linear.K;
+  const CodeRows codes = code_rows(op, f, first, count, extra);
+  IntRows rows = {reinterpret_cast<const char*>(codes.data), codes.stride, out, out_stride, first};
+  int16_t* wide = reinterpret_cast<int16_t*>(codes.room);
   if (op.int_linear.wide) {
-    for (int64_t i = 0; i < count; ++i) wide_row(op.int_linear, f.row<uint8_t>(t, first + i), wide + i * t.stride);
-    rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
+    for (int64_t i = 0; i < count; ++i) wide_row(op.int_linear, codes.data + i * codes.stride, wide + i * codes.stride);
+    rows.x = reinterpret_cast<const char*>(wide), rows.stride = codes.stride * 2;
     int_linear<V, Elements::kWide>(op.int_linear, rows, count);
   } else if (op.int_linear.nibbles) {
     int_linear<V, Elements::kNibbles>(op.int_linear, rows, count);
   } else {
     if (V::kStep == 2) {
       for (int64_t i = 0; i < count; ++i)
-        for (int64_t k = 0; k < t.width; k += V::W)
-          V::widen(f.row<uint8_t>(t, first + i) + k, wide + i * t.stride + k);
-      rows.x = reinterpret_cast<const char*>(wide), rows.stride = t.stride * 2;
+        for (int64_t k = 0; k < K; k += V::W)
+          V::widen(codes.data + i * codes.stride + k, wide + i * codes.stride + k);
+      rows.x = reinterpret_cast<const char*>(wide), rows.stride = codes.stride * 2;
     }
     int_linear<V, Elements::kBytes>(op.int_linear, rows, count);
   }

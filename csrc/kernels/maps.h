@@ -1,39 +1,8 @@
-// Sources that move or add up rows, or pixels of the image.
+// Sources that move or add up rows.
 #pragma once
 #include "kernels/codecs.h"
 
 namespace visq::engine::VISQ_LEVEL {
-
-// Windows of the image or of a map, in the order of a convolution's weight; zeros lie outside.
-template <class V>
-View patches_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t P = op.patch, side = op.side, stride = padded(op.width);
-  const int64_t windows = (side + 2 * op.padding - P) / op.patch_stride + 1;
-  const auto clipped = [side](int64_t n) { return n < 0 ? 0 : n > side ? side : n; };
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t y = (first + i) / windows * op.patch_stride - op.padding;
-    const int64_t x = (first + i) % windows * op.patch_stride - op.padding;
-    // The part of the window that lies inside.
-    const int64_t top = clipped(y), bottom = clipped(y + P), left = clipped(x), right = clipped(x + P);
-    float* out = f.scratch + i * stride;
-    if (bottom - top < P || right - left < P) __builtin_memset(out, 0, op.width * sizeof(float));
-    if (op.inputs[0] < 0) {
-      for (int64_t c = 0; c < f.channels; ++c)
-        for (int64_t r = top; r < bottom; ++r)
-          __builtin_memcpy(out + (c * P + r - y) * P + left - x, f.image + (c * side + r) * side + left,
-                           (right - left) * sizeof(float));
-      continue;
-    }
-    const Tensor& t = f.tensors[op.inputs[0]];
-    for (int64_t r = top; r < bottom; ++r)
-      for (int64_t s = left; s < right; ++s) {
-        const float* from = float_row<V>(f, t, r * side + s, f.scratch + op.tile_floats);
-        float* to = out + (r - y) * P + s - x;
-        for (int64_t c = 0; c < t.width; ++c) to[c * P * P] = from[c];
-      }
-  }
-  return {f.scratch, stride};
-}
 
 template <class V>
 View transpose_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
@@ -43,6 +12,20 @@ View transpose_source(const Operation& op, const Frame& f, int64_t first, int64_
     float* out = f.scratch + i * stride;
     const float* from = float_row<V>(f, f.tensors[op.inputs[0]], row, out);
     if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
+// Channel c of position (y, x) is channel c scale^2 + (y % scale) scale + x % scale of (y / scale, x / scale).
+template <class V>
+View shuffle_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), scale = op.scale, across = op.map_width * scale;
+  const Tensor& t = f.tensors[op.inputs[0]];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t y = (first + i) / across, x = (first + i) % across, row = y / scale * op.map_width + x / scale;
+    const float* from = float_row<V>(f, t, row, f.scratch + op.tile_floats) + y % scale * scale + x % scale;
+    float* out = f.scratch + i * stride;
+    for (int64_t c = 0; c < op.width; ++c) out[c] = from[c * scale * scale];
   }
   return {f.scratch, stride};
 }

@@ -4,6 +4,7 @@
 #include "kernels/conv2d.h"
 #include "kernels/linear.h"
 #include "kernels/maps.h"
+#include "kernels/windows.h"
 
 namespace visq::engine::VISQ_LEVEL {
 
@@ -36,6 +37,7 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kIntConv2d:
     case Operation::kFloatConv2d: return conv2d_source<V>(op, f, first, count);
     case Operation::kTranspose: return transpose_source<V>(op, f, first, count);
+    case Operation::kShuffle: return shuffle_source<V>(op, f, first, count);
     case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
     case Operation::kFusedScan:

@@ -14,8 +14,8 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
   using V = ::visq::VISQ_LEVEL::Vector;
   using Tiles = ::visq::VISQ_LEVEL::Tiles;
   if (!op.int_linear.tiled) return avx512vnni::kernels()->source(op, f, first, count);
-  const Tensor& t = f.tensors[op.inputs[0]];
-  const IntRows rows = {f.row<char>(t, first), t.stride, f.scratch, padded(op.width), first};
+  const CodeRows codes = code_rows(op, f, first, count, f.scratch + op.tile_floats);
+  const IntRows rows = {reinterpret_cast<const char*>(codes.data), codes.stride, f.scratch, padded(op.width), first};
   tiled_linear<V, Tiles>(op.int_linear, rows, count);
   return {rows.out, rows.out_stride};
 }

@@ -1,4 +1,4 @@
-// Depthwise convolutions, over the rows of a sequence and over square maps.
+// Depthwise convolutions, over the rows of a sequence and over maps.
 #include "program/engine.h"
 #include "program/geometry.h"
 
@@ -69,10 +69,12 @@ Conv2d& Engine::start_conv2d(const Check& need, const char* name, Operation::Kin
                              int64_t padding) {
   const Tensor& x = tensor(need, input);
   need(kernel >= 1 && kernel <= kMaxKernel, "its kernel is ", kernel, ", not between 1 and ", kMaxKernel);
-  const int64_t side = square_side(need, x.rows), out_side = windows(need, side, kernel, 1, padding);
-  Operation& op = start(need, name, kind, out_side * out_side, x.width);
+  const MapSize map = map_of(need, x);
+  const int64_t down = windows_along(need, map.height, kernel, 1, padding);
+  const int64_t across = windows_along(need, map.width, kernel, 1, padding);
+  Operation& op = start(need, name, kind, down * across, x.width);
   op.inputs[0] = input;
-  op.conv2d = {kernel, padding, side, out_side, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  op.conv2d = {kernel, padding, map.height, map.width, across, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   return op.conv2d;
 }
 

@@ -63,7 +63,7 @@ struct FactorArrays {
 class Engine {
  public:
   // Throws std::invalid_argument where this machine or build lacks the instruction set.
-  Engine(const std::string& isa, int64_t channels, int64_t size);
+  Engine(const std::string& isa, int64_t channels, int64_t height, int64_t width);
 
   // --- building: program/*.cpp
 
@@ -73,9 +73,19 @@ class Engine {
                 Array<float> table, Array<float> thresholds);
   int add_tensor(int64_t rows, int64_t width, int64_t offset, int codec);
 
+  // Says that a tensor holds a map of `height` rows, which is not square. Operations that follow take it so.
+  void map(int tensor, int64_t height);
+
   // Each starts an operation, to which the instructions that follow belong. `input` is the index of a tensor.
   void patches(int64_t rows, int64_t width, int input, int64_t patch, int64_t stride, int64_t padding);
+  // Makes a convolution of the linear layer that follows: it reads windows of the map `input` instead of rows. Codes have
+  // the order [kernel_height][kernel_width][channels], and `outside` is the code around the map; floats have the order
+  // [channels][kernel_height][kernel_width].
+  void windows(int input, int64_t kernel_height, int64_t kernel_width, int64_t stride_height, int64_t stride_width,
+               int64_t padding_height, int64_t padding_width, int64_t outside);
   void transpose(int input, int64_t height, int64_t width);
+  // Rearranges a map of scale^2 times as many channels into one that is `scale` times as high and wide.
+  void pixel_shuffle(int input, int64_t scale);
   void mean(int input);
   void concat(int64_t rows, int64_t width);
   void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);
@@ -124,12 +134,13 @@ class Engine {
   // Keeps the memory of the arrays above: the engine may read weights in place. nullptr: everything is copied.
   void keep(std::shared_ptr<const void> owner) { owner_ = std::move(owner); }
 
-  // Completes the program. Row 0 of tensor `output` is the result.
+  // Completes the program. Row 0 of tensor `output` is the result, after whole_output() every row.
   void finish(int64_t arena_bytes, int output);
+  void whole_output();
 
   // --- running: run/run.cpp
 
-  // images [batch, channels, size, size] -> out [batch, width of the output]. Calls from several threads take turns.
+  // images [batch, channels, height, width] -> out [batch, output_floats]. Calls from several threads take turns.
   void run(const float* images, int64_t batch, float* out, int threads);
 
   // Runs a program of one operation on arrays of the caller: [batch, rows, width] of each tensor it reads (float32 or
@@ -144,10 +155,11 @@ class Engine {
   void read_tensor(int tensor, void* out, int64_t bytes);
 
   bool finished() const { return finished_; }
-  int64_t output_width() const;
+  int64_t output_floats() const;
   int64_t channels() const { return channels_; }
-  int64_t size() const { return size_; }
-  int64_t image_floats() const { return channels_ * size_ * size_; }
+  int64_t height() const { return height_; }
+  int64_t width() const { return width_; }
+  int64_t image_floats() const { return channels_ * height_ * width_; }
   int64_t parameter_bytes() const { return parameter_bytes_; }  // as packed for the kernels
   const std::string& isa() const { return isa_; }
 
@@ -210,6 +222,7 @@ class Engine {
   void need_new(const Check& need, int reg) const;
   Instruction& add(const Check& need, Instruction::Op op, int dst, int src, int64_t slot, int64_t room);
 
+  int64_t linear_input(const Check& need, int64_t rows, int input) const;
   IntLinear& start_int_linear(const Check& need, const char* name, int64_t rows, int64_t width, int input,
                               Array<float> scale, Array<float> token, Array<float> bias);
   void pack(IntLinear& p, int64_t width, Array<int8_t> weight);
@@ -238,7 +251,7 @@ class Engine {
   std::shared_ptr<const void> owner_;
   const EngineKernels* kernels_;
   std::string isa_;
-  int64_t channels_, size_;
+  int64_t channels_, height_, width_;
   std::vector<std::unique_ptr<void, void (*)(void*)>> memory_;
   std::map<std::pair<float, int64_t>, const float*> constants_;  // vectors of one value, by value and length
   std::vector<std::unique_ptr<Codec>> codecs_;
@@ -251,7 +264,9 @@ class Engine {
   std::vector<Slice> slices_;
   int64_t parameter_bytes_ = 0, needed_arena_ = 0, arena_bytes_ = 0, scratch_floats_ = 0;
   int output_ = -1;
-  bool finished_ = false, profile_ = false;
+  bool finished_ = false, profile_ = false, whole_output_ = false;
+  Windows windows_ = {};  // of the linear layer that comes next
+  int windows_input_ = -1;
   std::vector<std::unique_ptr<Worker>> workers_;
   const Worker* last_worker_ = nullptr;  // whose arena holds the last image
   ForkMutex mutex_;

@@ -57,19 +57,34 @@ const float* Engine::pack_floats(const float* weight, int64_t N, int64_t K, int6
   return packed;
 }
 
+// Returns the elements of a row that a linear layer reads: of its input, or of the windows that were just described.
+int64_t Engine::linear_input(const Check& need, int64_t rows, int input) const {
+  const Tensor& x = tensor(need, input);
+  const Windows& w = windows_;
+  if (windows_input_ < 0) {
+    need(x.rows == rows, "has ", rows, " rows, but tensor ", input, " has ", x.rows);
+    return x.width;
+  }
+  need(windows_input_ == input, "reads tensor ", input, ", but its windows are those of tensor ", windows_input_);
+  const int64_t down = (w.height + 2 * w.padding_height - w.kernel_height) / w.stride_height + 1;
+  need(rows == down * w.out_width, "has ", rows, " rows, but ", down, " x ", w.out_width, " windows");
+  return x.width * w.kernel_height * w.kernel_width;
+}
+
 IntLinear& Engine::start_int_linear(const Check& need, const char* name, int64_t rows, int64_t width, int input,
                                     Array<float> scale, Array<float> token, Array<float> bias) {
   const Tensor& x = tensor(need, input);
   need.size("its width", width);
   need(x.codec, "tensor ", input, " has no codes");
-  need(x.rows == rows, "has ", rows, " rows, but tensor ", input, " has ", x.rows);
+  const int64_t K = linear_input(need, rows, input);
   need.count("scale", scale, width);
   need.count("bias", bias, width);
   need.count("token", token, rows);
   Operation& op = start(need, name, Operation::kIntLinear, rows, width);
   op.inputs[0] = input;
   IntLinear& p = op.int_linear;
-  p.K = x.width, p.N = padded(width);
+  p.K = K, p.N = padded(width);
+  if (op.windows.height) op.extra_floats = kernels_->rows * padded(K, 64) / 4 + 16;
   p.scale = copy(scale, p.N), p.bias = copy(bias, p.N), p.token = copy(token, rows);
   return p;
 }
@@ -115,7 +130,7 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Panels weight, A
     const int64_t z = zero.at(i), reach = z < 0 ? 255 - z : z > 255 ? z : 255;
     if (reach > largest) largest = reach;
   }
-  const int64_t K = tensor(need, input).width;
+  const int64_t K = linear_input(need, rows, input);
   need(K * largest * 128 < (int64_t{1} << 31), "sums of ", K, " products of up to ", largest, " * 128 may leave 32 bits");
   need.size("its width", width);
   const int64_t N = padded(width), each = weight.nibbles ? 8 : 4, steps = padded(K, each) / each;
@@ -132,14 +147,14 @@ void Engine::int_linear(int64_t rows, int64_t width, int input, Panels weight, A
     const std::vector<int8_t> plain = unpacked(weight, width, K, steps);
     pack(p, width, {plain.data(), width * K});
   }
-  if (!p.nibbles && kernels_->step == 2) drafts_.back()->op.extra_floats = kernels_->rows * tensor(need, input).stride / 2;
+  if (!p.nibbles && kernels_->step == 2) drafts_.back()->op.extra_floats += kernels_->rows * padded(K, 64) / 2;
 }
 
 void Engine::wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> weight, Array<float> scale,
                          Array<float> token, Array<float> bias, Array<int16_t> values, Array<int16_t> offset,
                          Array<int16_t> factor) {
   const Check need = next_operation("wide linear");
-  const int64_t K = tensor(need, input).width;
+  const int64_t K = linear_input(need, rows, input);
   need(values.size == 0 || values.size == 256, "values has ", values.size, " elements, not 0 or 256");
   need.count("offset", offset, K);
   need.count("factor", factor, K);
@@ -159,7 +174,7 @@ void Engine::wide_linear(int64_t rows, int64_t width, int input, Array<int8_t> w
   IntLinear& p = start_int_linear(need, "wide linear", rows, width, input, scale, token, bias);
   p.wide = true;
   pack(p, width, weight);
-  drafts_.back()->op.extra_floats = kernels_->rows * tensor(need, input).stride / 2;
+  drafts_.back()->op.extra_floats += kernels_->rows * padded(K, 64) / 2;
   p.values = values.size ? copy(values, 256) : nullptr;
   p.offset = copy(offset, K), p.factor = copy(factor, K), p.zero = allocate<int32_t>(rows);
 }
@@ -168,14 +183,14 @@ void Engine::float_linear(int64_t rows, int64_t width, int input, Array<float> w
   const Check need = next_operation("float linear");
   const Tensor& x = tensor(need, input);
   need.size("its width", width);
-  need(x.rows == rows, "has ", rows, " rows, but tensor ", input, " has ", x.rows);
-  need.count("weight", weight, width * x.width);
+  const int64_t K = linear_input(need, rows, input);
+  need.count("weight", weight, width * K);
   need.count("bias", bias, width);
   Operation& op = start(need, "float linear", Operation::kFloatLinear, rows, width);
   op.inputs[0] = input;
-  op.float_linear = {x.width, padded(width), pack_floats(weight.data, width, x.width, x.width, 1),
-                     copy(bias, padded(width))};
-  if (x.codec) op.extra_floats = kernels_->rows * padded(x.width);
+  op.float_linear = {K, padded(width), pack_floats(weight.data, width, K, K, 1), copy(bias, padded(width))};
+  if (x.codec || op.windows.height) op.extra_floats = kernels_->rows * padded(K);
+  if (op.windows.height) op.extra_floats += padded(x.width);
 }
 
 }  // namespace visq::engine

@@ -90,9 +90,12 @@ void Engine::chain_instructions(std::vector<Instruction>& instructions, std::vec
   }
 }
 
+void Engine::whole_output() { whole_output_ = true; }
+
 void Engine::finish(int64_t arena_bytes, int output) {
   const Check need("the program");
   need(!finished_ && !drafts_.empty(), "it is empty, or finished already");
+  need(windows_input_ < 0, "it ends with windows that no linear layer reads");
   need(arena_bytes >= needed_arena_, "the arena has ", arena_bytes, " bytes, but tensors end at ", needed_arena_);
   const int64_t memory = machine_memory();
   need.memory(arena_bytes <= memory, "the tensors of an image need ", arena_bytes, " bytes at a time, more than the ", memory,

@@ -43,6 +43,14 @@ struct Tensor {
   int64_t stride;  // [elements] from row to row
   int64_t offset;  // [bytes] in the arena
   const Codec* codec;  // nullptr: float32
+  int64_t map_height;  // of the map it holds; 0: a square map, or none
+};
+
+// Windows of a map or of the image. An operation without windows has `height` 0.
+struct Windows {
+  int64_t height, width, out_width;  // of the map; windows in a row
+  int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
+  uint8_t outside;  // the code of zero, which lies around a map of codes
 };
 
 // Weights lie in panels of `panel` blocks, a block having the `lanes` outputs of one vector. A panel is [step of the
@@ -82,7 +90,7 @@ struct Conv1d {
 };
 
 struct Conv2d {
-  int64_t K, padding, side, out_side;  // maps are square
+  int64_t K, padding, height, width, out_width;  // of the map; its stride is 1
   const float* bias;
   const float* weight;             // float32: [K * K][C]
   const int32_t *taps, *tap_sums;  // integers: [K * K][C], and their sums [C]
@@ -240,13 +248,14 @@ struct Segment {
 };
 
 struct Operation {
-  enum Kind { kPatches, kConcat, kRows, kTranspose, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
+  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
               kFloatConv2d, kFixedScan, kFusedScan, kLadderScan, kFloatScan };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
-  int64_t patch, patch_stride, padding, side;  // windows of the image (inputs[0] < 0) or of a map, side x side
-  int64_t map_height, map_width;               // of a transpose's input
+  Windows windows;  // of the image (inputs[0] < 0) or of a map; a linear with windows is a convolution
+  int64_t map_height, map_width;  // of the input of a transpose or a shuffle
+  int64_t scale;                  // of a shuffle
   const Part* parts;
   int64_t part_count;
   IntLinear int_linear;
@@ -281,7 +290,7 @@ struct Frame {
   const Tensor* tensors;
   char* arena;
   const float* image;
-  int64_t channels, size;
+  int64_t channels;
   float* scratch;
 
   template <class T>

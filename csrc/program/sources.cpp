@@ -8,11 +8,15 @@ Operation& Engine::start(const Check& need, const char* name, Operation::Kind ki
   need(!finished_, "the program is finished already");
   need.size("its number of rows", rows);
   if (kind != Operation::kRows) need.size("its width", width);
+  const bool linear = kind == Operation::kIntLinear || kind == Operation::kFloatLinear;
+  need(windows_input_ < 0 || linear, "follows windows, which belong to a linear layer");
   drafts_.push_back(std::make_unique<Draft>());
   drafts_.back()->name = name;
   Operation& op = drafts_.back()->op;
   op = Operation{};
   op.kind = kind, op.rows = rows, op.width = width, op.body_rows = 1;
+  op.windows = windows_;
+  windows_ = {}, windows_input_ = -1;
   widths_.assign(kRegisters, -1);
   slices_.clear();
   for (int reg = 0; reg < kRegisters; ++reg) slices_.push_back({reg, 0});
@@ -30,16 +34,33 @@ void Engine::patches(int64_t rows, int64_t width, int input, int64_t patch, int6
   const Check need = next_operation("patches");
   need.size("its patch", patch);
   need.size("its stride", stride);
-  const int64_t side = input < 0 ? size_ : square_side(need, tensor(need, input).rows);
+  const MapSize map = input < 0 ? MapSize{height_, width_} : map_of(need, tensor(need, input));
   const int64_t channels = input < 0 ? channels_ : tensor(need, input).width;
-  const int64_t on_a_side = windows(need, side, patch, stride, padding);
-  need(rows == on_a_side * on_a_side && width == channels * patch * patch, "is [", rows, ", ", width, "], but ",
-       on_a_side, " x ", on_a_side, " patches of ", channels, " channels are [", on_a_side * on_a_side, ", ",
-       channels * patch * patch, "]");
+  const int64_t down = windows_along(need, map.height, patch, stride, padding);
+  const int64_t across = windows_along(need, map.width, patch, stride, padding);
+  need(rows == down * across && width == channels * patch * patch, "is [", rows, ", ", width, "], but ", down, " x ",
+       across, " patches of ", channels, " channels are [", down * across, ", ", channels * patch * patch, "]");
   Operation& op = start(need, "patches", Operation::kPatches, rows, width);
   op.inputs[0] = input;
-  op.patch = patch, op.patch_stride = stride, op.padding = padding, op.side = side;
+  op.windows = {map.height, map.width, across, patch, patch, stride, stride, padding, padding, 0};
   op.extra_floats = input < 0 ? 0 : padded(channels);
+}
+
+void Engine::windows(int input, int64_t kernel_height, int64_t kernel_width, int64_t stride_height,
+                     int64_t stride_width, int64_t padding_height, int64_t padding_width, int64_t outside) {
+  const Check need = next_operation("windows");
+  need(!finished_ && windows_input_ < 0, "follow windows, or the end of the program");
+  const Tensor& x = tensor(need, input);
+  const MapSize map = map_of(need, x);
+  for (int64_t size : {kernel_height, kernel_width, stride_height, stride_width}) need.size("a kernel or stride", size);
+  need(outside >= 0 && outside <= 255, "the code outside is ", outside, ", no byte");
+  windows_along(need, map.height, kernel_height, stride_height, padding_height);
+  const int64_t across = windows_along(need, map.width, kernel_width, stride_width, padding_width);
+  need.size("elements of a window", kernel_height * kernel_width);
+  need.size("elements of a window", kernel_height * kernel_width * x.width);
+  windows_ = {map.height, map.width, across, kernel_height, kernel_width, stride_height, stride_width,
+              padding_height, padding_width, static_cast<uint8_t>(outside)};
+  windows_input_ = input;
 }
 
 void Engine::transpose(int input, int64_t height, int64_t width) {
@@ -50,6 +71,18 @@ void Engine::transpose(int input, int64_t height, int64_t width) {
   need(height * width == x.rows, "a map of ", height, " x ", width, " has not the ", x.rows, " rows of tensor ", input);
   Operation& op = start(need, "transpose", Operation::kTranspose, x.rows, x.width);
   op.inputs[0] = input, op.map_height = height, op.map_width = width;
+}
+
+void Engine::pixel_shuffle(int input, int64_t scale) {
+  const Check need = next_operation("shuffle");
+  const Tensor& x = tensor(need, input);
+  const MapSize map = map_of(need, x);
+  need(scale >= 1 && scale <= 64, "its scale is ", scale, ", not between 1 and 64");
+  need(x.width % (scale * scale) == 0, "tensor ", input, " has ", x.width, " channels, which are no ", scale, " x ", scale,
+       " times others");
+  Operation& op = start(need, "shuffle", Operation::kShuffle, x.rows * scale * scale, x.width / (scale * scale));
+  op.inputs[0] = input, op.map_height = map.height, op.map_width = map.width, op.scale = scale;
+  op.extra_floats = padded(x.width);
 }
 
 void Engine::mean(int input) {

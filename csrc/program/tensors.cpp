@@ -6,12 +6,13 @@
 
 namespace visq::engine {
 
-Engine::Engine(const std::string& isa, int64_t channels, int64_t size)
-    : kernels_(engine_kernels(isa)), isa_(isa), channels_(channels), size_(size) {
+Engine::Engine(const std::string& isa, int64_t channels, int64_t height, int64_t width)
+    : kernels_(engine_kernels(isa)), isa_(isa), channels_(channels), height_(height), width_(width) {
   const Check need("the engine");
   need(kernels_ != nullptr, "this machine or build lacks the instruction set ", isa);
   need.size("the number of channels", channels);
-  need.size("the side of an image", size);
+  need.size("the height of an image", height);
+  need.size("the width of an image", width);
 }
 
 const Tensor& Engine::tensor(const Check& need, int index) const {
@@ -87,7 +88,7 @@ int Engine::add_tensor(int64_t rows, int64_t width, int64_t offset, int codec) {
   need.size("its number of rows", rows);
   need.size("its width", width);
   need(codec >= -1 && codec < static_cast<int>(codecs_.size()), "codec ", codec, " is none of the ", codecs_.size());
-  Tensor t = {rows, width, 0, offset, codec < 0 ? nullptr : codecs_[codec].get()};
+  Tensor t = {rows, width, 0, offset, codec < 0 ? nullptr : codecs_[codec].get(), 0};
   t.stride = t.codec ? padded(width, 64) : padded(width);
   if (t.codec)
     need(t.codec->width == width && t.codec->rows == rows, "is [", rows, ", ", width, "], but its codec ", codec,
@@ -98,6 +99,14 @@ int Engine::add_tensor(int64_t rows, int64_t width, int64_t offset, int codec) {
   needed_arena_ = std::max(needed_arena_, offset + bytes);
   tensors_.push_back(t);
   return static_cast<int>(tensors_.size()) - 1;
+}
+
+void Engine::map(int index, int64_t height) {
+  const Check need("tensor", index);
+  const Tensor& t = tensor(need, index);
+  need(height >= 1 && height <= t.rows && t.rows % height == 0, "has ", t.rows, " rows, which are no map ", height,
+       " high");
+  tensors_[index].map_height = height;
 }
 
 }  // namespace visq::engine

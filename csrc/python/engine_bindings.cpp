@@ -48,7 +48,7 @@ void bind(nb::module_& m) {
            [](Engine& e, In<float> images, Out<float> out, int threads) {
              const int64_t batch = images.ndim() ? static_cast<int64_t>(images.shape(0)) : 0;
              if (static_cast<int64_t>(images.size()) != batch * e.image_floats() ||
-                 static_cast<int64_t>(out.size()) != batch * e.output_width())
+                 static_cast<int64_t>(out.size()) != batch * e.output_floats())
                throw std::invalid_argument("images or results have another size");
              nb::gil_scoped_release release;
              e.run(images.data(), batch, out.data(), threads);
@@ -69,7 +69,7 @@ void bind(nb::module_& m) {
       .def("bodies", &Engine::bodies)
       .def("enable_profile", &Engine::enable_profile)
       .def("profile", &Engine::profile)
-      .def_prop_ro("output_width", &Engine::output_width)
+      .def_prop_ro("output_width", &Engine::output_floats)
       .def_prop_ro("parameter_bytes", &Engine::parameter_bytes)
       .def_prop_ro("isa", [](const Engine& e) { return e.isa(); });
 }

@@ -18,7 +18,7 @@ namespace visq::engine {
 namespace {
 
 constexpr const char* kKindNames[] = {
-    "patches",     "concat",            "rows",           "transpose",            "mean", "linear",     "float linear",
+    "patches",     "concat",            "rows",           "transpose",            "shuffle", "mean", "linear", "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "ladder scan",
     "float scan"};
 static_assert(sizeof kKindNames / sizeof *kKindNames == kKinds, "every kind of operation has a name");
@@ -107,7 +107,7 @@ struct Engine::Run {
   void work(int index, int64_t generation, int64_t task) {
     Engine& e = engine;
     Worker& worker = *e.workers_[index];
-    const int64_t image_floats = e.image_floats(), width = e.output_width();
+    const int64_t image_floats = e.image_floats(), width = e.output_floats();
     if (generation == kWholeImages) {
       e.run_image(worker, task, images + task * image_floats, out + task * width);
       if (task == batch - 1) e.last_worker_ = &worker;
@@ -150,7 +150,7 @@ struct Engine::Run {
     if (whole) open(index, kWholeImages, whole);
     for (int64_t image = whole; image < batch; ++image) {
       for (int64_t p = 0; p < phases; ++p) open(index, 2 + (image - whole) * phases + p, e.phases_[p].tasks);
-      e.write_output(*e.workers_[0], out + image * e.output_width());
+      e.write_output(*e.workers_[0], out + image * e.output_floats());
       e.last_worker_ = e.workers_[0].get();
     }
     ticket.store(kOver, std::memory_order_release);
@@ -183,11 +183,15 @@ struct Engine::Run {
   }
 };
 
-int64_t Engine::output_width() const { return output_ < 0 ? 0 : tensors_[output_].width; }
+int64_t Engine::output_floats() const {
+  if (output_ < 0) return 0;
+  const Tensor& t = tensors_[output_];
+  return whole_output_ ? t.rows * t.width : t.width;
+}
 
 void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t image_index, int64_t task,
                        const float* image) {
-  Frame f = {tensors_.data(), arena, image, channels_, size_, worker.scratch};
+  Frame f = {tensors_.data(), arena, image, channels_, worker.scratch};
   double start = profile_ ? now() : 0;
   const auto charge = [&](double& to) {
     if (!profile_) return;
@@ -232,16 +236,18 @@ void Engine::run_image(Worker& worker, int64_t index, const float* image, float*
 
 void Engine::write_output(Worker& worker, float* out) {
   const Tensor& t = tensors_[output_];
-  const char* row = worker.arena + t.offset;
-  if (!t.codec) {
-    std::memcpy(out, row, t.width * sizeof(float));
-    return;
-  }
-  const Codec& q = *t.codec;
-  for (int64_t c = 0; c < t.width; ++c) {
-    const uint8_t code = static_cast<uint8_t>(row[c]);
-    const float x = q.table ? q.table[code] : static_cast<float>(code) - (q.zero ? q.zero[c] : q.zero_token[0]);
-    out[c] = (x * q.step[c]) * q.step_token[0];
+  for (int64_t r = 0; r < (whole_output_ ? t.rows : 1); ++r, out += t.width) {
+    const char* row = worker.arena + t.offset + r * t.stride * (t.codec ? 1 : 4);
+    if (!t.codec) {
+      std::memcpy(out, row, t.width * sizeof(float));
+      continue;
+    }
+    const Codec& q = *t.codec;
+    for (int64_t c = 0; c < t.width; ++c) {
+      const uint8_t code = static_cast<uint8_t>(row[c]);
+      const float x = q.table ? q.table[code] : static_cast<float>(code) - (q.zero ? q.zero[c] : q.zero_token[r]);
+      out[c] = (x * q.step[c]) * q.step_token[r];
+    }
   }
 }
 
@@ -326,7 +332,7 @@ void Engine::run_single(const std::vector<Input>& inputs, int64_t batch, float* 
     const FloatMode mode;
     std::vector<std::max_align_t> room((arena_bytes_ + scratch_floats_ * 4 + 256) / sizeof(std::max_align_t) + 1);
     char* arena = reinterpret_cast<char*>(padded(reinterpret_cast<int64_t>(room.data()), 64));
-    Frame f = {tensors_.data(), arena, nullptr, channels_, size_,
+    Frame f = {tensors_.data(), arena, nullptr, channels_,
                reinterpret_cast<float*>(arena + padded(arena_bytes_, 64))};
     for (const Input& input : inputs) {
       const Tensor& t = tensors_[input.tensor];

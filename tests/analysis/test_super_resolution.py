@@ -18,8 +18,10 @@ from visq.analysis.super_resolution import evaluate_restoration, pairs, psnr_y, 
 from visq.artifact import load
 from visq.errors import VisqError
 from visq.models import create_model
+from visq.native.extension import available
 from visq.pipeline import quantize
 from visq.recipes import Recipe, get_recipe, list_recipes
+from visq.runtime import load_engine
 
 
 def grey(value: int, height: int = 12, width: int = 10) -> Any:
@@ -140,8 +142,14 @@ def test_an_artifact_takes_images_of_another_size(name: str, crops: Any, tmp_pat
     assert 0 < float((found - exact).square().mean() / exact.square().mean()) < 0.01
     loaded = load(tmp_path / "artifact")
     assert torch.equal(loaded(images), found) and loaded.card.preprocess == model.card.preprocess
-    assert result.config is not None and result.config.program is None
-    assert result.config.no_program == "a program is made for images of one size, and this network takes any"
+    assert result.config is not None and result.config.program is not None
+    assert result.config.program.size == model.card.preprocess.image_size
+    if available():
+        engine = load_engine(tmp_path / "artifact", threads=1)
+        for height, width in ((5, 9), (7, 7), (1, 12), (5, 9)):
+            images = torch.rand(2, 3, height, width) - 0.4
+            assert np.array_equal(engine(images.numpy()), loaded(images).numpy()), (height, width)
+        assert engine.in_float == {}
 
 
 def test_there_is_no_accuracy_of_a_network_without_classes(crops: Any) -> None:

@@ -69,3 +69,41 @@ def test_more_memory_than_the_machine_has_is_refused_with_the_number() -> None:
         engine.finish(needed, 0)
     with pytest.raises(ValueError, match=f"the arena has 64 bytes, but tensors end at {needed}"):
         engine.finish(64, 0)
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    engine = new()
+    weight, bias = np.zeros(4 * 6 * 20, np.float32), ONES[:4]
+
+    def refused(message: str, call) -> None:  # type: ignore[no-untyped-def]
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            call()
+
+    refused(
+        "operation 0 \\(windows\\): its input has 6 rows, which is no square map",
+        lambda: engine.windows(0, *[1] * 6, 0),
+    )
+    refused("tensor 0: has 6 rows, which are no map 4 high", lambda: engine.map(0, 4))
+    engine.map(0, 2)
+    refused(
+        "operation 0 \\(windows\\): windows of 2 with padding 2 do not fit a side of 2",
+        lambda: engine.windows(0, 2, 3, 1, 1, 2, 0, 0),
+    )
+    refused(
+        "operation 0 \\(windows\\): the code outside is 256, no byte", lambda: engine.windows(0, 2, 3, 1, 1, 0, 0, 256)
+    )
+    engine.windows(0, 2, 3, 1, 1, 1, 0, 0)
+    refused("operation 0 \\(mean\\): follows windows, which belong to a linear layer", lambda: engine.mean(0))
+    refused(
+        "operation 0 \\(float linear\\): has 6 rows, but 3 x 1 windows",
+        lambda: engine.float_linear(6, 4, 0, weight, bias),
+    )
+    refused(
+        "operation 0 \\(float linear\\): weight has 480 elements, not 600",
+        lambda: engine.float_linear(3, 5, 0, weight, ONES[:5]),
+    )
+    engine.float_linear(3, 4, 0, weight, bias)
+    refused(
+        "operation 1 \\(shuffle\\): tensor 0 has 20 channels, which are no 3 x 3 times others",
+        lambda: engine.pixel_shuffle(0, 3),
+    )

@@ -105,14 +105,20 @@ def test_what_is_wrong_is_said(path: tuple[Any, ...], value: Any, message: str) 
 
 
 CONV, TRANSPOSE, MEAN = (operation_of(kind, MAPS) for kind in ("conv2d", "transpose", "mean"))
-WINDOWS = next(i for i, op in enumerate(MAPS["operations"]) if "input" in op["source"] and "patch" in op["source"])
+WINDOWS, DENSE = operation_of("patches", MAPS), operation_of("dense_conv2d", MAPS)
 
 
 @pytest.mark.parametrize(
     ("operation", "key", "value", "message"),
     [
-        (WINDOWS, "input", "t0", "before it is written|not the number|no square|width|before"),
-        (WINDOWS, "input", "nowhere", "not declared"),
+        (DENSE, "input", MAPS["output"], "before it is written"),
+        (DENSE, "input", "nowhere", "not declared"),
+        (DENSE, "kernel", [5, 3], "not the number|larger than"),
+        (DENSE, "kernel", [3, 2**20], "larger than the image|number of patches"),
+        (DENSE, "stride", [1, 2], "not the number of patches"),
+        (DENSE, "padding", [1, 3], "outside"),
+        (DENSE, "padding", [1, -1], "greater than or equal"),
+        (DENSE, "kernel", [3], "Field required|missing"),
         (WINDOWS, "patch", 5, "not the number|larger than"),
         (WINDOWS, "patch", 2**20, "larger than the image|number of patches"),
         (WINDOWS, "stride", 1, "not the number of patches"),

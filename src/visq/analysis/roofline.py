@@ -121,7 +121,7 @@ def count_work(program: Program, bundle: Bundle) -> Work:
                 weight_bytes += bundle.constant(step.constant if isinstance(step, WithConstant) else step.weight).nbytes
             if isinstance(step, Rotate):
                 weight_bytes += bundle.rotation(step.site)[0].nbytes
-    return Work(products8, products16, floats, weight_bytes, 4 * program.channels * program.size**2)
+    return Work(products8, products16, floats, weight_bytes, 4 * program.channels * program.height * program.width)
 
 
 def _scan_products(form: IntegerScan) -> int:

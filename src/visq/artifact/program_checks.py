@@ -18,6 +18,7 @@ from visq.integer.operations import (
     Constant,
     Conv1d,
     Conv2d,
+    DenseConv2d,
     LayerNorm,
     Linear,
     Load,
@@ -88,7 +89,7 @@ class ProgramCheck:
 
     def _source(self, operation: Operation, where: str) -> None:
         source = operation.source
-        if isinstance(source, Linear | Conv1d | Conv2d):
+        if isinstance(source, Linear | Conv1d | Conv2d | DenseConv2d):
             owner = source.weight.rpartition(".")[0]
             need(operation.name == owner, f"{where} has the weight {source.weight}")
             self._weight(source.weight, where)
@@ -120,17 +121,22 @@ class ProgramCheck:
         plain = record is None or record.quantizer.get("kind") != "ladder" or A.functions == ("exp", "neg")
         need(plain, f"{where} takes {A.name} by {', '.join(A.functions) or 'itself'}, a ladder's A is -exp(A_log)")
 
-    def _rank(self, source: Linear | Conv1d | Conv2d, where: str) -> None:
+    def _rank(self, source: Linear | Conv1d | Conv2d | DenseConv2d, where: str) -> None:
         """Checks the axes of a layer's weight.
 
         A linear takes [N, K], or [N, channels, kernel, kernel] over windows; a 1-D convolution takes three axes, a 2-D
-        one [N, channels, kernel, kernel].
+        one [N, channels, kernel, kernel], and a dense one [N, channels, *kernel].
         """
         record = self.config.sites.get(source.weight)
         codes = None if record is None else record.codes
         shape = self.parameters[source.weight].shape if codes is None else codes.shape
         square = len(shape) == 4 and shape[2] == shape[3]
-        fits = {Linear: square or len(shape) == 2, Conv1d: len(shape) == 3, Conv2d: square}[type(source)]
+        fits = {
+            Linear: square or len(shape) == 2,
+            Conv1d: len(shape) == 3,
+            Conv2d: square,
+            DenseConv2d: len(shape) == 4,
+        }[type(source)]
         need(fits, f"{source.weight} is {list(shape)}, not the shape of {where}")
 
     def _scan_sizes(self, operation: Operation, source: Scan) -> None:
@@ -251,7 +257,7 @@ def image_bytes(program: Program) -> int:
     for index, operation in enumerate(program.operations):
         for name in (*inputs(operation.source), *(s.tensor for s in operation.body if isinstance(s, Load | Store))):
             last[name] = max(index, last.get(name, 0))
-    now = most = 4 * program.channels * program.size**2
+    now = most = 4 * program.channels * program.height * program.width
     sizes: dict[str, int] = {}
     for index, operation in enumerate(program.operations):
         for step in operation.body:

@@ -60,6 +60,7 @@ def load(path: Path | str) -> Any:
     model.check = config.check
     if config.program is None:
         return refuse_bad_images(model)
+    model.deploy_sizes = config.deploy_sizes
     _check_program(model, folder)
     return deploy(model)
 

@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from visq.errors import VisqError, first_problem
 from visq.files import read_text
-from visq.integer.operations import Strict
+from visq.integer.operations import Size, Strict
 from visq.integer.program import Program
 from visq.integer.spec import Spec
 from visq.recipes import Recipe
@@ -155,7 +155,8 @@ class ArtifactConfig(Strict):
     """The whole `config.json`.
 
     `tensors` is (dtype, shape) by tensor name. `shared` maps a tensor that is not stored to its stored equal.
-    The integer engine runs `program`; without a program, `no_program` gives the reason.
+    The integer engine runs `program`; without a program, `no_program` gives the reason. `deploy_sizes` are sizes
+    (height, width) that the engine makes another program for when it loads the artifact.
     `check` is the self-check, or None if none was made.
     No key holds a date or a timing, so that the same calibration gives the same bytes.
     """
@@ -174,12 +175,13 @@ class ArtifactConfig(Strict):
     shared: dict[str, str]
     program: Program | None = None
     no_program: str | None = None
+    deploy_sizes: tuple[tuple[Size, Size], ...] = ()
     check: Check | None = None
     self_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values with a fresh self-hash."""
-        left_out = {"program", "sites"} | ({"check"} if self.check is None else set())
+        left_out = {"program", "sites", *(key for key in ("check", "deploy_sizes") if not getattr(self, key))}
         values = self.model_dump(mode="json", exclude=left_out)
         values["sites"] = {name: site.model_dump(mode="json", exclude_none=True) for name, site in self.sites.items()}
         values["program"] = None if self.program is None else self.program.to_json()

@@ -18,6 +18,8 @@ from visq.artifact.schema import ArtifactConfig, QuantizerRecord
 from visq.artifact.site_checks import DTYPES, PARTS, check_site
 from visq.data.preprocess import Preprocess
 from visq.errors import VisqError, first_problem, need
+from visq.integer.operations import Constant
+from visq.integer.resizing import resized
 from visq.integer.spec import Spec, describe_granularity
 from visq.recipes import Recipe
 
@@ -41,6 +43,22 @@ def check_artifact(config: ArtifactConfig, tensors: Mapping[str, np.ndarray]) ->
     _check_coverage(config, quantizers)
     if config.program is not None:
         ProgramCheck(config, config.program, quantizers, parts, parameters).run()
+    _check_deploy_sizes(config)
+
+
+def _check_deploy_sizes(config: ArtifactConfig) -> None:
+    """Checks that the program can be made for every size of `deploy_sizes`."""
+
+    def shape_of(constant: Constant) -> tuple[int, ...]:
+        record = config.sites.get(constant.name)
+        if record is not None and record.codes is not None:
+            return record.codes.shape
+        return tuple(config.tensors[config.shared.get(constant.name, constant.name)][1])
+
+    for height, width in config.deploy_sizes:
+        need(config.program is not None, "deploy_sizes belong to an artifact with a program")
+        assert config.program is not None
+        resized(config.program, height, width, shape_of)
 
 
 def check_tensor_table(config: ArtifactConfig) -> None:

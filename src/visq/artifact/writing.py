@@ -76,6 +76,7 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
         shared=shared,
         program=program,
         no_program=no_program,
+        deploy_sizes=getattr(model, "deploy_sizes", ()),
         check=getattr(model, "check", None),
     )
     check_artifact(config, {name: tensor.numpy() for name, tensor in all_tensors.items()})
@@ -84,10 +85,14 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
 
 
 def lowered(model: Any) -> tuple[Program | None, str | None]:
-    """Returns (program, None) for a model that can be lowered, otherwise (None, the reason)."""
+    """Returns (program, None) for a model that can be lowered, otherwise (None, the reason).
+
+    Its images have the size of the model's preprocessing; an engine makes programs for other sizes from it.
+    """
     training = model.training
+    side = model.card.preprocess.image_size
     try:
-        return lower(model.eval()), None
+        return lower(model.eval(), (side, side)), None
     except LoweringError as error:
         return None, str(error)
     finally:

@@ -67,7 +67,7 @@ def export(
     bundle, program = read_bundle(folder), engine.program
     given = images is not None
     if images is None:
-        shape = (TRIAL_IMAGES, program.channels, program.size, program.size)
+        shape = (TRIAL_IMAGES, program.channels, program.height, program.width)
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     made = FORMATS[format]
     content = made.write(program, bundle)

@@ -6,6 +6,7 @@ import numpy as np
 
 from visq._version import __version__
 from visq.data.preprocess import Preprocess
+from visq.errors import VisqError
 from visq.export.runtimes import Run
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
@@ -19,8 +20,12 @@ def to_flat(program: Program, bundle: Bundle) -> bytes:
     """Returns the bytes of a flat file with what a caller must know: images, classes, names.
 
     Raises:
-        VisqError: parameters do not fit the program, or numbers are out of the engine's range.
+        VisqError: parameters do not fit the program, numbers are out of the engine's range, or the result is an image.
     """
+    if program.output_map:
+        raise VisqError(
+            "libvisq returns one row of numbers for an image, and this network returns an image; use visq.load"
+        )
     config = bundle.config
     preprocess = Preprocess.from_dict(config.preprocess)
     writer = Writer(program, bundle)

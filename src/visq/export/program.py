@@ -7,7 +7,6 @@ another order than the engine's, so logits agree closely and not to the bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from visq.export.codes import Coded, encode, weight_values
 from visq.export.graph import Graph
 from visq.export.scan import CHUNK, selective_scan
 from visq.integer.arithmetic import rotate
+from visq.integer.consistency import map_size
 from visq.integer.forms import (
     FloatConv1d,
     FloatConv2d,
@@ -29,17 +29,20 @@ from visq.integer.forms import (
     WideLinear,
 )
 from visq.integer.operations import (
+    AddValues,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
+    DenseConv2d,
     LayerNorm,
     Linear,
     Load,
     Mean,
     Operation,
     Patches,
+    PixelShuffle,
     RmsNorm,
     Rotate,
     Round,
@@ -90,11 +93,15 @@ class _Export:
             for step in operation.body:
                 self.instruction(step)
             self.bundle.forget()
-        size, output = self.program.size, self.program.tensors[self.program.output]
-        self.graph.reshape(self.graph.slice(self.value(self.program.output), 1, 0, 1), (-1, output.width))
+        program, result = self.program, self.value(self.program.output)
+        if program.output_map:
+            self.map_of(result, program.output)
+        else:
+            self.graph.reshape(self.graph.slice(result, 1, 0, 1), (-1, *program.output_shape))
         self.graph.nodes[-1].output[0] = LOGITS
+        size = (program.height, program.width)
         return self.graph.model(
-            [(IMAGES, ["batch", self.program.channels, size, size])], [(LOGITS, ["batch", output.width])]
+            [(IMAGES, ["batch", program.channels, *size])], [(LOGITS, ["batch", *program.output_shape])]
         )
 
     def value(self, name: str) -> str:
@@ -109,35 +116,40 @@ class _Export:
         return found.integers
 
     def map_of(self, x: str, name: str) -> str:
-        """A square map [B, rows, width] as [B, width, side, side]."""
+        """A map [B, rows, channels] as [B, channels, height, width]."""
         decl = self.program.tensors[name]
-        side = math.isqrt(decl.rows)
-        return self.graph.reshape(self.graph.transpose(x, (0, 2, 1)), (-1, decl.width, side, side))
+        return self.graph.reshape(self.graph.transpose(x, (0, 2, 1)), (-1, decl.width, *map_size(decl)))
+
+    def rows_of(self, x: str) -> str:
+        """A map [B, channels, height, width] as [B, rows, channels]."""
+        return self.graph.transpose(self.graph.reshape(x, (0, self.operation.width, -1)), (0, 2, 1))
 
     # --- sources
 
     def patches(self, source: Patches, form: Form) -> str:
         graph, patch, channels = self.graph, source.patch, self.program.channels
-        image = IMAGES
+        image, size = IMAGES, (self.program.height, self.program.width)
         if source.input is not None:
             channels = self.program.tensors[source.input].width
+            size = map_size(self.program.tensors[source.input])
             image = self.map_of(self.value(source.input), source.input)
         around = (0, 0, source.padding, source.padding)
         image = graph.pad(image, around, around)
-        count = math.isqrt(self.operation.rows)
+        down, across = ((side + 2 * source.padding - patch) // source.stride + 1 for side in size)
+        count = down * across
         if patch == source.stride and not source.padding:
-            image = graph.slice(graph.slice(image, 2, 0, count * patch), 3, 0, count * patch)
-            x = graph.reshape(image, (-1, channels, count, patch, count, patch))
-            return graph.reshape(graph.transpose(x, (0, 2, 4, 1, 3, 5)), (-1, count * count, channels * patch * patch))
-        last = (count - 1) * source.stride + 1
+            image = graph.slice(graph.slice(image, 2, 0, down * patch), 3, 0, across * patch)
+            x = graph.reshape(image, (-1, channels, down, patch, across, patch))
+            return graph.reshape(graph.transpose(x, (0, 2, 4, 1, 3, 5)), (-1, count, channels * patch * patch))
         parts = []
         for i in range(patch):
-            rows = graph.slice(image, 2, i, i + last, source.stride)
+            rows = graph.slice(image, 2, i, i + (down - 1) * source.stride + 1, source.stride)
+            last = (across - 1) * source.stride + 1
             parts += [graph.slice(rows, 3, j, j + last, source.stride) for j in range(patch)]
         stacked = graph.node(
             "Concat", *(graph.node("Unsqueeze", x, graph.constant([2], np.int64)) for x in parts), axis=2
         )
-        x = graph.transpose(graph.reshape(stacked, (-1, channels * patch * patch, count * count)), (0, 2, 1))
+        x = graph.transpose(graph.reshape(stacked, (-1, channels * patch * patch, count)), (0, 2, 1))
         return str(x)
 
     def linear(self, source: Linear, form: Form) -> str:
@@ -185,7 +197,25 @@ class _Export:
         integer = isinstance(form, IntegerConv2d)
         x = self.map_of(self.integers(source.input) if integer else self.value(source.input), source.input)
         maps = self.depthwise(x, form.weight, form, [source.padding] * 4)
-        return self.graph.transpose(self.graph.reshape(maps, (0, self.operation.width, -1)), (0, 2, 1))
+        return self.rows_of(maps)
+
+    def dense_conv2d(self, source: DenseConv2d, form: Form) -> str:
+        graph, shape = self.graph, (self.operation.width, -1, *source.kernel)
+        pads = [*source.padding, *source.padding]
+        if isinstance(form, FloatLinear):
+            x = self.map_of(self.value(source.input), source.input)
+            weight = graph.constant(form.weight.reshape(shape))
+        else:
+            coded = self.tensors[source.input]
+            assert isinstance(form, IntegerLinear) and isinstance(coded, Coded)
+            x = self.map_of(coded.integers, source.input)
+            weight = weight_values(graph, form.weight.reshape(shape), form.scale, axis=0)
+        maps = graph.node("Conv", x, weight, graph.constant(form.bias), pads=pads, strides=list(source.stride))
+        return self.rows_of(maps)
+
+    def pixel_shuffle(self, source: PixelShuffle, form: Form) -> str:
+        x = self.map_of(self.value(source.input), source.input)
+        return self.rows_of(self.graph.node("DepthToSpace", x, blocksize=source.scale, mode="CRD"))
 
     def depthwise(self, x: str, taps: np.ndarray, form: Any, pads: list[int]) -> str:
         graph, weight = self.graph, taps[:, None]
@@ -265,6 +295,9 @@ class _Export:
         stored = self.graph.constant(value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape))
         return self.graph.add(x, stored) if step.op == "add_constant" else self.graph.mul(x, stored)
 
+    def add_values(self, step: AddValues, x: str) -> str:
+        return self.graph.add(x, self.graph.constant(np.array(step.values, np.float32)))
+
     def with_scalar(self, step: WithScalar, x: str) -> str:
         return self.graph.mul(x, self.graph.constant(np.float32(step.value)))
 
@@ -311,6 +344,8 @@ _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     Linear: _Export.linear,
     Conv1d: _Export.conv1d,
     Conv2d: _Export.conv2d,
+    DenseConv2d: _Export.dense_conv2d,
+    PixelShuffle: _Export.pixel_shuffle,
     Transpose: _Export.transpose,
     Mean: _Export.mean,
     Scan: _Export.scan,
@@ -321,6 +356,7 @@ _INSTRUCTIONS: dict[type, Callable[[_Export, Any, str], str]] = {
     Slice: _Export.slice,
     Unary: _Export.unary,
     WithConstant: _Export.with_constant,
+    AddValues: _Export.add_values,
     WithScalar: _Export.with_scalar,
     RmsNorm: _Export.rms_norm,
     LayerNorm: _Export.layer_norm,

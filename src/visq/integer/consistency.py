@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from visq.integer.operations import (
+    MAX_SIZE,
+    AddValues,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
+    DenseConv2d,
     Linear,
     Load,
     Mean,
     Operation,
     Patches,
+    PixelShuffle,
     Rows,
     Scan,
     Slice,
@@ -27,11 +31,14 @@ from visq.integer.operations import (
     inputs,
 )
 
+#: Two numbers: along the height, and along the width.
+Pair = tuple[int, int]
+
 
 def check_operations(
-    operations: Iterable[Operation], tensors: Mapping[str, TensorDecl], output: str, image: tuple[int, int]
+    operations: Iterable[Operation], tensors: Mapping[str, TensorDecl], output: str, image: tuple[int, int, int]
 ) -> None:
-    """Checks all operations of a program; `image` is (channels, pixels a side).
+    """Checks all operations of a program; `image` is (channels, height, width).
 
     Raises:
         ValueError: operations or tensors do not fit together. The message names the operation and the fault.
@@ -43,10 +50,18 @@ def check_operations(
         raise ValueError(f"output {output} is never written")
 
 
+def map_size(decl: TensorDecl) -> tuple[int, int]:
+    """Returns (height, width) of the map that a tensor holds. Raises ValueError unless it holds one."""
+    height = math.isqrt(decl.rows) if decl.height is None else decl.height
+    if decl.rows % height or (decl.height is None and height * height != decl.rows):
+        raise ValueError(f"{decl.rows} rows are no square map" + (f" {height} high" if decl.height else ""))
+    return height, decl.rows // height
+
+
 def register_widths(operation: Operation, tensors: Mapping[str, TensorDecl]) -> dict[int, int]:
     """Returns the width of every register, by number, of an operation that was already checked."""
     stored = {step.tensor for step in operation.body if isinstance(step, Store)}
-    check = _Check(operation, tensors, set(tensors) - stored, (0, 0))
+    check = _Check(operation, tensors, set(tensors) - stored, (0, 0, 0))
     check.start()
     for step in operation.body:
         check.instruction(step)
@@ -60,7 +75,7 @@ class _Check:
     operation: Operation
     tensors: Mapping[str, TensorDecl]
     written: set[str]
-    image: tuple[int, int]
+    image: tuple[int, int, int]
     #: Width of every register written so far.
     registers: dict[int, int] = field(default_factory=dict)
 
@@ -88,18 +103,22 @@ class _Check:
         self.need(name in self.tensors, f"tensor {name} is not declared")
         return self.tensors[name]
 
-    def square(self, name: str) -> int:
-        """Returns the side of the square map `name`."""
-        side = math.isqrt(self.declared(name).rows)
-        self.need(side * side == self.declared(name).rows, f"{name} is no square map")
-        return side
+    def map_of(self, name: str) -> tuple[int, int]:
+        """Returns (height, width) of the map `name`."""
+        try:
+            return map_size(self.declared(name))
+        except ValueError:
+            self.need(False, f"{name} is no square map")
+            raise
 
-    def windows(self, side: int, kernel: int, stride: int, padding: int) -> None:
-        """Checks that a square map has one window for each row of the operation, and that each window meets it."""
-        self.need(padding < kernel, "windows that lie outside")
-        self.need(kernel <= side + 2 * padding, "the patch is larger than the image")
-        count = (side + 2 * padding - kernel) // stride + 1
-        self.need(self.operation.rows == count * count, "rows are not the number of patches")
+    def windows(self, sides: Pair, kernel: Pair, stride: Pair, padding: Pair) -> None:
+        """Checks that a map has one window for each row of the operation, and that each window meets it."""
+        count = 1
+        for side, length, step, around in zip(sides, kernel, stride, padding, strict=True):
+            self.need(around < length, "windows that lie outside")
+            self.need(length <= side + 2 * around, "the patch is larger than the image")
+            count *= (side + 2 * around - length) // step + 1
+        self.need(self.operation.rows == count, "rows are not the number of patches")
 
     def same_shape(self, name: str, what: str) -> None:
         decl = self.declared(name)
@@ -108,10 +127,11 @@ class _Check:
     # --- sources
 
     def patches(self, source: Patches) -> None:
-        channels, side = self.image
+        channels, *sides = self.image
+        size = sides[0], sides[1]
         if source.input is not None:
-            side, channels = self.square(source.input), self.declared(source.input).width
-        self.windows(side, source.patch, source.stride, source.padding)
+            size, channels = self.map_of(source.input), self.declared(source.input).width
+        self.windows(size, (source.patch,) * 2, (source.stride,) * 2, (source.padding,) * 2)
         self.need(self.operation.width == channels * source.patch**2, "width is not that of a patch")
 
     def linear(self, source: Linear) -> None:
@@ -121,8 +141,19 @@ class _Check:
         self.same_shape(source.input, "shape is not that of the input")
 
     def conv2d(self, source: Conv2d) -> None:
-        self.windows(self.square(source.input), source.kernel, 1, source.padding)
+        self.windows(self.map_of(source.input), (source.kernel,) * 2, (1, 1), (source.padding,) * 2)
         self.need(self.declared(source.input).width == self.operation.width, "width is not that of the input")
+
+    def dense_conv2d(self, source: DenseConv2d) -> None:
+        self.windows(self.map_of(source.input), source.kernel, source.stride, source.padding)
+        elements = math.prod(source.kernel) * self.declared(source.input).width
+        self.need(elements <= MAX_SIZE, f"a window has {elements} elements")
+
+    def pixel_shuffle(self, source: PixelShuffle) -> None:
+        self.map_of(source.input)
+        x, square = self.declared(source.input), source.scale**2
+        fits = (x.rows * square, x.width) == (self.operation.rows, self.operation.width * square)
+        self.need(fits, "shape is not that of the shuffled input")
 
     def transpose(self, source: Transpose) -> None:
         self.same_shape(source.input, "shape is not that of the input")
@@ -171,6 +202,8 @@ class _Check:
             self.need(self.width(step.b) == size, "registers of different widths")
         else:
             size = self.width(step.src)
+        if isinstance(step, AddValues):
+            self.need(len(step.values) == size, f"{len(step.values)} values for {size} channels")
         self.need(step.dst not in self.registers, f"register {step.dst} is written twice")
         self.registers[step.dst] = size
 
@@ -197,6 +230,8 @@ _SOURCES: dict[type, Callable[[_Check, Any], None]] = {
     Linear: _Check.linear,
     Conv1d: _Check.conv1d,
     Conv2d: _Check.conv2d,
+    DenseConv2d: _Check.dense_conv2d,
+    PixelShuffle: _Check.pixel_shuffle,
     Transpose: _Check.transpose,
     Mean: _Check.mean,
     Scan: _Check.scan,

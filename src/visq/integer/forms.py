@@ -176,7 +176,27 @@ def linear(
         )
     if isinstance(weight, Weight) and weight.rotation is not None:
         raise VisqError(f"a rotated weight needs an integer product, but {why}")
-    return FloatLinear(np.ascontiguousarray(values_of(weight).reshape(matrix.shape), np.float32), bias, why)
+    return _float_linear(weight, bias, why)
+
+
+def dense_conv2d(x: Codec | None, weight: Weight | Floats, bias: Floats) -> IntegerLinear | FloatLinear:
+    """Returns the form of a convolution that mixes channels, as a product over windows [channels, *kernel].
+
+    It is in integers where the input has one scale for all and a zero point among its bytes, which then lies outside.
+    """
+    if x is not None:
+        zero = x.zero + np.float32(x.offset)
+        one = x.table is None and x.step_token is None and x.scale.size == x.zero.size == 1 and (x.smooth == 1).all()
+        if not (one and 0 <= zero[0] <= 255):
+            return _float_linear(weight, bias, "the input's map was rounded before its windows were taken")
+    form = linear(x, weight, bias)
+    assert not isinstance(form, WideLinear)  # that form is for several scales, or a table
+    return form
+
+
+def _float_linear(weight: Weight | Floats, bias: Floats, why: str) -> FloatLinear:
+    values = values_of(weight)
+    return FloatLinear(np.ascontiguousarray(values.reshape(len(values), -1), np.float32), bias, why)
 
 
 def _wide(x: Codec, matrix: Codes, weight_scale: Floats, bias: Floats) -> WideLinear | str:

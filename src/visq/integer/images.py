@@ -18,12 +18,12 @@ TOO_LARGE = f"images hold values beyond {LARGEST_PIXEL}; normalize them as the a
 
 
 def checked_images(program: Program, images: Any) -> Floats:
-    """Returns images [batch, channels, size, size] float32, checked against the program and contiguous.
+    """Returns images [batch, channels, height, width] float32, checked against the program and contiguous.
 
     Raises:
         VisqError: the type, shape or dtype is wrong, or values are not finite or beyond LARGEST_PIXEL.
     """
-    expected = (program.channels, program.size, program.size)
+    expected = (program.channels, program.height, program.width)
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != expected:
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise VisqError(f"images must be float32 [batch, {', '.join(map(str, expected))}], not {found}")

@@ -52,11 +52,12 @@ class Constant(Strict):
 class TensorDecl(Strict):
     """A tensor [rows, width]: float32, or the codes of `site` as bytes.
 
-    With `reverse`, the site's token scales count from the last row.
+    With `reverse`, the site's token scales count from the last row. `height` is that of a map which is not square.
     """
 
     rows: Size
     width: Size
+    height: Size | None = None
     site: str | None = None
     reverse: bool = False
 
@@ -107,6 +108,15 @@ class WithConstant(Strict):
     dst: Register
     src: Register
     constant: Constant
+
+
+class AddValues(Strict):
+    """Adds one number to each channel of src. The numbers belong to the network's code, not to its parameters."""
+
+    op: Literal["add_values"] = "add_values"
+    dst: Register
+    src: Register
+    values: tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...]
 
 
 class WithScalar(Strict):
@@ -167,7 +177,18 @@ class Store(Strict):
 
 
 Instruction = Annotated[
-    Load | Slice | Unary | Binary | WithConstant | WithScalar | RmsNorm | LayerNorm | Round | Rotate | Store,
+    Load
+    | Slice
+    | Unary
+    | Binary
+    | WithConstant
+    | AddValues
+    | WithScalar
+    | RmsNorm
+    | LayerNorm
+    | Round
+    | Rotate
+    | Store,
     Field(discriminator="op"),
 ]
 
@@ -176,7 +197,7 @@ Instruction = Annotated[
 
 
 class Patches(Strict):
-    """Fills register 0 with a window [channels * patch * patch] of the image, or of the square map `input`.
+    """Fills register 0 with a window [channels * patch * patch] of the image, or of the map `input`.
 
     Elements have the order of a convolution's weight; those outside the image are zero.
     """
@@ -208,7 +229,7 @@ class Conv1d(Strict):
 
 
 class Conv2d(Strict):
-    """Fills register 0 with the depthwise convolution [kernel, kernel] over a square map, stride 1, zeros outside."""
+    """Fills register 0 with the depthwise convolution [kernel, kernel] over a map, stride 1, zeros outside."""
 
     kind: Literal["conv2d"] = "conv2d"
     input: str
@@ -216,6 +237,32 @@ class Conv2d(Strict):
     bias: str | None = None
     kernel: Annotated[int, Field(ge=1, le=MAX_KERNEL)]
     padding: Index = 0
+
+
+class DenseConv2d(Strict):
+    """Fills register 0 with the convolution of a map that mixes all channels; zeros lie outside.
+
+    `kernel`, `stride` and `padding` are (along the height, along the width).
+    """
+
+    kind: Literal["dense_conv2d"] = "dense_conv2d"
+    input: str
+    weight: str
+    bias: str | None = None
+    kernel: tuple[Size, Size]
+    stride: tuple[Size, Size] = (1, 1)
+    padding: tuple[Index, Index] = (0, 0)
+
+
+class PixelShuffle(Strict):
+    """Fills register 0 with a map `scale` times as high and wide as `input`, of scale^2 times fewer channels.
+
+    Channel c of position (y, x) is channel c scale^2 + (y % scale) scale + x % scale of (y / scale, x / scale).
+    """
+
+    kind: Literal["pixel_shuffle"] = "pixel_shuffle"
+    input: str
+    scale: Annotated[int, Field(ge=1, le=64)]
 
 
 class Transpose(Strict):
@@ -263,7 +310,8 @@ class Rows(Strict):
 
 
 Source = Annotated[
-    Patches | Linear | Conv1d | Conv2d | Transpose | Mean | Scan | Concat | Rows, Field(discriminator="kind")
+    Patches | Linear | Conv1d | Conv2d | DenseConv2d | PixelShuffle | Transpose | Mean | Scan | Concat | Rows,
+    Field(discriminator="kind"),
 ]
 
 
@@ -284,7 +332,9 @@ def inputs(source: Source) -> tuple[str, ...]:
 
 #: Finds the names of a source's input tensors, by the type of the source.
 _INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
-    **dict.fromkeys((Linear, Conv1d, Conv2d, Transpose, Mean), lambda source: (source.input,)),
+    **dict.fromkeys(
+        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, Mean), lambda source: (source.input,)
+    ),
     Patches: lambda source: () if source.input is None else (source.input,),
     Scan: lambda source: (source.u, source.delta, source.B, source.C),
     Concat: lambda source: tuple(part[0] for part in source.parts if isinstance(part, tuple)),

@@ -12,7 +12,7 @@ from typing import Any
 from visq.integer import operations as ir
 from visq.integer.operations import Instruction, Operation, Source, TensorDecl
 from visq.integer.program import Program
-from visq.lowering.values import LoweringError, Value
+from visq.lowering.values import LoweringError, Map, Value
 
 
 class Builder:
@@ -23,6 +23,7 @@ class Builder:
         self.operations: list[dict[str, Any]] = []
         self._register: dict[tuple[int, Value], int] = {}
         self._tensor: dict[Value, str] = {}
+        self._maps: dict[str, int | None] = {}
 
     def operation(self, name: str, source: Source, rows: int, width: int, reverse: bool = False) -> Value:
         """Starts an operation and returns the value in its register 0, [rows, width]."""
@@ -44,9 +45,24 @@ class Builder:
             self._write(value)
         return self._tensor[value]
 
-    def finish(self, output: Value, channels: int, size: int) -> Program:
-        """Returns the program with `output` stored; its images are [channels, size, size]."""
-        name = self.tensor(output)
+    def map_tensor(self, x: Map) -> str:
+        """Returns the name of the tensor that holds a map, and notes its height there unless it is square.
+
+        Raises:
+            LoweringError: the same rows are a map of another height elsewhere.
+        """
+        name = self.tensor(x.value)
+        height = None if x.height == x.width else x.height
+        if name in self._maps and self._maps[name] != height:
+            raise LoweringError(f"tensor {name} is read as maps of different heights")
+        self._maps[name] = height
+        self.tensors[name] = self.tensors[name].model_copy(update={"height": height})
+        return name
+
+    def finish(self, output: Value | Map, channels: int, size: tuple[int, int]) -> Program:
+        """Returns the program with `output` stored: a map as a whole, otherwise row 0; `size` is of its images."""
+        whole = isinstance(output, Map)
+        name = self.map_tensor(output) if isinstance(output, Map) else self.tensor(output)
         operations = tuple(
             Operation(
                 name=operation["name"],
@@ -57,7 +73,14 @@ class Builder:
             )
             for operation in self.operations
         )
-        return Program(channels=channels, size=size, output=name, tensors=self.tensors, operations=operations)
+        return Program(
+            channels=channels,
+            size=size[0] if size[0] == size[1] else size,
+            output=name,
+            output_map=whole,
+            tensors=self.tensors,
+            operations=operations,
+        )
 
     # --- the operation of a value
 
@@ -151,6 +174,7 @@ _INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
     "constant": lambda v, dst, src: ir.WithConstant(
         op=v.parameters["function"], dst=dst, src=src, constant=v.parameters["constant"]
     ),
+    "values": lambda v, dst, src: ir.AddValues(dst=dst, src=src, values=v.parameters["values"]),
     "scalar": lambda v, dst, src: ir.WithScalar(dst=dst, src=src, value=v.parameters["value"]),
     "rms_norm": lambda v, dst, src: ir.RmsNorm(dst=dst, src=src, **_chosen(v, "weight", "eps")),
     "layer_norm": lambda v, dst, src: ir.LayerNorm(dst=dst, src=src, **_chosen(v, "weight", "bias", "eps")),

@@ -16,16 +16,18 @@ class Lowering:
     """One walk over a traced network.
 
     Attributes:
-        size, channels: pixels of the image's side, and its channels.
+        size, channels: (height, width) of the image [pixels], and its channels.
         builder: writes the program.
         ladders: the sites lowered so far that hold a decay ladder.
     """
 
-    def __init__(self, model: Any) -> None:
-        size = image_size(model.config)
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        side = image_size(model.config)
         if size is None:
-            raise LoweringError("a program is made for images of one size, and this network takes any")
-        self.model, self.size, self.channels = model, size, model.config.channels
+            if side is None:
+                raise LoweringError("a program is made for images of one size, and this network takes any")
+            size = side, side
+        self.model, self.channels, self.size = model, model.config.channels, size
         self.builder = Builder()
         self.ladders: set[str] = set()
 

@@ -21,8 +21,10 @@ from visq.models.layers import (
     Elementwise,
     LayerNorm,
     Linear,
+    PixelShuffle,
     RMSNorm,
     SelectiveScan,
+    Shift,
     Softplus,
     TokenMean,
 )
@@ -62,16 +64,12 @@ def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Modu
 
 
 def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
-    """Rounds x and returns x W^T + bias. A convolution's weight also has one row for each output channel."""
-    return matrix_product(lowering, module, name, lowering.site(x, f"{name}.in", module.site_in))
-
-
-def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
-    """Returns x W^T + bias for x that is already rounded.
+    """Rounds x and returns x W^T + bias. A convolution's weight also has one row for each output channel.
 
     Raises:
         LoweringError: only one of the input and the weight is rotated.
     """
+    x = lowering.site(x, f"{name}.in", module.site_in)
     if x.rotated != isinstance(module.site_weight.quantizer, RotatedQuantizer):
         raise LoweringError(f"{name}: of its input and weight one is rotated and the other is not")
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
@@ -101,69 +99,87 @@ def patch_conv2d(lowering: Lowering, module: PatchConv2d, name: str, image: Imag
     (patch, other), (stride, other_stride) = module.kernel_size, module.stride
     if patch != other or stride != other_stride:
         raise LoweringError(f"{name}: patches must be square")
-    side = (lowering.size - patch) // stride + 1
+    down, across = ((side - patch) // stride + 1 for side in lowering.size)
     width = module.in_channels * patch * patch
     source = ir.Patches(patch=patch, stride=stride)
-    pixels = lowering.builder.operation(f"{name}.patches", source, side * side, width)
+    pixels = lowering.builder.operation(f"{name}.patches", source, down * across, width)
     return product(lowering, module, name, pixels)
 
 
 @lowers(Conv2d)
 def conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> Map:
-    """Lowers a dense convolution to windows and a product, and a depthwise one to an operation of its own.
+    """Lowers a convolution that mixes all channels, or a depthwise one.
 
     Raises:
-        LoweringError: the input is not a map or the image, a size is not square, or the groups are neither one nor one
-            per channel.
+        LoweringError: the input is not a map or the image, windows do not meet the map, or the groups are neither one
+            nor one per channel.
     """
     if not isinstance(x, Map | Image):
         raise LoweringError(f"{name}: a convolution reads a map or the image")
-    (kernel, other), (stride, other_stride) = module.kernel_size, module.stride
-    padding = module.padding[0]
-    assert isinstance(padding, int)
-    side, other_side = (lowering.size,) * 2 if isinstance(x, Image) else (x.height, x.width)
-    if (other, other_stride, module.padding[1], other_side) != (kernel, stride, padding, side) or padding >= kernel:
-        raise LoweringError(f"{name}: kernel, stride, padding and map must be square, and windows meet the map")
-    side = (side + 2 * padding - kernel) // stride + 1
-    if module.groups == 1:
-        out = dense_conv2d(lowering, module, name, x, kernel, stride, padding, side * side)
-    elif module.groups == module.in_channels == module.out_channels and stride == 1 and kernel <= ir.MAX_KERNEL:
-        tensor = lowering.builder.tensor(conv_input(lowering, module, name, rows_of(lowering, name, x)))
-        source = ir.Conv2d(
-            input=tensor, weight=f"{name}.weight", bias=bias(module, name), kernel=kernel, padding=padding
-        )
-        out = lowering.builder.operation(name, source, side * side, module.out_channels)
-        out = lowering.site(out, f"{name}.out", module.site_out)
-    else:
-        raise LoweringError(f"{name}: convolutions in groups are depthwise, with stride 1, no larger than 15")
-    return Map(out, side, side)
+    sides = lowering.size if isinstance(x, Image) else (x.height, x.width)
+    sizes = list(zip(sides, module.kernel_size, module.stride, padding_of(name, module), strict=True))
+    if any(padding >= kernel or kernel > side + 2 * padding for side, kernel, _, padding in sizes):
+        raise LoweringError(f"{name}: its windows do not meet a map of {sides[0]} x {sides[1]}")
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side, kernel, stride, padding in sizes)
+    convolve = dense_conv2d if module.groups == 1 else depthwise_conv2d
+    return Map(convolve(lowering, module, name, x, height * width), height, width)
 
 
-def dense_conv2d(
-    lowering: Lowering, module: Conv2d, name: str, x: Map | Image, kernel: int, stride: int, padding: int, rows: int
-) -> Value:
-    """Cuts windows, then multiplies matrices.
+def padding_of(name: str, module: Conv2d) -> tuple[int, int]:
+    """Returns the zeros along height and width. Raises LoweringError for padding by name, or of another kind."""
+    padding = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros" or any(size != 1 for size in module.dilation):
+        raise LoweringError(f"{name}: a convolution pads with a given number of zeros, and is not dilated")
+    return padding[0], padding[1]
 
-    A site with one scale rounds after the cut: a window's values round as the map's do, and padding stays 0. Any other
-    site rounds the map before the cut, and the product is in float32.
+
+def dense_conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, rows: int) -> Value:
+    """Lowers a convolution that mixes all channels.
+
+    Over a map it is one operation. Windows of the image are rounded after they are cut, which is the same where one
+    scale rounds all of it; other sites round the pixels first.
     """
-    after = one_scale(module.site_in.quantizer)
-    tensor = None
-    if not after:
-        tensor = lowering.builder.tensor(conv_input(lowering, module, name, rows_of(lowering, name, x)))
-    elif isinstance(x, Map):
-        tensor = lowering.builder.tensor(x.value)
-    source = ir.Patches(patch=kernel, stride=stride, padding=padding, input=tensor)
-    windows = lowering.builder.operation(f"{name}.patches", source, rows, module.in_channels * kernel * kernel)
-    return (product if after else matrix_product)(lowering, module, name, windows)
+    kernel, stride, padding = module.kernel_size, module.stride, padding_of(name, module)
+    if isinstance(x, Image) and one_scale(module.site_in.quantizer) and len({*kernel}) == len({*stride}) == 1:
+        source = ir.Patches(patch=kernel[0], stride=stride[0], padding=padding[0])
+        if padding[0] == padding[1]:
+            elements = module.in_channels * kernel[0] * kernel[1]
+            return product(
+                lowering, module, name, lowering.builder.operation(f"{name}.patches", source, rows, elements)
+            )
+    dense = ir.DenseConv2d(
+        input=map_input(lowering, module, name, x),
+        weight=f"{name}.weight",
+        bias=bias(module, name),
+        kernel=(kernel[0], kernel[1]),
+        stride=(stride[0], stride[1]),
+        padding=padding,
+    )
+    out = lowering.builder.operation(name, dense, rows, module.out_channels)
+    return lowering.site(out, f"{name}.out", module.site_out)
 
 
-def rows_of(lowering: Lowering, name: str, x: Map | Image) -> Value:
-    """Returns the positions of a map, or the pixels of the image, as rows."""
-    if isinstance(x, Map):
-        return x.value
-    source, pixels = ir.Patches(patch=1, stride=1), lowering.size**2
-    return lowering.builder.operation(f"{name}.pixels", source, pixels, lowering.channels)
+def depthwise_conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, rows: int) -> Value:
+    """Lowers a convolution of each channel by itself. Raises LoweringError for the kinds that the engine lacks."""
+    (kernel, other), padding = module.kernel_size, padding_of(name, module)
+    depthwise = module.groups == module.in_channels == module.out_channels and module.stride == (1, 1)
+    if not depthwise or kernel != other or padding[0] != padding[1] or kernel > ir.MAX_KERNEL:
+        raise LoweringError(f"{name}: convolutions in groups are depthwise, square, with stride 1, no larger than 15")
+    tensor = map_input(lowering, module, name, x)
+    source = ir.Conv2d(
+        input=tensor, weight=f"{name}.weight", bias=bias(module, name), kernel=kernel, padding=padding[0]
+    )
+    out = lowering.builder.operation(name, source, rows, module.out_channels)
+    return lowering.site(out, f"{name}.out", module.site_out)
+
+
+def map_input(lowering: Lowering, module: Conv2d, name: str, x: Map | Image) -> str:
+    """Returns the tensor of a convolution's input: a map, or the pixels of the image as one, rounded by the site."""
+    if isinstance(x, Image):
+        height, width = lowering.size
+        source = ir.Patches(patch=1, stride=1)
+        x = Map(lowering.builder.operation(f"{name}.pixels", source, height * width, lowering.channels), height, width)
+    return lowering.builder.map_tensor(Map(conv_input(lowering, module, name, x.value), x.height, x.width))
 
 
 def conv_input(lowering: Lowering, module: CausalConv1d | Conv2d, name: str, x: Value) -> Value:
@@ -180,6 +196,22 @@ def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value)
     source = ir.Conv1d(input=tensor, weight=f"{name}.weight", bias=bias(module, name), reverse=x.reverse)
     out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
+
+
+@lowers(PixelShuffle)
+def pixel_shuffle(lowering: Lowering, module: PixelShuffle, name: str, x: Map) -> Map:
+    """Lowers a pixel shuffle. Raises LoweringError for other inputs than maps."""
+    if not isinstance(x, Map):
+        raise LoweringError(f"{name}: a pixel shuffle reads a map")
+    scale = module.scale
+    source = ir.PixelShuffle(input=lowering.builder.map_tensor(x), scale=scale)
+    out = lowering.builder.operation(name, source, x.value.rows * scale**2, x.value.width // scale**2)
+    return Map(out, x.height * scale, x.width * scale)
+
+
+@lowers(Shift, by_row=True)
+def shift(lowering: Lowering, module: Shift, name: str, x: Value) -> Value:
+    return Value("values", x.rows, x.width, (x,), {"values": module.values}, x.reverse)
 
 
 def elementwise(lowering: Lowering, module: Elementwise, name: str, x: Value) -> Value:

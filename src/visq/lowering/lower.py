@@ -10,18 +10,20 @@ from visq.integer.program import Program
 from visq.lowering.context import Lowering
 from visq.lowering.layers import lowering_of
 from visq.lowering.rules import FUNCTIONS, OF_MAPS, RULES
-from visq.lowering.values import Image, LoweringError, has_map
+from visq.lowering.values import Image, LoweringError, Planes, has_map
 from visq.models.layers import CheckImages, DropPath
 from visq.quant.site import site_name
 
 
-def lower(model: nn.Module) -> Program:
+def lower(model: nn.Module, size: tuple[int, int] | None = None) -> Program:
     """Returns the integer program of a quantized model in eval mode.
 
+    Arguments:
+        size: (height, width) of its images; by default those of the network's configuration.
     Raises:
         LoweringError: the engine has no form for a node; the message names it.
     """
-    return _Walk(model).run()
+    return _Walk(model, size).run()
 
 
 #: Modules that lowering skips: inference drops no paths, and the engine checks images itself.
@@ -38,8 +40,8 @@ class _Tracer(fx.Tracer):
 class _Walk(Lowering):
     """A walk over the nodes of a graph; `values` holds the lowered value of each node."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, size: tuple[int, int] | None) -> None:
+        super().__init__(model, size)
         self.modules = dict(model.named_modules())
         self.values: dict[fx.Node, Any] = {}
 
@@ -53,7 +55,10 @@ class _Walk(Lowering):
             arguments = fx.node.map_arg(node.args, lambda n: self.values[n])
             options = fx.node.map_arg(node.kwargs, lambda n: self.values[n])
             if node.op == "output":
-                return self.builder.finish(arguments[0], self.channels, self.size)
+                result = arguments[0]
+                return self.builder.finish(
+                    result.map if isinstance(result, Planes) else result, self.channels, self.size
+                )
             self.values[node] = self._node(node, arguments, options)
         raise LoweringError("the network returns nothing")
 

@@ -10,7 +10,7 @@ import torch
 
 from visq.integer import operations as ir
 from visq.lowering.context import Lowering
-from visq.lowering.values import Image, LoweringError, Map, Parameter, Tokens, Value, Zeros
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Planes, Tokens, Value, Zeros
 
 FUNCTIONS: dict[Callable[..., Any], str] = {
     operator.add: "add",
@@ -25,7 +25,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 RULES: dict[str, Callable[..., Any]] = {}
 #: Names of the rules that take a map.
-OF_MAPS = ("flatten", "transpose", "getattr")
+OF_MAPS = ("add", "flatten", "getattr", "permute", "transpose")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +36,12 @@ def rule(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @rule
 def add(lowering: Lowering, a: Any, b: Any) -> Any:
+    if isinstance(a, Map) and isinstance(b, Map):
+        if (a.height, a.width) != (b.height, b.width):
+            raise LoweringError("add of maps that do not fit")
+        return Map(lowering.binary("add", a.value, b.value), a.height, a.width)
+    if isinstance(a, Map) or isinstance(b, Map):
+        raise LoweringError("add of a map and something else")
     return lowering.binary("add", a, b)
 
 
@@ -135,8 +141,10 @@ def getitem(lowering: Lowering, x: Any, index: Any) -> Any:
 
 
 @rule
-def permute(lowering: Lowering, x: Any, *dims: int) -> Image:
-    """Returns the image unchanged: a program reads it with channels last."""
+def permute(lowering: Lowering, x: Any, *dims: int) -> Image | Planes:
+    """Returns the image unchanged, since a program reads it with channels last, or a map with its channels first."""
+    if isinstance(x, Map) and dims == (0, 3, 1, 2):
+        return Planes(x)
     if not isinstance(x, Image) or dims != (0, 2, 3, 1):
         raise LoweringError(f"permute to {dims} of something else than the image")
     return x

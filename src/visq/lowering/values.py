@@ -18,8 +18,8 @@ class Value:
     """A sequence [rows, width] of one image.
 
     Attributes:
-        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `scalar`, `rms_norm`,
-            `layer_norm`, `round` or `select`.
+        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `values`, `scalar`,
+            `rms_norm`, `layer_norm`, `round` or `select`.
         operands: the values that it is computed from.
         parameters: the row instruction's parameters; for a `source`, its operation.
         reverse: whether the sequence runs from the last row to the first.
@@ -68,6 +68,13 @@ class Tokens:
     value: Value
     first: int
     count: int
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A map with its channels first, as a network returns an image."""
+
+    map: Map
 
 
 class Image:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models.family import Family, Shapes, register_family
-from visq.models.layers import Conv2d, LayerNorm
+from visq.models.layers import CheckImages, Conv2d, LayerNorm, PixelShuffle, Shift
 from visq.models.ssm import MambaMixer
 from visq.models.stage import Stage, StagedNetwork
 
@@ -78,6 +77,8 @@ class DVMSR(StagedNetwork):
         self.layers = nn.ModuleList(Group(config, depth) for depth in config.depths)
         self.norm_f = LayerNorm(dim)
         self.conv_after_body = Conv2d(dim, dim, 3, padding=1)
+        self.check_images = CheckImages(config.channels, None, "DVMSR")
+        self.shuffle, self.shift = PixelShuffle(config.upscale), Shift(MEANS[config.channels])
         self.upsample = nn.ModuleList([Conv2d(dim, config.channels * config.upscale**2, 3, padding=1)])
         for module in self.modules():
             if isinstance(module, MambaMixer):
@@ -101,16 +102,13 @@ class DVMSR(StagedNetwork):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the first convolution's features before and after a norm, each [B, H, W, embed_dim]."""
-        if images.ndim != 4 or images.shape[1] != self.config.channels:
-            raise VisqError(f"DVMSR takes images [B, {self.config.channels}, H, W], got {list(images.shape)}")
-        first = self.conv_first(images.permute(0, 2, 3, 1))
+        first = self.conv_first(self.check_images(images).permute(0, 2, 3, 1))
         return first, self.patch_embed["norm"](first)
 
     def reconstruct(self, first: Tensor, x: Tensor) -> tuple[Tensor]:
         """Returns the enlarged image [B, channels, s H, s W]."""
         x = self.upsample[0](self.conv_after_body(self.norm_f(x)) + first)
-        mean = x.new_tensor(MEANS[self.config.channels]).view(-1, 1, 1)
-        return (F.pixel_shuffle(x.permute(0, 3, 1, 2), self.config.upscale) + mean,)
+        return (self.shift(self.shuffle(x)).permute(0, 3, 1, 2),)
 
 
 def inside(block: nn.Module, first: Tensor, *group: Tensor) -> tuple[Tensor, Tensor, Tensor]:

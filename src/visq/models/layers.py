@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -50,9 +51,9 @@ class Conv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
@@ -111,6 +112,31 @@ class Softplus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x)
+
+
+class PixelShuffle(nn.Module):
+    """Makes a map `scale` times as high and wide of scale^2 times as many channels, as `F.pixel_shuffle`.
+
+    [B, H, W, C scale^2] -> [B, scale H, scale W, C]
+    """
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x.permute(0, 3, 1, 2), self.scale).permute(0, 2, 3, 1)
+
+
+class Shift(nn.Module):
+    """Adds a fixed number to each channel, which is no parameter of the network. [..., C] -> [..., C]."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        super().__init__()
+        self.values = tuple(values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.new_tensor(self.values)
 
 
 class TokenMean(nn.Module):
@@ -188,17 +214,27 @@ class DropPath(nn.Module):
 
 
 class CheckImages(nn.Module):
-    """Passes images [B, channels, size, size] on. Raises VisqError for any other shape."""
+    """Passes images [B, channels, size, size] on. Raises VisqError for any other shape.
 
-    def __init__(self, channels: int, size: int) -> None:
+    Arguments:
+        size: pixels a side; None for a network that takes any size, [B, channels, H, W].
+        title: the network's name in messages.
+    """
+
+    def __init__(self, channels: int, size: int | None, title: str = "this model") -> None:
         super().__init__()
-        self.shape = (channels, size, size)
+        self.channels, self.size, self.title = channels, size, title
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != self.shape:
-            wanted, found = ("x".join(map(str, shape)) for shape in (self.shape, images.shape[1:]))
+        if self.size is None:
+            if images.ndim != 4 or images.shape[1] != self.channels:
+                raise VisqError(f"{self.title} takes images [B, {self.channels}, H, W], got {list(images.shape)}")
+            return images
+        shape = (self.channels, self.size, self.size)
+        if images.shape[1:] != shape:
+            wanted, found = ("x".join(map(str, size)) for size in (shape, images.shape[1:]))
             raise VisqError(
-                f"this model takes images of {wanted}, got {found}; its positions and per-token scales are made for "
+                f"{self.title} takes images of {wanted}, got {found}; its positions and per-token scales are made for "
                 "that size"
             )
         return images

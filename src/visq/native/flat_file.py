@@ -121,15 +121,18 @@ class Panels:
 class FlatFile:
     """A flat file while it is written: what the engine's builder is asked for, call by call (csrc/program/engine.h).
 
+    Arguments:
+        channels, height, width: of its images, which are square without `width`.
+
     Attributes:
         about: records on images, classes and names; empty for programs that only Python runs.
     """
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, height: int, width: int | None = None) -> None:
         self._tensors = Tensors()
         self.about, self._program = Records(self._tensors), Records(self._tensors)
         self._counts = {"add_codec": 0, "add_tensor": 0}
-        self.add("input", channels, size)
+        self.add("input", channels, height, *(() if width in (None, height) else (width,)))
 
     def add(self, call: str, *arguments: Any) -> None:
         """Records a call of the builder."""

@@ -20,6 +20,7 @@ from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.cpu.engine import CpuEngine
 from visq.runtime.oracle import Oracle
 from visq.runtime.predicting import ImageLike, Prediction, Predictor
+from visq.runtime.sizes import Sizes
 
 
 class Executor(Protocol):
@@ -47,23 +48,42 @@ class Engine:
         self.config: ArtifactConfig = bundle.config
         program = self.config.program
         if program is None:
-            why = self.config.no_program or "it was written by an older visq"
-            raise VisqError(f"{folder} has no integer program: {why}; use --backend sim, or quantize it again")
+            why = self.config.no_program or "it was written by an older visq, quantize it again"
+            raise VisqError(f"{folder} has no integer program: {why}; --backend sim runs it as a simulation")
         self.preprocess = Preprocess.from_dict(self.config.preprocess)
         self.program = program
         self._run: Executor
         self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
         self.in_float = self._run.in_float
+        self._sizes = Sizes(program, bundle, lambda other: _executor(kernel, other, bundle, self.threads)[1])
+        for size in self.config.deploy_sizes:
+            self._sizes.of(*size)
         self._predictor = Predictor(self, self.preprocess, self.config.classes)
 
     def __call__(self, images: Floats) -> Floats:
         """Returns the logits [B, classes] float32 of normalized images [B, channels, size, size] float32.
 
+        A network without positions takes images of any size [B, channels, height, width], and makes a program for each
+        size when it first sees it. A network that returns images gives [B, channels, scale height, scale width].
+
         Raises:
             VisqError: the images have another shape or dtype, or values that are not finite or beyond
                 `integer.images.LARGEST_PIXEL`.
         """
-        return self._run(images)
+        return self._executor(images)(images)
+
+    def _executor(self, images: Floats) -> Executor:
+        """Returns the executor for the images' size. Raises VisqError where the network takes only another one."""
+        program, shape = self.program, tuple(getattr(images, "shape", ()))
+        if len(shape) != 4 or shape[1] != program.channels or shape[2:] == (program.height, program.width):
+            return self._run  # which refuses other shapes
+        try:
+            executor: Executor = self._sizes.of(shape[2], shape[3])
+        except VisqError as error:
+            expected = f"{program.channels}, {program.height}, {program.width}"
+            found = f"{images.dtype} {list(shape)}"
+            raise VisqError(f"images must be float32 [batch, {expected}], not {found}: {error}") from error
+        return executor
 
     def __repr__(self) -> str:
         name, recipe = self.config.provenance.model, self.config.recipe.name

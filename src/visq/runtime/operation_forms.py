@@ -20,10 +20,11 @@ from visq.integer.forms import (
     IntegerConv2d,
     IntegerLinear,
     codes_or_values,
+    dense_conv2d,
     depthwise,
     linear,
 )
-from visq.integer.operations import Conv1d, Conv2d, Linear, Operation, Patches, Scan, Store
+from visq.integer.operations import Conv1d, Conv2d, DenseConv2d, Linear, Operation, Patches, Scan, Store
 from visq.integer.program import Program
 from visq.integer.scan_steps import ScanCodecs
 from visq.integer.scans import integer_form
@@ -107,6 +108,17 @@ def _conv2d(program: Program, operation: Operation, source: Conv2d, bundle: Bund
     return depthwise(x, weight, bias, IntegerConv2d, FloatConv2d)
 
 
+def _dense_conv2d(program: Program, operation: Operation, source: DenseConv2d, bundle: Bundle) -> Form:
+    weight = bundle.weight(source.weight)
+    found, expected = (
+        codes_or_values(weight).shape,
+        (operation.width, program.tensors[source.input].width, *source.kernel),
+    )
+    need(found == expected, f"{source.weight} is {list(found)}, expected {list(expected)}")
+    x, bias = _input(program, source.input, bundle), _bias(source.bias, operation.width, bundle)
+    return dense_conv2d(x, weight, bias)
+
+
 def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) -> Form:
     A = bundle.constant(source.A)
     states = program.tensors[source.B].width
@@ -128,4 +140,10 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
 
 
 #: Makes the form of an operation, by the type of its source. Other sources have only one form.
-_FORMS: dict[type, Callable[..., Form]] = {Linear: _linear, Conv1d: _conv1d, Conv2d: _conv2d, Scan: _scan}
+_FORMS: dict[type, Callable[..., Form]] = {
+    Linear: _linear,
+    Conv1d: _conv1d,
+    Conv2d: _conv2d,
+    DenseConv2d: _dense_conv2d,
+    Scan: _scan,
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from visq.integer import arithmetic
 from visq.integer.arithmetic import Floats, product
+from visq.integer.consistency import map_size
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan, float_scan
 from visq.integer.forms import (
@@ -27,17 +27,20 @@ from visq.integer.images import checked_images
 from visq.integer.instructions import ELEMENTWISE
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
+    AddValues,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
+    DenseConv2d,
     LayerNorm,
     Linear,
     Load,
     Mean,
     Operation,
     Patches,
+    PixelShuffle,
     RmsNorm,
     Rotate,
     Round,
@@ -71,10 +74,9 @@ class Oracle:
         self.tensors: dict[str, np.ndarray] = {}
 
     def __call__(self, images: Floats) -> Floats:
-        """Returns the logits [B, classes] float32 of normalized images [B, channels, size, size] float32."""
-        logits = [self._run(image) for image in checked_images(self.program, images)]
-        width = self.program.tensors[self.program.output].width
-        return np.stack(logits) if logits else np.zeros((0, width), np.float32)
+        """Returns the results [B, *output_shape] float32 of normalized images [B, channels, height, width] float32."""
+        results = [self._run(image) for image in checked_images(self.program, images)]
+        return np.stack(results) if results else np.zeros((0, *self.program.output_shape), np.float32)
 
     def _run(self, image: Floats) -> Floats:
         self.tensors = {}
@@ -85,7 +87,10 @@ class Oracle:
                 registers[0] = row
             for step in operation.body:
                 self._step(operation, step, registers)
-        return self._decoded(self.program.output)[0]
+        output = self._decoded(self.program.output)
+        if not self.program.output_map:
+            return output[0]
+        return np.ascontiguousarray(self._map(self.program.output, output).transpose(2, 0, 1))
 
     # --- tensors
 
@@ -115,8 +120,10 @@ class Oracle:
         return None if make is None else make(self, source, form)
 
     def _patches(self, source: Patches, image: Floats) -> Floats:
-        pixels = image if source.input is None else self._map(self._decoded(source.input)).transpose(2, 0, 1)
-        return patches(pixels, source.patch, source.stride, source.padding)
+        pixels = (
+            image if source.input is None else self._map(source.input, self._decoded(source.input)).transpose(2, 0, 1)
+        )
+        return patches(pixels, (source.patch,) * 2, (source.stride,) * 2, (source.padding,) * 2)
 
     def _concat(self, source: Concat, form: Form) -> Floats:
         return np.concatenate([self._part(part) for part in source.parts])
@@ -156,16 +163,30 @@ class Oracle:
 
     def _conv2d(self, source: Conv2d, form: Form) -> Floats:
         if isinstance(form, FloatConv2d):
-            x = self._map(self._decoded(source.input))
+            x = self._map(source.input, self._decoded(source.input))
             return _windows(x, form.weight, source.padding) + form.bias
         assert isinstance(form, IntegerConv2d)
-        codes = self._map(self.tensors[source.input].astype(np.int64) - form.zero)
+        codes = self._map(source.input, self.tensors[source.input].astype(np.int64) - form.zero)
         return _windows(codes, form.weight, source.padding).astype(np.float32) * form.scale + form.bias
 
-    def _map(self, x: np.ndarray) -> np.ndarray:
-        """Returns the rows [side * side, width] of a square map as [side, side, width]."""
-        side = math.isqrt(len(x))
-        return x.reshape(side, side, -1)
+    def _dense_conv2d(self, source: DenseConv2d, form: Form) -> Floats:
+        if isinstance(form, FloatLinear):
+            x = self._map(source.input, self._decoded(source.input)).transpose(2, 0, 1)
+            return product(patches(x, source.kernel, source.stride, source.padding), form.weight) + form.bias
+        assert isinstance(form, IntegerLinear)
+        codes = self._map(source.input, self.tensors[source.input].astype(np.int64) - form.zero).transpose(2, 0, 1)
+        windows = patches(codes, source.kernel, source.stride, source.padding)
+        return (windows @ form.weight.T).astype(np.float32) * form.scale + form.bias
+
+    def _pixel_shuffle(self, source: PixelShuffle, form: Form) -> Floats:
+        x, scale = self._map(source.input, self._decoded(source.input)), source.scale
+        height, width = x.shape[:2]
+        parts = x.reshape(height, width, -1, scale, scale).transpose(0, 3, 1, 4, 2)
+        return parts.reshape(height * width * scale**2, -1)
+
+    def _map(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Returns the rows [height * width, C] of tensor `name` as a map [height, width, C]."""
+        return x.reshape(*map_size(self.program.tensors[name]), -1)
 
     def _scan(self, source: Scan, form: Form) -> Floats:
         flip = slice(None, None, -1 if source.reverse else 1)
@@ -199,6 +220,9 @@ class Oracle:
         value = value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape)
         return x + value if step.op == "add_constant" else x * value
 
+    def _add_values(self, step: AddValues, x: Floats) -> Floats:
+        return x + np.array(step.values, np.float32)
+
     def _with_scalar(self, step: WithScalar, x: Floats) -> Floats:
         return x * np.float32(step.value)
 
@@ -229,6 +253,8 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     Linear: Oracle._linear,
     Conv1d: Oracle._conv1d,
     Conv2d: Oracle._conv2d,
+    DenseConv2d: Oracle._dense_conv2d,
+    PixelShuffle: Oracle._pixel_shuffle,
     Transpose: Oracle._transpose,
     Mean: Oracle._mean,
     Scan: Oracle._scan,
@@ -240,6 +266,7 @@ _INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
     Slice: Oracle._slice,
     Unary: Oracle._unary,
     WithConstant: Oracle._with_constant,
+    AddValues: Oracle._add_values,
     WithScalar: Oracle._with_scalar,
     RmsNorm: Oracle._rms_norm,
     LayerNorm: Oracle._layer_norm,
@@ -248,10 +275,12 @@ _INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
 }
 
 
-def patches(image: Floats, patch: int, stride: int, padding: int = 0) -> Floats:
-    """Returns the patches of image [channels, H, W] as rows [M, channels * patch * patch]."""
-    image = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(image, (patch, patch), (1, 2))[:, ::stride, ::stride]
+def patches(
+    image: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """Returns the windows of image [channels, H, W] as rows [M, channels * kernel height * kernel width]."""
+    image = np.pad(image, ((0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(image, kernel, (1, 2))[:, :: stride[0], :: stride[1]]
     return np.ascontiguousarray(windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1] * windows.shape[2], -1))
 
 

@@ -87,9 +87,8 @@ def patch_conv2d(module: PatchConv2d, images: Tensor) -> Tensor:
 def conv2d(module: Conv2d, x: Tensor) -> Tensor:
     """Convolves a map x [B, H, W, C] -> [B, H', W', C'] float32."""
     x = module.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-    padding = padding_of(module)
-    sizes = zip(x.shape[1:3], module.kernel_size, module.stride, strict=True)
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride in sizes)
+    sizes = zip(x.shape[1:3], module.kernel_size, module.stride, padding_of(module), strict=True)
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes)
     if module.groups == 1:
         rows = matrix_product(module, x.permute(0, 3, 1, 2), windows=True)
     else:
@@ -97,11 +96,11 @@ def conv2d(module: Conv2d, x: Tensor) -> Tensor:
     return rows.unflatten(1, (height, width))
 
 
-def padding_of(module: PatchConv2d | Conv2d) -> int:
-    """Returns the number of zeros on each side of a map (`visq.lowering` refuses unequal sides)."""
-    padding = module.padding[0]
-    assert isinstance(padding, int)
-    return padding
+def padding_of(module: PatchConv2d | Conv2d) -> tuple[int, int]:
+    """Returns the zeros around a map, along its height and its width."""
+    padding = module.padding
+    assert not isinstance(padding, str)
+    return padding[0], padding[1]
 
 
 def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
@@ -141,7 +140,7 @@ def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
         sums = F.conv2d(maps, weight[:, None], padding=padding, groups=module.groups)
         return module.site_out(sums.flatten(2).transpose(1, 2) * torch.from_numpy(form.scale) + bias)
     kernel = weight.shape[1]
-    padded = F.pad(x, (0, 0, padding, padding, padding, padding))
+    padded = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     height, width = padded.shape[1] - kernel + 1, padded.shape[2] - kernel + 1
     total = torch.zeros(len(x), height, width, x.shape[3])
     for i in range(kernel):

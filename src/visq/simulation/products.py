@@ -28,7 +28,7 @@ from visq.models.layers import CausalConv1d, Conv2d, Linear, SelectiveScan
 from visq.models.vim import PatchConv2d
 from visq.ops import exact
 from visq.quant.codec import Cache, codec_of
-from visq.quant.quantizer import Quantizer, one_scale
+from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
 from visq.quant.site import Site
 
@@ -92,11 +92,10 @@ def cached(module: Dense | Depthwise, make: Callable[[], Form]) -> Form:
 def product(module: Dense) -> Product | OrderedProduct:
     """Returns the product of a linear, or of a dense convolution's windows.
 
-    A convolution's product is in integers only if its site has one scale (see `visq.lowering.layers.dense_conv2d`).
+    A convolution's product is in integers only if its site has one scale (`visq.integer.forms.dense_conv2d`).
     """
-    rounded_before = not isinstance(module, Linear) and not one_scale(module.site_in.quantizer)
-    x = None if rounded_before else _activation(module.site_in)
-    form = forms.linear(x, _weight(module), _bias(module), rounded_before)
+    make = forms.linear if isinstance(module, Linear) else forms.dense_conv2d
+    form = make(_activation(module.site_in), _weight(module), _bias(module))
     bias = torch.from_numpy(form.bias)
     if isinstance(form, FloatLinear):
         return OrderedProduct(torch.from_numpy(form.weight), bias)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from visq.integer.operations import (
+    AddValues,
     Binary,
     LayerNorm,
     Load,
@@ -87,6 +88,10 @@ class Body:
         value = flat(self.bundle.constant(step.constant))
         self.file.add("with_constant", step.op, step.dst, step.src, value, self.slot(step))
 
+    def add_values(self, step: AddValues) -> None:
+        values = np.array(step.values, np.float32)
+        self.file.add("with_constant", "add_constant", step.dst, step.src, values, self.slot(step))
+
     def with_scalar(self, step: WithScalar) -> None:
         self.file.add("mul_scalar", step.dst, step.src, float(step.value), self.slot(step))
 
@@ -116,6 +121,7 @@ _INSTRUCTIONS: dict[type, Callable[[Body, Any], None]] = {
     Unary: Body.unary,
     Binary: Body.binary,
     WithConstant: Body.with_constant,
+    AddValues: Body.add_values,
     WithScalar: Body.with_scalar,
     RmsNorm: Body.rms_norm,
     LayerNorm: Body.layer_norm,

@@ -27,7 +27,6 @@ class CpuEngine:
 
     Attributes:
         in_float: for each operation that runs in float32, the reason.
-        classes: width of the output.
 
     Raises:
         VisqError: parameters do not fit the program, numbers are out of the engine's range, this machine lacks the
@@ -54,7 +53,6 @@ class CpuEngine:
         except ValueError as error:
             raise VisqError(f"the program does not fit its parameters: {error}") from error
         self.program, self.in_float = writer.program, writer.in_float
-        self.classes = program.tensors[program.output].width
 
     @property
     def isa(self) -> str:
@@ -70,15 +68,16 @@ class CpuEngine:
         return int(self._engine.parameter_bytes)
 
     def __call__(self, images: Floats) -> Floats:
-        """Returns logits [B, classes] float32 of normalized images [B, channels, size, size] float32.
+        """Returns results [B, *output_shape] float32 of normalized images [B, channels, height, width] float32.
 
         Raises:
             VisqError: as `visq.integer.images.checked_images`.
         """
         images = checked_images(self.program, images)
-        out = np.empty((len(images), self.classes), np.float32)
+        channels, *size = self.program.output_shape
+        out = np.empty((len(images), *size, channels), np.float32)
         self._engine.run(images, out, checked_threads(self.threads))
-        return out
+        return np.ascontiguousarray(out.transpose(0, 3, 1, 2)) if size else out
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:

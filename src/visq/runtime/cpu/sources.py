@@ -27,10 +27,12 @@ from visq.integer.operations import (
     Constant,
     Conv1d,
     Conv2d,
+    DenseConv2d,
     Linear,
     Mean,
     Operation,
     Patches,
+    PixelShuffle,
     Rows,
     Scan,
     Transpose,
@@ -47,6 +49,7 @@ class Target:
 
     Attributes:
         tensors: the file's index of every tensor written so far, by name.
+        heights: of every map that is not square, by name; None for other tensors.
         y: for a scan, the index of the tensor it writes; -1 elsewhere.
     """
 
@@ -54,12 +57,17 @@ class Target:
     bundle: Bundle
     operation: Operation
     tensors: dict[str, int]
+    heights: dict[str, int | None]
     y: int = -1
 
 
 def add_source(target: Target, form: Form) -> None:
     """Starts an operation in the file with its source, in arithmetic form `form`."""
     source = target.operation.source
+    if isinstance(source, Patches | Conv2d | DenseConv2d | PixelShuffle) and source.input is not None:
+        height = target.heights[source.input]
+        if height is not None:
+            target.file.add("map", target.tensors[source.input], height)
     _SOURCES[type(source)](target, source, form)
 
 
@@ -128,6 +136,25 @@ def _conv2d(target: Target, source: Conv2d, form: Form) -> None:
     target.file.add("int_conv2d", x, source.kernel, source.padding, weight, flat(form.scale), zero, flat(form.bias))
 
 
+def _dense_conv2d(target: Target, source: DenseConv2d, form: Form) -> None:
+    x, rows, width = target.tensors[source.input], target.operation.rows, target.operation.width
+    numbers = (*source.kernel, *source.stride, *source.padding)
+    if isinstance(form, FloatLinear):
+        target.file.add("windows", x, *numbers, 0)
+        target.file.add("float_linear", rows, width, x, flat(form.weight), flat(form.bias))
+        return
+    assert isinstance(form, IntegerLinear)
+    target.file.add("windows", x, *numbers, int(form.zero[0]))
+    # Bytes of a window lie position by position, all channels of one together.
+    weight = form.weight.reshape(width, -1, *source.kernel).transpose(0, 2, 3, 1)
+    token, zero = np.ones(rows, np.float32), flat(np.broadcast_to(form.zero, rows), np.int32)
+    target.file.int_linear(rows, width, x, flat(weight, np.int8), flat(form.scale), token, zero, flat(form.bias))
+
+
+def _pixel_shuffle(target: Target, source: PixelShuffle, form: Form) -> None:
+    target.file.add("pixel_shuffle", target.tensors[source.input], source.scale)
+
+
 def _scan(target: Target, source: Scan, form: Form) -> None:
     inputs = [target.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
     if isinstance(form, FloatScan):
@@ -146,5 +173,7 @@ _SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {
     Linear: _linear,
     Conv1d: _conv1d,
     Conv2d: _conv2d,
+    DenseConv2d: _dense_conv2d,
+    PixelShuffle: _pixel_shuffle,
     Scan: _scan,
 }

@@ -29,7 +29,8 @@ class Writer:
     def __init__(self, program: Program, bundle: Bundle, separate_memory: bool = False) -> None:
         program = program.model_copy(update={"operations": scans_together(program.operations)})
         self.program, self.bundle, self.separate_memory = program, bundle, separate_memory
-        self.file = FlatFile(program.channels, program.size)
+        self.file = FlatFile(program.channels, program.height, program.width)
+        self.heights = {name: decl.height for name, decl in program.tensors.items()}
         self.in_float: dict[str, str] = {}
         self.codecs = CodecTable(bundle, self.file)
         self.tensors: dict[str, int] = {}
@@ -47,6 +48,8 @@ class Writer:
         for index, operation in enumerate(self.program.operations):
             self._operation(index, operation)
             self.bundle.forget()  # the file has its own copies
+        if self.program.output_map:
+            self.file.add("whole_output")
         self.file.add("finish", self.arena.size + SPARE, self.tensors[self.program.output])
         return self.tensors
 
@@ -75,7 +78,7 @@ class Writer:
         form = form_of(self.program, operation, self.bundle)  # not kept: the file has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
-        add_source(Target(self.file, self.bundle, operation, self.tensors, y), form)
+        add_source(Target(self.file, self.bundle, operation, self.tensors, self.heights, y), form)
         if joins:
             self.file.add("join")
         body = Body(self.program, operation, self.bundle, self.file, self.codecs, self.tensors, self.duplicates)
