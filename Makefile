@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | sanitize | test-arm | lint | bench. Everything happens in .venv, which `setup` creates.
+# make setup | demo | test | test-slow | sanitize | fuzz | test-arm | lint | bench. Everything happens in .venv, which `setup` creates.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt packages/visq-models/pyproject.toml 
 REQUIRE_KERNELS := $(if $(shell command -v $(CXX)),1,0)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow sanitize test-arm wheels docs lint bench clean
+.PHONY: setup demo test test-slow sanitize fuzz test-arm wheels docs lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -34,6 +34,10 @@ test-slow: setup
 sanitize: setup
 	$(BIN)/python tools/sanitize.py address
 	$(BIN)/python tools/sanitize.py thread
+
+# The loader of flat files under libFuzzer and both sanitizers, a million inputs; needs Clang, says so where there is none.
+fuzz: setup
+	$(BIN)/python tools/fuzz.py
 
 # libvisq on 64-bit ARM under qemu; says what is missing where it cannot.
 test-arm: setup

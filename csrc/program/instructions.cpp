@@ -66,8 +66,9 @@ void Engine::slice(int dst, int src, int64_t offset, int64_t width) {
   const Check need = next_instruction("slice");
   current();
   need.size("its width", width);
-  need(offset >= 0 && offset + width <= width_of(need, src), "channels ", offset, " to ", offset + width,
-       " are not in the ", width_of(need, src), " of register ", src);
+  const int64_t there = width_of(need, src);
+  need(offset >= 0 && width <= there && offset <= there - width, width, " channels from ", offset, " on are not in the ",
+       there, " of register ", src);
   need_new(need, dst);
   slices_[dst] = {slices_[src].reg, slices_[src].offset + offset};
   widths_[dst] = width;

@@ -46,6 +46,11 @@ def test_messages_name_the_operation_and_the_numbers() -> None:
         "operation 0, instruction 1 \\(store\\): register 1 is \\[6, 30\\], but tensor 0 \\[6, 20\\]",
         lambda: engine.store(1, 0),
     )
+    for offset in (29, -1, 2**63 - 1):  # the last one once overflowed the sum of both, and was read from
+        refused(
+            f"operation 0, instruction 1 \\(slice\\): 2 channels from {offset} on are not in the 30 of register 1",
+            lambda offset=offset: engine.slice(2, 1, offset, 2),
+        )
     refused("operation 1 \\(mean\\): tensor 7 is none of the 1", lambda: engine.mean(7))
     refused("tensor 1: its width is 1048577, not between 1 and 1048576", lambda: engine.add_tensor(1, 2**20 + 1, 0, -1))
     refused(

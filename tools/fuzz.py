@@ -1,0 +1,82 @@
+"""Fuzzes the loader of flat files and the engine behind it: libFuzzer, AddressSanitizer, UndefinedBehaviorSanitizer.
+
+    python tools/fuzz.py [--runs 1000000] [--seconds 0] [--folder build/fuzz]
+
+Needs Clang, CMake and the virtual environment of `make setup`. Findings lie in the folder as crash-*. A later run
+goes on with the corpus of an earlier one. The kernels are those of the level `scalar`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import visq
+from visq.export import export
+from visq.models import create_model
+from visq.recipes import get_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Every scope, each form of scan, and weights and codecs of all kinds.
+RECIPES = (
+    *("minmax-w8a8-linear", "kscaled-w4a4", "kscaled-w8a8-paper", "visq-w8a8-fused"),
+    *("visq-ladder-w8a8", "visq-rotated-w4a4-fused", "qmamba-w4a4"),
+)
+#: As small as networks get: a fuzzer lives on many runs.
+SIZE = 12
+NETWORKS = {
+    "vim": dict(patch_size=4, stride=4, embed_dim=8, depth=1, d_state=2),
+    "vmamba": dict(embed_dim=8, depths=(1,)),
+}
+VMAMBA = ("minmax-w8a8-linear", "visq-w8a8-fused")
+
+
+def seeds(folder: Path) -> int:
+    """Writes a flat file for each recipe; returns how many there are."""
+    pairs = [("vim", recipe) for recipe in RECIPES] + [("vmamba", recipe) for recipe in VMAMBA]
+    for network, recipe in pairs:
+        out = folder / f"{network}-{recipe}.visq"
+        if out.exists():
+            continue
+        torch.manual_seed(0)
+        model = create_model(network, image_size=SIZE, channels=1, num_classes=10, **NETWORKS[network])
+        card = visq.load_model("vim_nano_fmnist").card
+        model.card = replace(card, preprocess=replace(card.preprocess, image_size=SIZE, resize=SIZE))
+        artifact = folder.parent / "artifacts" / out.stem
+        visq.quantize(model, get_recipe(recipe), "fashion-mnist", samples=8, out=artifact, check=False, overwrite=True)
+        export(artifact, out, format="visq", threads=1)
+    return len(pairs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=0, help="0: no limit")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    if missing := [name for name in ("clang++", "cmake") if not shutil.which(name)]:
+        sys.exit(f"fuzz: the loader is not fuzzed: {', '.join(missing)} missing (apt install clang cmake)")
+    corpus, known = folder / "corpus", folder / "seeds"
+    for needed in (corpus, known):
+        needed.mkdir(parents=True, exist_ok=True)
+    print(f"{seeds(known)} files to start from", flush=True)
+    options = ["-DCMAKE_CXX_COMPILER=clang++", "-DVISQ_FUZZ=ON", "-DVISQ_SCALAR_ONLY=ON"]
+    subprocess.run(["cmake", "-S", ROOT / "csrc", "-B", folder / "cmake", *options], check=True)
+    subprocess.run(["cmake", "--build", folder / "cmake", "--parallel", str(os.cpu_count())], check=True)
+    # A file may ask for as much memory as the machine has: that is an error of visq_open, and no finding.
+    command = [folder / "cmake" / "fuzz-file", f"-runs={arguments.runs}", f"-max_total_time={arguments.seconds}"]
+    command += ["-max_len=300000", "-rss_limit_mb=4096", "-malloc_limit_mb=4096", "-timeout=20", "-print_final_stats=1"]
+    command += [f"-artifact_prefix={folder}/", corpus, known]
+    return subprocess.run([*map(str, command)], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
