@@ -19,6 +19,7 @@ from visq.cli import (
     predict,
     quantize,
     report,
+    search,
     train,
 )
 
@@ -53,6 +54,7 @@ app.command("recipes")(listing.recipes)
 app.command("backends")(listing.backends)
 app.command("train")(train.train)
 app.command("quantize")(quantize.quantize)
+app.command("search")(search.search)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)

@@ -65,11 +65,21 @@ def list_sites(name: str, output: Output) -> None:
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe to describe in full.")] = None,
+    purpose: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="8bit|fast|small|4bit", help="Say which recipe to take for what you need, and why."
+        ),
+    ] = None,
     json_to: options.JsonTo = None,
 ) -> None:
-    """List the packaged recipes, or describe one."""
+    """List the packaged recipes, describe one, or say which to take."""
     output = Output(json_to)
     from visq.recipes import Recipe, get_recipe, list_recipes
+
+    if purpose is not None:
+        say_recommended(purpose, output)
+        return
 
     if name is not None:
         recipe = get_recipe(name)
@@ -89,6 +99,19 @@ def recipes(
     output.say("The bits of a name may be any from 2 to 8: kscaled-w4a8, or kscaled-w4a4h8 with the hidden state at 8.")
     output.say("`visq recipes NAME` says what a recipe does; a YAML file of your own is used like a name.")
     output.emit([recipe.model_dump(mode="json") for recipe in found])
+
+
+def say_recommended(purpose: str, output: Output) -> None:
+    """Prints the recipe for a need, the reason, and the measurements behind it."""
+    from visq.recipes.needs import need
+
+    row = need(purpose)
+    output.say(f"{row.want}: {row.recipe}")
+    output.say(row.why)
+    output.say(f"At least {row.images} calibration images; {row.calibration} for 256 and a Vim-Tiny; {row.engine}.")
+    lines = [(m.recipe, m.network, f"{m.lost:.2f}", f"{m.bytes:,}", m.file) for m in row.measured]
+    output.table(("recipe", "network", "points lost", "bytes", "benchmarks/results"), lines)
+    output.emit(asdict(row))
 
 
 def describe(recipe: Any) -> list[str]:
