@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import ablation
 from visq.analysis import evaluate
+from visq.calibrate import calibrate
 from visq.data import Dataset, open_dataset
 from visq.models import load_model
 from visq.pipeline import quantize
-from visq.quant.site import named_sites
-from visq.recipes import Recipe, get_recipe
+from visq.quant.site import WEIGHT, named_sites, site_parameter
+from visq.recipes import Bits, Recipe, get_recipe
 from visq.recipes.schema import Rule
+from visq.reproduce import get_table
 from visq.transforms import state_factors
 
 MODEL, DATA = "vim_nano_fmnist", "fashion-mnist"
@@ -63,18 +66,49 @@ def changes(model: Any, calibration: Dataset, images: Dataset) -> None:
         print(f"{name}: {evaluate(result.model, images).top1:.1f}", flush=True)
 
 
-def balance(model: Any, images: Dataset) -> None:
-    args = argparse.Namespace(model=MODEL, data=DATA, samples=256)
-    sites = [name for name, _ in named_sites(model)]
-    cells, centred = ablation.cells([4]), state_factors.centred
+def cell(table: str, label: str) -> Recipe:
+    """Returns the recipe of a row of a table of the paper, at four bits."""
+    found = get_table(table)
+    row = next(row for row in found.rows if row.label == label)
+    return found.recipe(row.model_copy(update={"bits": Bits(weight=4, activation=4, state=4)}))
 
-    whole = ablation.quantized(args, cells["I/w4a4/both"], 0)[0]
-    for name in ("none", "mean-std", "median-std", "max-std", "max-range"):
+
+def state_only(recipe: Recipe, sites: list[str]) -> Recipe:
+    """Returns a recipe of Table II without what it shares with Table I: x_proj and the scan are left."""
+    shared = tuple(site for site in sites if ".x_proj" not in site and ".scan" not in site)
+    return changed(recipe, sites=(*recipe.scope.sites, Rule(match=shared, skip=True)), learners=())
+
+
+def quantized(recipe: Recipe) -> Any:
+    """Returns the network under a recipe, calibrated on 256 images."""
+    model = load_model(MODEL)
+    calibration = open_dataset(DATA, model.card.preprocess, split="calib").subset(256, 0)
+    with tempfile.TemporaryDirectory() as work:
+        calibrate(model, recipe, calibration, work_dir=Path(work) / "w")
+    return model
+
+
+def graft(part: Any, whole: Any) -> Any:
+    """Returns a copy of `whole` with the quantizers and quantized weights of `part`."""
+    model = copy.deepcopy(whole)
+    target = dict(named_sites(model))
+    for name, site in named_sites(part):
+        if site.quantizer is not None:
+            target[name].quantizer, target[name].baked = site.quantizer, site.baked
+            if site.kind == WEIGHT:
+                site_parameter(model, name, target[name]).data = site_parameter(part, name, site).data
+    return model
+
+
+def balance(model: Any, images: Dataset) -> None:
+    sites, centred = [name for name, _ in named_sites(model)], state_factors.centred
+    whole = quantized(cell("kscaled-table1", "Both"))
+    for name in ("None", "Mean / Std", "Median / Std", "Max / Std", "Max / Range"):
         tops = []
         for function in (lambda factors: factors, centred):
             state_factors.centred = function
-            part = ablation.quantized(args, ablation.state_only(cells[f"II/w4a4/step/{name}"], sites), 0)[0]
-            tops.append(evaluate(ablation.graft(part, whole), images).top1)
+            part = quantized(state_only(cell("kscaled-table2", name), sites))
+            tops.append(evaluate(graft(part, whole), images).top1)
         print(f"{name}: as in the paper {tops[0]:.1f}, centred {tops[1]:.1f}", flush=True)
 
 

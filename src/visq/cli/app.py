@@ -19,6 +19,7 @@ from visq.cli import (
     predict,
     quantize,
     report,
+    reproduce,
     search,
     train,
 )
@@ -57,6 +58,7 @@ app.command("quantize")(quantize.quantize)
 app.command("search")(search.search)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
 app.command("predict")(predict.predict)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)

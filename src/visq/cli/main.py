@@ -23,6 +23,7 @@ _HINTS = {
     "quantize": "; the same command with --resume goes on from here",
     "train": "; the same command with --resume goes on from the last checkpoint",
     "search": "; the same command goes on from here",
+    "reproduce": "; the same command goes on from here",
     "compare": "; with --json, the same command keeps the finished rows",
 }
 
