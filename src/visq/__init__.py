@@ -9,7 +9,7 @@ Importing this costs nothing; torch is loaded by the first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def quantize(
     batch_size: int = 16,
     held_out: int | Dataset = 64,
     check: bool = True,
+    deploy_sizes: Sequence[tuple[int, int]] = (),
     device: str | None = None,
     progress: Callable[[str, int, int | None], object] | None = None,
 ) -> Result:
@@ -65,6 +66,7 @@ def quantize(
         check: compares the result with FP32 (docs/self-check.md); `check.verdict` of the result says how it went.
         device: where the calibration computes: `cpu` (the default), `cuda`, `cuda:1` or `auto`. The result is on the
             CPU.
+        deploy_sizes: image sizes (height, width) that the engine prepares for beside that of calibration.
         progress: called with (what is done, how much of it, of how much or None).
     Warns:
         UserWarning: too few images or images too alike, or a verdict that is not good.
@@ -77,7 +79,7 @@ def quantize(
     from visq.device import resolve_device
     from visq.errors import VisqError
     from visq.pipeline import drawn_from, quantize
-    from visq.pipeline.wording import MEANING
+    from visq.pipeline.wording import meaning
     from visq.progress import Progress
     from visq.recipes import Recipe, get_recipe
     from visq.result import Result
@@ -101,6 +103,7 @@ def quantize(
         batch_size=batch_size,
         held_out=others,
         check=check,
+        deploy_sizes=deploy_sizes,
         progress=Progress("silent", callback=progress),
         device=resolve_device(device),
     )
@@ -108,7 +111,7 @@ def quantize(
     for note in result.notes:
         warnings.warn(note, stacklevel=2)
     if result.check is not None and result.check.verdict != "good":
-        warnings.warn(f"self-check: {result.check.verdict} - {MEANING[result.check.verdict]}", stacklevel=2)
+        warnings.warn(f"self-check: {result.check.verdict} - {meaning(result.check)}", stacklevel=2)
     return result
 
 
@@ -151,6 +154,7 @@ def evaluate(
         limit: at most so many images, chosen at random but always the same ones.
         device: moves a network there first; by default it stays where it is. A simulation computes in PyTorch's float32
             on a device without kernels for the engine's bits.
+        deploy_sizes: image sizes (height, width) that the engine prepares for beside that of calibration.
         progress: called with (what is done, how much of it, of how much or None).
     Raises:
         VisqError: images without labels, labels that are not the model's, logits that are not finite.

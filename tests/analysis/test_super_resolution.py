@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.calibrate.conftest import Images
 from visq.analysis import evaluate
-from visq.analysis.super_resolution import evaluate_restoration, pairs, psnr_y, restore
+from visq.analysis.super_resolution import evaluate_restoration, pairs, psnr_y, restore, ssim_y
 from visq.artifact import load
 from visq.errors import VisqError
 from visq.models import create_model
@@ -154,5 +154,38 @@ def test_an_artifact_takes_images_of_another_size(name: str, crops: Any, tmp_pat
 
 def test_there_is_no_accuracy_of_a_network_without_classes(crops: Any) -> None:
     crops.labelled, crops.classes, crops.name = True, ("a",), "crops"
-    with pytest.raises(VisqError, match=r"dvmsr has no classes, .* visq\.analysis\.super_resolution"):
+    with pytest.raises(VisqError, match=r"dvmsr has no classes, .*visq\.analysis\.super_resolution"):
         evaluate(small(), crops)
+
+
+def test_ssim_of_known_images() -> None:
+    """SSIM of two constant images is their luminance term; that of noise falls as the noise grows."""
+    c1 = (0.01 * 255) ** 2
+    x, y = (100 * 219 / 255 + 16), (120 * 219 / 255 + 16)
+    expected = (2 * x * y + c1) / (x * x + y * y + c1)
+    assert ssim_y(grey(100, 24, 20), grey(120, 24, 20), 4) == pytest.approx(expected, abs=1e-9)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    assert ssim_y(image, image, 0) == pytest.approx(1)
+    little, much = (np.clip(image + rng.normal(0, s, image.shape), 0, 255).astype(np.uint8) for s in (5, 60))
+    assert 1 > ssim_y(little, image, 2) > ssim_y(much, image, 2) > 0
+    with pytest.raises(VisqError, match="10x4 pixels without the border are smaller than the window of 11"):
+        ssim_y(grey(1, 4, 10), grey(1, 4, 10), 0)
+
+
+def test_ssim_equals_a_sum_over_windows() -> None:
+    """One window, written out: weighted means, variances and covariance of the lumas."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(0, 256, (11, 11, 3), dtype=np.uint8) for _ in range(2))
+    side = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+    weights = np.outer(side, side) / side.sum() ** 2
+    x, y = (image.astype(float) @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for image in (a, b))
+    mx, my = (weights * x).sum(), (weights * y).sum()
+    vx, vy, cov = (
+        (weights * (x - mx) ** 2).sum(),
+        (weights * (y - my) ** 2).sum(),
+        (weights * (x - mx) * (y - my)).sum(),
+    )
+    c1, c2 = 6.5025, 58.5225
+    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert ssim_y(a, b, 0) == pytest.approx(expected, abs=1e-12)

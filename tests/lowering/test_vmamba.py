@@ -16,12 +16,13 @@ from torch import Tensor
 import visq
 from tests.lowering.bundles import ParameterBundle
 from visq.data import Dataset, open_dataset
+from visq.errors import VisqError
 from visq.integer.forms import FloatLinear
 from visq.integer.operations import Scan, Transpose
 from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
 from visq.models import VMamba, create_model
-from visq.native.extension import engine_isas
+from visq.native.extension import available, engine_isas
 from visq.pipeline import quantize
 from visq.recipes import get_recipe
 from visq.runtime.bundle import Bundle, read_bundle
@@ -184,3 +185,41 @@ def test_what_the_engine_cannot_do_is_named(network: type[VMamba], options: dict
     config = create_model("vmamba", **{**GEOMETRY, **options}).config
     with pytest.raises(LoweringError, match=message):
         lower(network(config).eval())
+
+
+SIZES = [(32, 64), (64, 32), (24, 40), (8, 8)]
+
+
+@pytest.mark.skipif(not available(), reason="needs the C++ extension")
+def test_images_of_any_size(model: VMamba, calibration: Dataset, tmp_path: Path) -> None:
+    """Nothing of a VMamba belongs to a position: FP32, simulation and engine take any size, and agree."""
+    recipe = get_recipe("minmax-w8a8")
+    quantize(copy.deepcopy(model), recipe.without_positions(), calibration, out=tmp_path / "a", deploy_sizes=[(32, 64)])
+    simulation, engine = visq.load(tmp_path / "a"), visq.load(tmp_path / "a", backend="int", threads=1)
+    assert engine.config.deploy_sizes == simulation.deploy_sizes == ((32, 64),)
+    for height, width in SIZES:
+        images = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            exact, found = model(images), simulation(images)
+        assert exact.shape == (2, 10) and not torch.equal(exact, found)
+        assert np.array_equal(engine(images.numpy()), found.numpy()), (height, width)
+    assert list(engine._sizes._made) == SIZES
+
+
+def test_scales_per_position_keep_one_size(model: VMamba, calibration: Dataset, tmp_path: Path) -> None:
+    quantize(copy.deepcopy(model), get_recipe("kscaled-w8a8"), calibration, out=tmp_path / "a")
+    images = torch.rand(1, 3, 32, 64)
+    with pytest.raises(VisqError, match=r"quantized for images of 32 x 32 pixels, not 32 x 64: .* for each position"):
+        visq.load(tmp_path / "a")(images)
+    for size in ((32, 64), (16, 64)):  # as many pixels in another shape are another size as well
+        with pytest.raises(VisqError, match=r"not float32 .*: the network was quantized for images of 32 x 32 pixels"):
+            visq.load(tmp_path / "a", backend="int")(np.zeros((1, 3, *size), np.float32))
+    with pytest.raises(VisqError, match="has scales for the positions of one image size"):
+        quantize(copy.deepcopy(model), get_recipe("kscaled-w8a8"), calibration, deploy_sizes=[(32, 64)])
+
+
+def test_merged_patches_come_in_pairs() -> None:
+    model = create_model("vmamba", **{**GEOMETRY, "mlp_ratio": 0, "forward_type": "v0"}).eval()
+    assert model(torch.rand(1, 3, 16, 24)).shape == (1, 10)
+    with pytest.raises(VisqError, match="VMamba takes images whose sides are multiples of 8, got 16x20"):
+        model(torch.rand(1, 3, 16, 20))

@@ -122,8 +122,8 @@ def check_labels(model: Any, dataset: Dataset) -> None:
     outputs, names = num_classes(model.config), model.card.classes
     if outputs is None:
         raise VisqError(
-            f"{model.card.name} has no classes, so it has no top-1; for super-resolution there is "
-            "visq.analysis.super_resolution"
+            f"{model.card.name} has no classes, so it has no top-1; for PSNR give `visq eval` pairs of images, --hr "
+            "and --lr (visq.analysis.super_resolution)"
         )
     if names is None and len(dataset.classes) != outputs:
         raise VisqError(

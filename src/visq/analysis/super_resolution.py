@@ -1,10 +1,10 @@
-"""Measures super-resolution by the PSNR of the luma of pairs of images, as the field reports it."""
+"""Measures restoration by PSNR and SSIM of the luma of pairs of images, as the field reports them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,18 @@ _SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Restoration:
-    """Holds the PSNR [dB] of every image by name, in order of names."""
+    """Holds the PSNR [dB] and the SSIM of every image by name, in order of names."""
 
     psnr: Mapping[str, float]
+    ssim: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
         return sum(self.psnr.values()) / len(self.psnr)
+
+    @property
+    def mean_ssim(self) -> float:
+        return sum(self.ssim.values()) / len(self.ssim)
 
 
 def psnr_y(sr: Pixels, hr: Pixels, shave: int) -> float:
@@ -45,17 +50,62 @@ def psnr_y(sr: Pixels, hr: Pixels, shave: int) -> float:
     Raises:
         VisqError: images of different sizes, of another type, or smaller than twice the border.
     """
+    found, exact = _lumas("psnr_y", sr, hr, shave)
+    error = float(np.square(found - exact).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim_y(sr: Pixels, hr: Pixels, shave: int) -> float:
+    """Returns the structural similarity of the luma, which is not rounded; 1 for equal images.
+
+    Source: Wang et al. 2004, as BasicSR computes it: a Gaussian window of 11 pixels and deviation 1.5, windows inside
+    the image only, C1 = (0.01 * 255)^2 and C2 = (0.03 * 255)^2.
+
+    Arguments and errors are those of `psnr_y`; what the border leaves must hold a window.
+    """
+    x, y = _lumas("ssim_y", sr, hr, shave)
+    if min(x.shape) < WINDOW:
+        raise VisqError(f"ssim_y: {_size(x)} pixels without the border are smaller than the window of {WINDOW}")
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    deviation_x = _blurred(x * x) - mean_x**2
+    deviation_y = _blurred(y * y) - mean_y**2
+    together = _blurred(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * together + c2)
+    return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (deviation_x + deviation_y + c2))).mean())
+
+
+#: Pixels of SSIM's window, and the weights along one side.
+WINDOW = 11
+_GAUSSIAN = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * 1.5**2))
+
+
+def _blurred(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the weighted means of all windows inside x [H, W]."""
+    weights = _GAUSSIAN / _GAUSSIAN.sum()
+    for axis in (0, 1):
+        x = np.lib.stride_tricks.sliding_window_view(x, WINDOW, axis) @ weights
+    return x
+
+
+def _lumas(what: str, sr: Pixels, hr: Pixels, shave: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the lumas [H, W] in 16..235 of both images without the border. Raises VisqError as `psnr_y` does."""
     for name, image in (("sr", sr), ("hr", hr)):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise VisqError(f"psnr_y: {name} must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            raise VisqError(f"{what}: {name} must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
     if sr.shape != hr.shape:
-        raise VisqError(f"psnr_y: an image of {_size(sr)} cannot be compared with one of {_size(hr)}")
+        raise VisqError(f"{what}: an image of {_size(sr)} cannot be compared with one of {_size(hr)}")
     if shave < 0 or min(hr.shape[:2]) <= 2 * shave:
-        raise VisqError(f"psnr_y: a border of {shave} pixels leaves nothing of an image of {_size(hr)}")
+        raise VisqError(f"{what}: a border of {shave} pixels leaves nothing of an image of {_size(hr)}")
     height, width = hr.shape[:2]
-    difference = ((sr.astype(np.float64) - hr) @ LUMA)[shave : height - shave, shave : width - shave]
-    error = float(np.square(difference).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    inside = slice(shave, height - shave), slice(shave, width - shave)
+    return _luma(sr)[inside], _luma(hr)[inside]
+
+
+def _luma(image: Pixels) -> NDArray[np.float64]:
+    """Returns the luma [H, W], added up in one order whatever the layout of the image in memory is."""
+    red, green, blue = (image[..., channel] * weight for channel, weight in enumerate(LUMA))
+    return red + green + blue + 16
 
 
 def pairs(hr: Path, lr: Path, scale: int) -> dict[str, tuple[Pixels, Pixels]]:
@@ -100,19 +150,28 @@ def restore(model: Any, image: Pixels) -> Pixels:
 
 
 def evaluate_restoration(model: Any, hr: Path, lr: Path, *, shave: int | None = None) -> Restoration:
-    """Returns the PSNR of the luma over pairs of folders.
+    """Returns PSNR and SSIM of the luma over pairs of folders.
 
     Arguments:
         model: FP32 or simulated, with `config.upscale` and `card`.
         hr, lr: folders; see `pairs`.
         shave: pixels left out at every border, by default as many as the scale.
+    An image that is smaller than SSIM's window has no SSIM.
+
     Raises:
-        VisqError: as `pairs`, `restore` and `psnr_y` do.
+        VisqError: the network does not enlarge images, or as `pairs`, `restore` and `psnr_y` do.
     """
-    scale = model.config.upscale
+    scale = getattr(model.config, "upscale", None)
+    if scale is None:
+        raise VisqError(f"{model.card.name} does not enlarge images, so it has no PSNR; evaluate it with --data")
     border = scale if shave is None else shave
-    found = pairs(hr, lr, scale)
-    return Restoration({name: psnr_y(restore(model, low), high, border) for name, (high, low) in found.items()})
+    psnr, ssim = {}, {}
+    for name, (high, low) in pairs(hr, lr, scale).items():
+        found = restore(model, low)
+        psnr[name] = psnr_y(found, high, border)
+        if min(high.shape[:2]) - 2 * border >= WINDOW:
+            ssim[name] = ssim_y(found, high, border)
+    return Restoration(psnr, ssim)
 
 
 def _images(folder: Path) -> dict[str, Path]:
@@ -132,5 +191,5 @@ def _read(path: Path) -> Pixels:
         raise VisqError(f"{path} cannot be read: {error}") from error
 
 
-def _size(image: Pixels, divisor: int = 1) -> str:
+def _size(image: NDArray[Any], divisor: int = 1) -> str:
     return f"{image.shape[1] // divisor}x{image.shape[0] // divisor}"

@@ -22,6 +22,7 @@ from visq.cli import (
     reproduce,
     search,
     train,
+    upscale,
 )
 
 app = typer.Typer(
@@ -60,6 +61,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("predict")(predict.predict)
+app.command("upscale")(upscale.upscale)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)

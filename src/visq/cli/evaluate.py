@@ -10,6 +10,7 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, megabytes, set_threads
+from visq.cli.restoration import check_data, evaluate_pairs
 from visq.cli.understood import say_understood
 from visq.errors import VisqError
 
@@ -21,7 +22,21 @@ if TYPE_CHECKING:
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's name or an artifact's folder.")],
-    data: options.Data,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="`fashion-mnist` (embedded), a folder of class folders, or a tar of one."),
+    ] = None,
+    hr: Annotated[
+        Path | None, typer.Option("--hr", metavar="DIR", help="For restoration: the images as they should be.")
+    ] = None,
+    lr: Annotated[
+        Path | None,
+        typer.Option("--lr", metavar="DIR", help="The same images made small, with `x4` behind the name or not."),
+    ] = None,
+    border: Annotated[
+        int | None,
+        typer.Option("--border", min=0, help="Pixels that PSNR and SSIM leave out at each side; the scale by default."),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option("--backend", help="fp32 (models by name), sim or int (artifacts); sim by default.")
     ] = None,
@@ -41,19 +56,22 @@ def evaluate(
     interpolation: options.Interpolation = None,
     classes: options.Classes = None,
 ) -> None:
-    """Measure top-1 and top-5 of an FP32 model or of an artifact."""
+    """Measure top-1 and top-5 of an FP32 model or of an artifact, or PSNR and SSIM of one that enlarges images."""
     output = Output(json_to)
     from visq import analysis, parallel
     from visq.analysis.labels import label_hint
     from visq.data import open_dataset
     from visq.device import resolve_device
 
+    check_data(data, hr, lr)
     set_threads(threads)
     where = resolve_device(device)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
     model, used, size = open_target(target, backend, model_options)
     say_understood(output, model.card)
-    dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
+    dataset: Any = None
+    if data is not None:
+        dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
     if used == "int":
         if where.type != "cpu":
             raise VisqError(f"--device {device} is for fp32 and sim; the integer engine runs on the CPU")
@@ -61,6 +79,9 @@ def evaluate(
     else:
         place(output, model, where)
         output.kernels(where)
+    if hr is not None and lr is not None:
+        evaluate_pairs(output, model, used, size, hr, lr, border)
+        return
     parallel.start()
     try:
         result = analysis.evaluate(model, dataset, batch_size=batch, limit=limit, progress=output.progress)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import glob
 import itertools
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from visq.cli import options
+from visq.cli.files import image_files
 from visq.cli.output import Output
 from visq.errors import VisqError
 from visq.files import replacing
@@ -54,7 +53,7 @@ def predict(
         writer = csv.writer(table) if table else None
         if writer:
             writer.writerow(["image", "rank", "index", "name", "probability", "error"])
-        names, given = itertools.tee(_files(images))
+        names, given = itertools.tee(image_files(images))
         for image, found in zip(names, engine.predict_each(given, top, upright=upright, batch=batch), strict=True):
             count += 1
             if isinstance(found, VisqError):
@@ -78,30 +77,6 @@ def predict(
     if bad:
         rest = "nothing was classified" if bad == count else "the others were classified"
         raise VisqError(f"{bad} of {count} images cannot be read; {rest}")
-
-
-def _files(images: Sequence[str]) -> Iterator[str]:
-    """Yields the files that arguments stand for: a file, all images below a folder, or the matches of a pattern.
-
-    Raises:
-        VisqError: a folder without images, or a pattern that matches nothing.
-    """
-    from visq.data.sources import FolderSource
-
-    for image in images:
-        path = Path(image).expanduser()
-        if path.is_dir():
-            found = [str(path / name) for name in FolderSource(path).list_paths()]
-            if not found:
-                raise VisqError(f"{path}: no images in this folder")
-            yield from found
-        elif not os.path.lexists(path) and glob.has_magic(str(path)):
-            found = sorted(glob.glob(str(path), recursive=True))
-            if not found:
-                raise VisqError(f"{image}: no file matches this pattern")
-            yield from found
-        else:
-            yield str(path)
 
 
 def _row(image: str, found: list[Prediction] | VisqError) -> dict[str, Any]:

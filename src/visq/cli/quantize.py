@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from visq.cli import options
 from visq.cli.output import Output, check_folder, megabytes, set_threads
 from visq.cli.self_check import least_verdict, print_check, stop_below
 from visq.cli.understood import say_understood
+from visq.errors import VisqError
 
 
 def quantize(
@@ -28,6 +30,14 @@ def quantize(
         bool,
         typer.Option("--without-positions", help="One scale per tensor where the recipe has scales per token or step."),
     ] = False,
+    deploy_size: Annotated[
+        str | None,
+        typer.Option(
+            "--deploy-size",
+            metavar="HxW,...",
+            help="Image sizes the engine prepares for beside that of calibration, such as 128x128,96x160.",
+        ),
+    ] = None,
     held_out: Annotated[
         int,
         typer.Option("--holdout", min=0, help="Images beside the calibration images that the self-check runs on."),
@@ -75,6 +85,7 @@ def quantize(
     chosen = get_recipe(recipe)
     if without_positions:
         chosen = chosen.without_positions()
+    sizes = deploy_sizes(deploy_size)
     check_destination(out, overwrite)
     check_folder("--out", out)
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
@@ -105,6 +116,7 @@ def quantize(
             batch_size=batch,
             held_out=others,
             check=check,
+            deploy_sizes=sizes,
             progress=output.progress,
             device=where,
         )
@@ -122,6 +134,17 @@ def quantize(
         made = f" ({result.self_check.kernel}, {result.self_check.seconds:.1f} s)"
         print_check(output, result.self_check.check, made)
     stop_below(output, result.check, least, out)
+
+
+def deploy_sizes(text: str | None) -> list[tuple[int, int]]:
+    """Returns the sizes (height, width) of `128x128,96x160`. Raises VisqError for any other text."""
+    found = []
+    for part in text.split(",") if text is not None else ():
+        match = re.fullmatch(r"\s*([1-9]\d{0,6})x([1-9]\d{0,6})\s*", part)
+        if match is None:
+            raise VisqError(f"--deploy-size {text!r}: sizes are written as HEIGHTxWIDTH, such as 128x128,96x160")
+        found.append((int(match[1]), int(match[2])))
+    return found
 
 
 def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> None:

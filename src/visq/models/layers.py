@@ -219,16 +219,20 @@ class CheckImages(nn.Module):
     Arguments:
         size: pixels a side; None for a network that takes any size, [B, channels, H, W].
         title: the network's name in messages.
+        multiple: a number that both sides must be multiples of.
     """
 
-    def __init__(self, channels: int, size: int | None, title: str = "this model") -> None:
+    def __init__(self, channels: int, size: int | None, title: str = "this model", multiple: int = 1) -> None:
         super().__init__()
-        self.channels, self.size, self.title = channels, size, title
+        self.channels, self.size, self.title, self.multiple = channels, size, title, multiple
 
     def forward(self, images: Tensor) -> Tensor:
         if self.size is None:
             if images.ndim != 4 or images.shape[1] != self.channels:
                 raise VisqError(f"{self.title} takes images [B, {self.channels}, H, W], got {list(images.shape)}")
+            if any(side % self.multiple for side in images.shape[2:]):
+                sides = "x".join(map(str, images.shape[2:]))
+                raise VisqError(f"{self.title} takes images whose sides are multiples of {self.multiple}, got {sides}")
             return images
         shape = (self.channels, self.size, self.size)
         if images.shape[1:] != shape:

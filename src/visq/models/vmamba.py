@@ -189,12 +189,18 @@ class Level(nn.Module):
 
 
 class VMamba(StagedNetwork):
-    """Classifies images: [B, channels, image_size, image_size] -> logits [B, num_classes]."""
+    """Classifies images: [B, channels, H, W] -> logits [B, num_classes].
+
+    Nothing in it belongs to a position, so that it takes any size. `image_size` is the size it was trained for, and the
+    only one after a calibration with scales per token or step.
+    """
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.check_images = CheckImages(config.channels, config.image_size)
+        # Merging patches drops the last one of an odd number.
+        multiple = 2 ** (1 + len(config.depths)) if config.gated else 1
+        self.check_images = CheckImages(config.channels, None, "VMamba", multiple)
         self.patch_embed = Stem(config)
         total = sum(config.depths)
         rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from visq import parallel
 from visq.artifact import ArtifactConfig, CalibrationData, Check, Provenance, check_destination, lowered, save
+from visq.artifact.program_checks import MAX_IMAGE_BYTES, image_bytes
 from visq.calibrate import Calibration, calibrate
 from visq.calibrate.learners import make_learner
 from visq.calibrate.stage_store import LOCK, RUN, clear
@@ -22,6 +24,7 @@ from visq.data import Dataset
 from visq.device import CPU, reproducible
 from visq.errors import VisqError
 from visq.files import is_temporary
+from visq.integer.resizing import resized
 from visq.memory import peak_rss, reset_peak_rss
 from visq.models.family import family_of, num_classes
 from visq.pipeline.check import Reference, SelfCheck, reference, self_check
@@ -75,6 +78,7 @@ def quantize(
     batch_size: int = 16,
     held_out: Dataset | None = None,
     check: bool = True,
+    deploy_sizes: Sequence[tuple[int, int]] = (),
     progress: Progress | None = None,
     device: torch.device = CPU,
 ) -> Quantized:
@@ -87,6 +91,8 @@ def quantize(
         resume: continue a killed run for the same `out`; it ends in the same bytes.
         held_out: images beside the calibration images that the self-check runs on (`visq.pipeline.draw` draws both).
         check: compare the result with FP32 before it is saved (docs/self-check.md).
+        deploy_sizes: (height, width) of images beside those of calibration, which the engine makes programs for when it
+            loads the artifact.
         device: where FP32 runs and the calibration computes. The result is on the CPU, as is the check of it.
     Raises:
         VisqError: bad input of any kind. Neither an artifact nor calibration state is left then; only state that
@@ -96,6 +102,7 @@ def quantize(
     if any(site.quantizer is not None for _, site in named_sites(model)):
         raise VisqError("the model is quantized already; load it again before quantizing it with another recipe")
     check_applies(model, recipe)
+    check_deploy_sizes(model, recipe, deploy_sizes)
     lock = ExitStack()
     work, found = parallel.on_rank_zero(lambda: _prepare(out, resume, overwrite, lock, progress))
     keep = found and resume
@@ -144,6 +151,30 @@ def check_applies(model: Any, recipe: Recipe) -> None:
             f"recipe {recipe.name} weighs errors by the gradient of a classifier's loss, and {family.title} has no "
             "classes; use another recipe"
         )
+
+
+def check_deploy_sizes(model: Any, recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises VisqError unless a program for each size can be made, and notes the sizes as `model.deploy_sizes`."""
+    model.deploy_sizes = tuple(dict.fromkeys(sizes))
+    if not sizes:
+        return
+    positional = recipe.positional(name for name, _ in named_sites(model))
+    if positional:
+        raise VisqError(
+            f"recipe {recipe.name} has scales for the positions of one image size ({positional[0]}, ...), so there "
+            "is no other size to deploy; quantize without them: --without-positions, or recipe.without_positions()"
+        )
+    program, reason = lowered(model)
+    if program is None:
+        raise VisqError(f"there is no size to deploy, since the engine cannot run this network: {reason}")
+    for height, width in model.deploy_sizes:
+        made = resized(program, height, width, lambda constant: tuple(model.get_parameter(constant.name).shape))
+        taken = image_bytes(made)
+        if taken > MAX_IMAGE_BYTES:
+            raise VisqError(
+                f"an image of {height} x {width} pixels takes {taken:,} bytes at once in floating point, at "
+                f"most {MAX_IMAGE_BYTES:,}; deploy a smaller size and cut images into tiles"
+            )
 
 
 def _prepare(out: Path | None, resume: bool, overwrite: bool, lock: ExitStack, progress: Progress) -> tuple[Path, bool]:

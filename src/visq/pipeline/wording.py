@@ -12,9 +12,22 @@ MEANING = {
 }
 
 
+#: The same for a network that returns images instead of decisions; `broken` means the same.
+_OF_IMAGES = {
+    "good": "its images are close to FP32's",
+    "doubtful": "measure its PSNR with `visq eval --hr --lr` before you use it",
+}
+
+
+def meaning(check: Check) -> str:
+    """Returns what a verdict means for the user."""
+    own = _OF_IMAGES if check.calibration.agree is None else {}
+    return own.get(check.verdict, MEANING[check.verdict])
+
+
 def check_lines(check: Check, made: str = "") -> list[str]:
     """Returns the block that the command line prints; `made` says how the check was made."""
-    lines = [f"self-check: {check.verdict} - {MEANING[check.verdict]}{made}"]
+    lines = [f"self-check: {check.verdict} - {meaning(check)}{made}"]
     if check.problem is not None:
         lines.append(f"  problem: {check.problem}")
     lines.append(f"  calibration: {described(check.calibration)}")
