@@ -115,20 +115,22 @@ def quantize(
     return result
 
 
-def load(path: Path | str, *, backend: str = "sim", threads: int | None = None) -> Any:
+def load(path: Path | str, *, backend: str = "sim", threads: int | None = None, device: str | None = None) -> Any:
     """The quantized model in an artifact folder, completely checked.
 
     `backend="sim"` is its simulation, a torch module; `backend="int"` the integer engine (`visq.runtime.Engine`), NumPy
-    in and out without torch, on `threads` threads.
+    in and out without torch, on `threads` threads; `backend="cuda"` the same on a GPU, `cuda` or `cuda:<index>`, with
+    the same bits.
     """
-    if backend == "int":
-        from visq.runtime import load_engine
+    from visq.errors import VisqError
+    from visq.runtime import engine_backends, load_engine
 
-        return load_engine(path, threads=threads)
+    if backend in engine_backends():
+        return load_engine(path, backend=backend, threads=threads, device=device)
     if backend != "sim":
-        from visq.errors import VisqError
-
-        raise VisqError(f"backend '{backend}' is unknown; there are sim and int")
+        raise VisqError(f"backend '{backend}' is unknown; there are sim, {' and '.join(engine_backends())}")
+    if device not in (None, "cpu"):
+        raise VisqError("the simulation runs on the CPU; use backend 'cuda' for a GPU")
     from visq.artifact import load
     from visq.native.threads import checked_threads
 

@@ -73,7 +73,7 @@ def bench(
     contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
     optional = optional_contenders(network, folder, engine, threads)
     for backend, make in optional.items():
-        if backends is None or backend in backends:
+        if backend in backends if backends is not None else backend != "cuda" or torch.cuda.is_available():
             try:
                 contenders.append(make())
             except VisqError as error:
@@ -165,7 +165,7 @@ def sqnr_db(found: np.ndarray, exact: np.ndarray) -> float | None:
 
 def least_time(folder: Path, engine: Engine) -> tuple[Work, Rates] | None:
     """Returns an image's work and this machine's rates with the engine's threads; None without the C++ engine."""
-    if engine.kernel == "oracle":
+    if not engine.kernel.startswith("cpp-"):
         return None
     work = count_work(engine.program, read_bundle(folder))
     isa = engine.kernel.removeprefix("cpp-")

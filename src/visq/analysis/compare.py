@@ -33,6 +33,7 @@ from visq.pipeline.quantize import Quantized, quantize
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.recipes import Recipe
+from visq.runtime import engine_backends
 from visq.simulation import move
 
 Row = dict[str, Any]
@@ -67,7 +68,7 @@ def compare(
     Arguments:
         samples: calibration images, drawn by the seed.
         limit: at most so many images are evaluated.
-        backend: what quantized rows are measured on, `sim` or the integer engine, `int`.
+        backend: what quantized rows are measured on, `sim` or a backend of the engine, `int` or `cuda`.
         cache: a JSON-lines file of finished rows, valid while model, recipe, images, seed and version stay the same.
         device: where networks are calibrated and simulated; the engine runs on the CPU.
         on_row: called with each row when it is finished.
@@ -77,8 +78,9 @@ def compare(
     Raises:
         VisqError: bad input of any kind; finished rows are in the cache.
     """
-    if backend not in ("sim", "int"):
-        raise VisqError(f"backend '{backend}' is unknown; quantized models run on sim and int")
+    if backend not in ("sim", *engine_backends()):
+        there = f"sim, {' and '.join(engine_backends())}"
+        raise VisqError(f"backend '{backend}' is unknown; quantized models run on {there}")
     for subject in subjects:  # wrong input is found before hours are spent
         check_labels(subject.model, subject.data)
         subject.calibration.subset(samples, seed=0)
@@ -153,7 +155,7 @@ def _measured(result: Quantized, data: Dataset, backend: str, batch_size: int, p
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "artifact"
         config = save(result.model, folder)
-        model = EngineModel(folder) if backend == "int" else result.model
+        model = result.model if backend == "sim" else EngineModel(folder, backend=backend)
         evaluation = evaluate(model, data, batch_size=batch_size, progress=progress, name=model.recipe.name)
         row = evaluation_row(model, evaluation, backend=backend, size=artifact_bytes(folder))
     quantized, targeted = totals(config.coverage)

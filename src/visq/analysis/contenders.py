@@ -19,7 +19,7 @@ from visq.export.network import artifact_to_onnx, network_to_onnx
 from visq.export.runtimes import RUNTIMES, open_in
 from visq.export.scan import CHUNKS
 from visq.quant.site import named_sites
-from visq.runtime import Engine
+from visq.runtime import Engine, load_engine
 from visq.simulation import undeploy
 
 #: Images [batch, channels, size, size] float32 -> outputs, an array or a tensor.
@@ -92,6 +92,8 @@ def optional_contenders(
         return make
 
     found = {"torchao-int8": lambda: torchao(network)}
+    if folder is not None:
+        found["cuda"] = lambda: on_cuda(folder)
     for runtime in RUNTIMES:
         found[f"{runtime}-fp32"] = maker(
             f"{runtime}-fp32", runtime, lambda chunk: network_to_onnx(without_quantizers(network), chunk)
@@ -99,6 +101,12 @@ def optional_contenders(
         if folder is not None and engine is not None:
             found[f"{runtime}-int"] = maker(f"{runtime}-int", runtime, lambda chunk: artifact_to_onnx(folder, chunk))
     return found
+
+
+def on_cuda(folder: Path) -> Contender:
+    """Returns the engine on a GPU. Raises VisqError where it cannot run; images come from and logits go to the CPU."""
+    engine = load_engine(folder, backend="cuda")
+    return Contender("cuda", lambda example: engine)
 
 
 def torchao(network: Any) -> Contender:

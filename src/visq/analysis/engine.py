@@ -20,10 +20,17 @@ class EngineModel(nn.Module):
         card, config, recipe, provenance: as those of the artifact's simulation.
     """
 
-    def __init__(self, artifact: Path | str | Engine, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Path | str | Engine,
+        threads: int | None = None,
+        backend: str = "int",
+        device: str | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(artifact, Engine):
-            artifact = load_engine(artifact, threads=torch.get_num_threads() if threads is None else threads)
+            threads = torch.get_num_threads() if threads is None else threads
+            artifact = load_engine(artifact, backend=backend, threads=threads, device=device)
         self.engine = artifact
         simulation = load(artifact.folder)
         self.card: ModelCard = simulation.card

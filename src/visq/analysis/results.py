@@ -12,6 +12,7 @@ from visq.analysis.machine import kernels, versions
 from visq.quant.site import INNER, WEIGHT, named_sites
 from visq.recipes import Recipe
 from visq.recipes.catalog import FP32
+from visq.runtime import engine_backends
 
 
 def recipe_of(model: Any) -> Recipe:
@@ -42,7 +43,7 @@ def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: in
     """Returns the object that `visq eval --json` writes.
 
     Arguments:
-        backend: `fp32`, `sim` or `int` (an `EngineModel`).
+        backend: `fp32`, `sim`, or a backend of the engine (an `EngineModel`).
         size: bytes of the artifact, or of the FP32 parameters.
     """
     recipe, card = recipe_of(model), model.card
@@ -54,7 +55,7 @@ def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: in
         "scope": recipe.scope_name,
         **effective_bits(model),
         "backend": backend,
-        "kernels": {"engine": model.engine.kernel} if backend == "int" else kernels(),
+        "kernels": {"engine": model.engine.kernel} if backend in engine_backends() else kernels(),
         "n": evaluation.n,
         "top1": evaluation.top1,
         "top5": evaluation.top5,

@@ -28,7 +28,7 @@ def bench(
         str | None,
         typer.Option(
             "--backends",
-            help="Only these: int, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, openvino-int, ...",
+            help="Only these: int, cuda, eager-fp32, compile-bf16, plain-pytorch, onnxruntime-fp32, openvino-int, ...",
         ),
     ] = None,
     data: Annotated[

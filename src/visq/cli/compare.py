@@ -25,7 +25,10 @@ def compare(
     seeds: Annotated[str, typer.Option("--seeds", help="Calibration seeds with commas between them.")] = "0",
     limit: options.Limit = None,
     backend: Annotated[
-        str, typer.Option("--backend", help="What quantized rows are measured on: sim, or int, the integer engine.")
+        str,
+        typer.Option(
+            "--backend", help="What quantized rows are measured on: sim, int (the engine), or cuda (on a GPU)."
+        ),
     ] = "sim",
     json_to: options.JsonTo = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table there.")] = None,

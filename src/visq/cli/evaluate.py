@@ -38,7 +38,8 @@ def evaluate(
         typer.Option("--border", min=0, help="Pixels that PSNR and SSIM leave out at each side; the scale by default."),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="fp32 (models by name), sim or int (artifacts); sim by default.")
+        str | None,
+        typer.Option("--backend", help="fp32 (models by name), sim, int or cuda (artifacts); sim by default."),
     ] = None,
     limit: options.Limit = None,
     json_to: options.JsonTo = None,
@@ -62,19 +63,20 @@ def evaluate(
     from visq.analysis.labels import label_hint
     from visq.data import open_dataset
     from visq.device import resolve_device
+    from visq.runtime import engine_backends
 
     check_data(data, hr, lr)
     set_threads(threads)
     where = resolve_device(device)
+    if backend == "int" and where.type != "cpu":
+        raise VisqError(f"--device {device} is for fp32, sim and cuda; backend int runs on the CPU")
     model_options = options.ModelOptions(checkpoint, ema, image_size, stride, resize, mean, std, interpolation, classes)
-    model, used, size = open_target(target, backend, model_options)
+    model, used, size = open_target(target, backend, model_options, None if where.type == "cpu" else str(where))
     say_understood(output, model.card)
     dataset: Any = None
     if data is not None:
         dataset = open_dataset(data, model.card.preprocess, split="test", classes=model.card.classes, strict=strict)
-    if used == "int":
-        if where.type != "cpu":
-            raise VisqError(f"--device {device} is for fp32 and sim; the integer engine runs on the CPU")
+    if used in engine_backends():
         engine_report(output, model.engine)
     else:
         place(output, model, where)
@@ -106,19 +108,25 @@ def place(output: Output, model: Any, device: torch.device) -> None:
         output.say(f"simulated in float32: {device} has no kernels with the engine's bits")
 
 
-def open_target(target: str, backend: str | None, model_options: options.ModelOptions) -> tuple[Any, str, int]:
-    """Returns (model, backend, bytes) of a TARGET; raises VisqError where target, backend and options do not fit."""
+def open_target(
+    target: str, backend: str | None, model_options: options.ModelOptions, gpu: str | None = None
+) -> tuple[Any, str, int]:
+    """Returns (model, backend, bytes) of a TARGET; raises VisqError where target, backend and options do not fit.
+
+    `gpu` is the device of backend cuda; by default the current one.
+    """
     from visq.analysis import EngineModel, fp32_bytes
     from visq.artifact import artifact_bytes, is_artifact, load
     from visq.models import list_models
     from visq.models.family import families
+    from visq.runtime import engine_backends
 
-    if backend not in (None, "fp32", "sim", "int"):
-        raise VisqError(f"backend '{backend}' is unknown; there are fp32, sim and int")
+    if backend not in (None, "fp32", "sim", *engine_backends()):
+        raise VisqError(f"backend '{backend}' is unknown; there are fp32, sim, {' and '.join(engine_backends())}")
     folder = Path(target)
     known = {*families(), *(card.name for card in list_models())}
     if is_artifact(folder) or (folder.is_dir() and target not in known):
-        model = EngineModel(folder) if backend == "int" else load(folder)
+        model = EngineModel(folder, backend=backend, device=gpu) if backend in engine_backends() else load(folder)
         model_options.refuse_for_artifact(folder, model)
         if backend == "fp32":
             raise VisqError(
@@ -132,7 +140,7 @@ def open_target(target: str, backend: str | None, model_options: options.ModelOp
         close = difflib.get_close_matches(target, known, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(close)}?" if close else "`visq models` lists those"
         raise VisqError(f"'{target}' is neither an artifact's folder nor a model's name; {meant}")
-    if backend in ("sim", "int"):
+    if backend in ("sim", *engine_backends()):
         raise VisqError(
             f"'{target}' is an FP32 model, {backend} is for artifacts; quantize it first or use --backend fp32"
         )

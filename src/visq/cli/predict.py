@@ -33,6 +33,7 @@ def predict(
         bool, typer.Option("--upright/--as-stored", help="Turn photos as their EXIF orientation says.")
     ] = True,
     batch: options.Batch = 32,
+    backend: Annotated[str, typer.Option("--backend", help="int, the engine, or cuda, the engine on a GPU.")] = "int",
     threads: options.Threads = None,
     json_to: options.JsonTo = None,
     jsonl: Annotated[
@@ -42,11 +43,11 @@ def predict(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV line for each image and class.")
     ] = None,
 ) -> None:
-    """Classify images with the integer engine; torch is not needed and not loaded."""
+    """Classify images with the integer engine; on the CPU torch is not needed and not loaded."""
     output = Output(json_to)
     from visq.runtime import load_engine
 
-    engine = load_engine(folder.expanduser(), threads=threads)
+    engine = load_engine(folder.expanduser(), backend=backend, threads=threads)
     rows: list[dict[str, Any]] = []
     bad, count = 0, 0
     with _lines("--jsonl", jsonl) as lines, _lines("--csv", csv_to) as table:

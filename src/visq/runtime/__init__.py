@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from visq._lazy import lazy
 
 if TYPE_CHECKING:
-    from visq.runtime.engine import Engine, load_engine
+    from visq.runtime.engine import Engine, engine_backends, load_engine
     from visq.runtime.predicting import Prediction
 
-__all__ = ["Engine", "Prediction", "load_engine"]
+__all__ = ["Engine", "Prediction", "engine_backends", "load_engine"]
 
-__getattr__ = lazy(__name__, {"Engine": "engine", "load_engine": "engine", "Prediction": "predicting"})
+__getattr__ = lazy(
+    __name__, {"Engine": "engine", "engine_backends": "engine", "load_engine": "engine", "Prediction": "predicting"}
+)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,25 @@ class Executor(Protocol):
     def __call__(self, images: Floats) -> Floats: ...
 
 
+@dataclass(frozen=True)
+class Options:
+    """What an executor may be told; each backend refuses what does not fit it.
+
+    Attributes:
+        threads: processor threads.
+        kernel: `oracle` or an instruction set; by default the fastest.
+        device: a GPU.
+    """
+
+    threads: int
+    kernel: str | None
+    device: str | None
+
+
+#: Images and a number of runs -> milliseconds for each image, by kind of operation.
+Profile = Callable[[Floats, int], dict[str, float]]
+
+
 class Engine:
     """The integer engine of one artifact.
 
@@ -38,11 +58,20 @@ class Engine:
         folder, config: the artifact's folder and its config.
         preprocess: how an image becomes input.
         in_float: for each operation that runs in float32, the reason.
-        kernel: the name of the executor: `cpp-<instruction set>`, or `oracle` where the C++ extension is not installed.
+        kernel: the name of the executor: `cpp-<instruction set>`, `oracle` where the C++ extension is not installed,
+            or `triton-<device>`.
     """
 
-    def __init__(self, folder: Path | str, *, threads: int | None = None, kernel: str | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        backend: str = "int",
+        threads: int | None = None,
+        kernel: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.folder, self.backend = Path(folder), checked_backend(backend)
         self.threads = checked_threads(threads)
         bundle = read_bundle(folder)
         self.config: ArtifactConfig = bundle.config
@@ -53,9 +82,10 @@ class Engine:
         self.preprocess = Preprocess.from_dict(self.config.preprocess)
         self.program = program
         self._run: Executor
-        self.kernel, self._run = _executor(kernel, program, bundle, self.threads)
+        options = Options(self.threads, kernel, device)
+        self.kernel, self._run, self._profile = _EXECUTORS[backend](program, bundle, options)
         self.in_float = self._run.in_float
-        self._sizes = Sizes(program, bundle, lambda other: _executor(kernel, other, bundle, self.threads)[1])
+        self._sizes = Sizes(program, bundle, lambda other: _EXECUTORS[backend](other, bundle, options)[1])
         for size in self.config.deploy_sizes:
             self._sizes.of(*size)
         self._predictor = Predictor(self, self.preprocess, self.config.classes)
@@ -91,19 +121,11 @@ class Engine:
         return f"<visq.Engine {self.folder}: {name} with {recipe}, {where}>"
 
     def profile(self, images: Floats, runs: int = 20) -> dict[str, float]:
-        """Returns the milliseconds of thread time for each image, by kind of operation.
+        """Returns the milliseconds for each image, by kind of operation: thread time, or a GPU's.
 
         Takes the mean of `runs` runs after one to warm up. The oracle gives an empty dict.
         """
-        if not isinstance(self._run, CpuEngine):
-            return {}
-        self(images)
-        self._run.enable_profile()
-        for _ in range(runs):
-            self(images)
-        found = self._run.profile()
-        self._run.enable_profile(False)
-        return {kind: 1e3 * seconds / runs / len(images) for kind, seconds in found.items()}
+        return self._profile(images, runs)
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], top: int = 5, *, upright: bool = True, batch: int = 32
@@ -146,18 +168,64 @@ class Engine:
         return Batching(self, check, self._predictor, batch=batch, delay=delay)
 
 
-def load_engine(folder: Path | str, *, threads: int | None = None) -> Engine:
-    """Returns the integer engine of an artifact, as `visq.load(folder, backend="int")` does.
+def load_engine(
+    folder: Path | str, *, backend: str = "int", threads: int | None = None, device: str | None = None
+) -> Engine:
+    """Returns the integer engine of an artifact, as `visq.load(folder, backend=...)` does.
 
     Arguments:
+        backend: `int`, the engine on the CPU, or `cuda`, the one on a GPU.
         threads: processor threads; all of them by default. Results do not depend on it.
+        device: `cuda` or `cuda:<index>`, for the backend `cuda`; by default the current GPU.
     """
-    return Engine(folder, threads=threads)
+    return Engine(folder, backend=backend, threads=threads, device=device)
 
 
-def _executor(kernel: str | None, program: Program, bundle: Bundle, threads: int) -> tuple[str, Executor]:
-    """Returns an executor and its name; `kernel` is `oracle`, an instruction set, or None for the fastest executor."""
-    if kernel == "oracle" or (kernel is None and not available()):
-        return "oracle", Oracle(program, bundle)
-    engine = CpuEngine(program, bundle, threads=threads, isa=kernel)
-    return f"cpp-{engine.isa}", engine
+def checked_backend(name: str) -> str:
+    """Returns the name of a backend. Raises VisqError where there is none of this name."""
+    if name not in _EXECUTORS:
+        raise VisqError(f"backend '{name}' is unknown; the engine has {' and '.join(_EXECUTORS)}")
+    return name
+
+
+def engine_backends() -> tuple[str, ...]:
+    """Returns the names of the backends that run an artifact's program."""
+    return tuple(_EXECUTORS)
+
+
+def _on_cpu(program: Program, bundle: Bundle, options: Options) -> tuple[str, Executor, Profile]:
+    """Returns an executor on the CPU, its name and what profiles it."""
+    if options.device not in (None, "cpu"):
+        raise VisqError(f"backend 'int' runs on the CPU, not on '{options.device}'; use backend 'cuda'")
+    if options.kernel == "oracle" or (options.kernel is None and not available()):
+        return "oracle", Oracle(program, bundle), lambda images, runs: {}
+    engine = CpuEngine(program, bundle, threads=options.threads, isa=options.kernel)
+
+    def profile(images: Floats, runs: int) -> dict[str, float]:
+        engine(images)
+        engine.enable_profile()
+        for _ in range(runs):
+            engine(images)
+        found = engine.profile()
+        engine.enable_profile(False)
+        return {kind: 1e3 * seconds / runs / len(images) for kind, seconds in found.items()}
+
+    return f"cpp-{engine.isa}", engine, profile
+
+
+def _on_cuda(program: Program, bundle: Bundle, options: Options) -> tuple[str, Executor, Profile]:
+    """Returns an executor on a GPU, its name and what profiles it."""
+    from visq.runtime.cuda.device import find_device
+
+    find_device(options.device)  # says what is missing before anything of it is imported
+    from visq.runtime.cuda.engine import CudaEngine
+
+    engine = CudaEngine(program, bundle, options.device)
+    return f"triton-{engine.name}", engine, engine.profile
+
+
+#: Makes an executor, its name and what profiles it, by the name of its backend.
+_EXECUTORS: dict[str, Callable[[Program, Bundle, Options], tuple[str, Executor, Profile]]] = {
+    "int": _on_cpu,
+    "cuda": _on_cuda,
+}

@@ -1,0 +1,121 @@
+"""Writes the text of one Triton kernel: names for values, arguments in order, loops."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the program or a temporary one, [batch * rows, width] in the engine's memory.
+
+    Attributes:
+        coded: whether it holds bytes; otherwise float32.
+        temporary: whether only one operation uses it.
+    """
+
+    name: str
+    rows: int
+    width: int
+    coded: bool
+    temporary: bool = False
+
+    @property
+    def bytes_an_image(self) -> int:
+        return self.rows * self.width * (1 if self.coded else 4)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a kernel reads or writes, as expressions that broadcast against each other.
+
+    Attributes:
+        row: row of a tensor with all images, int64.
+        token: row in the image, int32.
+        column: channel, int32.
+        has_row, has_column: masks; None where every index is inside.
+    """
+
+    row: str
+    token: str
+    column: str
+    has_row: str | None
+    has_column: str | None
+
+    @property
+    def has(self) -> str | None:
+        """The mask of both; None where every index is inside."""
+        masks = [mask for mask in (self.has_row, self.has_column) if mask is not None]
+        return " & ".join(f"({mask})" for mask in masks) or None
+
+
+class Text:
+    """The text of a kernel under construction.
+
+    Attributes:
+        arguments: what the kernel takes, in order: places by name, or parameters by value.
+    """
+
+    def __init__(self) -> None:
+        self.arguments: list[Place | np.ndarray] = []
+        self._names: dict[object, str] = {}
+        self._lines: list[str] = []
+        self._known: list[dict[str, str]] = [{}]
+        self._count = 0
+
+    def place(self, place: Place) -> str:
+        """Returns the argument that points to a place."""
+        return self._argument(place.name, place)
+
+    def parameter(self, value: np.ndarray) -> str:
+        """Returns the argument that points to a parameter; equal ones share it."""
+        value = np.ascontiguousarray(value)
+        return self._argument((value.dtype.str, value.shape, value.tobytes()), value)
+
+    def _argument(self, key: object, value: Place | np.ndarray) -> str:
+        if key not in self._names:
+            self._names[key] = f"P{len(self.arguments)}"
+            self.arguments.append(value)
+        return self._names[key]
+
+    def let(self, expression: str) -> str:
+        """Returns a name for the value of an expression without side effects; the same one for the same expression."""
+        for known in self._known:
+            if expression in known:
+                return known[expression]
+        name = self.fresh()
+        self.line(f"{name} = {expression}")
+        self._known[-1][expression] = name
+        return name
+
+    def fresh(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def line(self, text: str) -> None:
+        self._lines.append("    " * len(self._known) + text)
+
+    @contextlib.contextmanager
+    def loop(self, header: str) -> Iterator[None]:
+        """Writes a loop; what is named inside is unknown after it."""
+        self.line(header)
+        self._known.append({})
+        yield
+        self._known.pop()
+
+    def load(self, pointer: str, mask: str | None, other: str = "0") -> str:
+        return self.let(f"tl.load({pointer})" if mask is None else f"tl.load({pointer}, mask={mask}, other={other})")
+
+    def vector(self, value: np.ndarray, index: str, mask: str | None, other: str = "0") -> str:
+        """Returns an element of a vector, or its only one."""
+        name = self.parameter(value)
+        return self.load(name, None) if value.size == 1 else self.load(f"{name} + {index}", mask, other)
+
+    def source(self, constants: str) -> str:
+        """Returns the whole kernel; `constants` are its compile-time parameters."""
+        names = "".join(f"P{i}, " for i in range(len(self.arguments)))
+        return "\n".join([f"def kernel({names}M, {constants}):", *self._lines, ""])
