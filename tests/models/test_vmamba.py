@@ -11,7 +11,8 @@ from torch import Tensor
 
 from visq.errors import VisqError
 from visq.models import create_model, get_card, load_model, save_checkpoint
-from visq.models.vmamba import SS2D, VMambaConfig, transpose_map
+from visq.models.ssm import transpose_map
+from visq.models.vmamba import VMambaConfig, mixer
 from visq.models.vmamba_checkpoint import infer_vmamba, pack, unpack
 
 NOZ = {"image_size": 16, "embed_dim": 8, "depths": [1, 2], "mlp_ratio": 2, "num_classes": 5}
@@ -36,12 +37,12 @@ def test_registered_geometries_have_the_published_number_of_parameters(name: str
 
 def test_cross_scan_visits_rows_columns_and_both_reversed() -> None:
     """Each direction sums its tokens so far; powers of a hundred tell the four apart."""
-    mixer = SS2D(4, VMambaConfig(**{**NOZ, "depths": (1, 2)}))
-    for index, direction in enumerate(mixer.directions):
+    scans = mixer(4, VMambaConfig(**{**NOZ, "depths": (1, 2)}))
+    for index, direction in enumerate(scans.directions):
         direction.forward = lambda u, index=index: u.cumsum(1) * 100**index  # type: ignore[method-assign]
     u = torch.arange(6, dtype=torch.float64).reshape(1, 6, 1)
     grid = u.reshape(2, 3).tolist()
-    y = mixer.cross_scan(u, 2, 3).reshape(2, 3)
+    y = scans.cross_scan(u, 2, 3).reshape(2, 3)
     for row in range(2):
         for column in range(3):
             rows = sum(grid[r][c] for r in range(2) for c in range(3) if (r, c) <= (row, column))

@@ -8,7 +8,6 @@ afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from visq.integer.operations import Constant
 from visq.integer.resizing import resized
 from visq.integer.spec import Spec, describe_granularity
 from visq.recipes import Recipe
+from visq.recipes.roles import matches
 
 
 def check_artifact(config: ArtifactConfig, tensors: Mapping[str, np.ndarray]) -> None:
@@ -124,7 +124,7 @@ def _check_recipe(recipe: Recipe, quantizers: Mapping[str, QuantizerRecord]) -> 
         except ValueError as error:
             raise VisqError(f"recipe {recipe.name}: {first_problem(error)}") from error
         for pattern in rule.match:
-            matched = [name for name in quantizers if fnmatchcase(name, pattern.removeprefix("?"))]
+            matched = [name for name in quantizers if matches(pattern.removeprefix("?"), name)]
             chosen.update(dict.fromkeys(matched, spec))
             if not (matched or rule.skip or pattern.startswith("?")):
                 nothing = f"recipe {recipe.name}: pattern '{pattern}' matches no site that is quantized"

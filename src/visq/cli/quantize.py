@@ -150,6 +150,7 @@ def deploy_sizes(text: str | None) -> list[tuple[int, int]]:
 def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> None:
     """Prints and emits what an artifact holds: its config, coverage and size. `model` is the one in the artifact."""
     from visq.analysis import coverage
+    from visq.analysis.left_out import left_out
     from visq.artifact import artifact_bytes, read_config
 
     config = read_config(folder)
@@ -157,6 +158,8 @@ def report(output: Output, folder: Path, model: Any, extra: dict[str, Any]) -> N
     size = artifact_bytes(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print_coverage(output, rows)
+    for weights in left_out(model, config.recipe):
+        output.say(f"stays in floating point: {weights}")
     output.say(f"{folder}: {megabytes(size)}, {size / parameters:.3f} bytes for each of {parameters:,} parameters")
     output.emit(
         {

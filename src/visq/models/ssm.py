@@ -1,6 +1,6 @@
-"""Defines the selective state-space model of one direction (Mamba's S6) and the mixer of Mamba-1 around it.
+"""Defines the selective state-space model of one direction (Mamba's S6), the mixer of Mamba-1 and SS2D around it.
 
-VMamba's directions and every network with Mamba-1 mixers use them. Parameters carry the names of `mamba_ssm`.
+Networks of any family use them. Parameters carry the names of `mamba_ssm`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from visq.models.layers import CausalConv1d, Linear, SelectiveScan, SiLU
+from visq.models.layers import CausalConv1d, Conv2d, LayerNorm, Linear, SelectiveScan, SiLU
 from visq.quant.site import WEIGHT, Site
 
 
@@ -64,6 +64,61 @@ class MambaMixer(SSM):
         x, z = self.in_proj(x).chunk(2, dim=-1)
         y = super().forward(self.silu(self.conv1d(x)))
         return self.out_proj(y * self.gate(z))
+
+
+class SS2D(nn.Module):
+    """Mixes the positions of a map by scans in four orders, as VMamba does. [B, L, dim] -> [B, L, dim], row by row.
+
+    in_proj -> u = SiLU(conv2d); y = the sum of the scans by rows, by columns, and of both reversed;
+    out_proj(out_norm(y)), gated by SiLU(z) where `gated`.
+
+    Arguments:
+        d_state, expand, dt_rank: as in `SSM`, d_inner = expand * dim; dt_rank is ceil(dim / 16) by default.
+        d_conv: side of the depthwise convolution's window.
+        gated: whether in_proj also makes z.
+        conv_bias: whether the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        expand: int = 2,
+        d_conv: int = 3,
+        dt_rank: int | None = None,
+        gated: bool = True,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        inner, rank = expand * dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
+        self.in_proj = Linear(dim, inner * (2 if gated else 1), bias=False)
+        self.conv2d = Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias)
+        self.silu = SiLU()
+        self.directions = nn.ModuleList(SSM(inner, d_state, rank) for _ in range(4))
+        self.out_norm = LayerNorm(inner)
+        self.gate = SiLU() if gated else None
+        self.out_proj = Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = self.in_proj(x)
+        if self.gate is not None:
+            x, z = x.chunk(2, dim=-1)
+        u = self.silu(self.conv2d(x.unflatten(1, (height, width))).flatten(1, 2))
+        y = self.out_norm(self.cross_scan(u, height, width))
+        return self.out_proj(y if self.gate is None else y * self.gate(z))
+
+    def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
+        """Returns the sum of the four directions of u [B, L, C]; both go row by row."""
+        columns = transpose_map(u, height, width)
+        rows, down, rows_reversed, up = self.directions
+        y = rows(u) + rows_reversed(u.flip(1)).flip(1)
+        y_columns = down(columns) + up(columns.flip(1)).flip(1)
+        return y + transpose_map(y_columns, width, height)
+
+
+def transpose_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Reorders tokens from row by row [B, H W, C] to column by column [B, W H, C]."""
+    return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
 
 
 def selective(

@@ -6,7 +6,6 @@ four orders: rows, columns, and both reversed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,10 +20,9 @@ from visq.models.layers import (
     DropPath,
     LayerNorm,
     Linear,
-    SiLU,
     TokenMean,
 )
-from visq.models.ssm import SSM
+from visq.models.ssm import SS2D, SSM
 from visq.models.stage import Stage, StagedNetwork
 
 
@@ -64,40 +62,10 @@ class VMambaConfig:
             )
 
 
-class SS2D(nn.Module):
-    """Scans a map in four orders and adds the results. [B, L, dim] -> [B, L, dim]."""
-
-    def __init__(self, dim: int, config: VMambaConfig) -> None:
-        super().__init__()
-        inner = config.expand * dim
-        self.in_proj = Linear(dim, inner * (2 if config.gated else 1), bias=False)
-        self.conv2d = Conv2d(inner, inner, 3, padding=1, groups=inner, bias=config.gated)
-        self.silu = SiLU()
-        self.directions = nn.ModuleList(SSM(inner, config.d_state, math.ceil(dim / 16)) for _ in range(4))
-        self.out_norm = LayerNorm(inner)
-        self.gate = SiLU() if config.gated else None
-        self.out_proj = Linear(inner, dim, bias=False)
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = self.in_proj(x)
-        if self.gate is not None:
-            x, z = x.chunk(2, dim=-1)
-        u = self.silu(self.conv2d(x.unflatten(1, (height, width))).flatten(1, 2))
-        y = self.out_norm(self.cross_scan(u, height, width))
-        return self.out_proj(y if self.gate is None else y * self.gate(z))
-
-    def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
-        """Returns the sum of the four directions of u [B, L, C]; both go row by row."""
-        columns = transpose_map(u, height, width)
-        rows, down, rows_reversed, up = self.directions
-        y = rows(u) + rows_reversed(u.flip(1)).flip(1)
-        y_columns = down(columns) + up(columns.flip(1)).flip(1)
-        return y + transpose_map(y_columns, width, height)
-
-
-def transpose_map(x: Tensor, height: int, width: int) -> Tensor:
-    """Reorders tokens from row by row [B, H W, C] to column by column [B, W H, C]."""
-    return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
+def mixer(dim: int, config: VMambaConfig) -> SS2D:
+    """Returns the SS2D of a geometry."""
+    gated = config.gated
+    return SS2D(dim, config.d_state, config.expand, gated=gated, conv_bias=gated)
 
 
 class Mlp(nn.Module):
@@ -119,7 +87,7 @@ class VSSBlock(nn.Module):
 
     def __init__(self, dim: int, config: VMambaConfig, drop_path: float) -> None:
         super().__init__()
-        self.norm, self.op = LayerNorm(dim), SS2D(dim, config)
+        self.norm, self.op = LayerNorm(dim), mixer(dim, config)
         self.norm2 = LayerNorm(dim) if config.mlp_ratio else None
         self.mlp = Mlp(dim, config.mlp_ratio * dim) if config.mlp_ratio else None
         self.drop_path = DropPath(drop_path)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from visq.errors import VisqError
+from visq.models.directions import split_directions, stack_directions
 from visq.models.family import Family, Shapes, Tensors, register_family
 from visq.models.vmamba import VMamba, VMambaConfig
 
@@ -46,16 +46,6 @@ _DOWN = {
     "v05_noz": ((".downsample.1.", ".downsample.conv."), (".downsample.3.", ".downsample.norm.")),
 }
 _ENDS = (("classifier.norm.", "norm."), ("classifier.head.", "head."))
-#: Official tensor of `op`, all directions stacked -> the parameter of one direction.
-_STACKED = {
-    "x_proj_weight": "x_proj.weight",
-    "dt_projs_weight": "dt_proj.weight",
-    "dt_projs_bias": "dt_proj.bias",
-    "A_logs": "A_log",
-    "Ds": "D",
-}
-#: Stacked tensors whose first axis holds directions and channels together.
-_FLAT = ("A_logs", "Ds")
 
 
 def canonical(config: VMambaConfig, tensors: Tensors) -> Tensors:
@@ -74,32 +64,14 @@ def canonical(config: VMambaConfig, tensors: Tensors) -> Tensors:
 
 def unpack(config: VMambaConfig, tensors: Tensors) -> Tensors:
     """Returns the network's parameters of official tensors."""
-    result: Tensors = {}
-    for name, tensor in canonical(config, tensors).items():
-        head, _, last = name.rpartition(".")
-        if last in _STACKED:
-            parts = tensor.unflatten(0, (4, -1)) if last in _FLAT else tensor
-            for direction, part in enumerate(parts):
-                result[f"{head}.directions.{direction}.{_STACKED[last]}"] = part.clone()
-        else:
-            result[_renamed(name, config, forward=True)] = tensor
-    return result
+    split = split_directions(canonical(config, tensors))
+    return {_renamed(name, config, forward=True): tensor for name, tensor in split.items()}
 
 
 def pack(config: VMambaConfig, tensors: Tensors) -> Tensors:
     """Returns the official tensors, in their latest names, of the network's parameters."""
-    result: Tensors = {}
-    stacks: dict[str, list[Tensor]] = {}
-    official = {ours: theirs for theirs, ours in _STACKED.items()}
-    for name, tensor in tensors.items():
-        head, found, rest = name.partition(".directions.")
-        if found:
-            stacks.setdefault(f"{head}.{official[rest[2:]]}", []).append(tensor)
-        else:
-            result[_renamed(name, config, forward=False)] = tensor
-    for name, parts in stacks.items():
-        result[name] = torch.cat(parts) if name.endswith(_FLAT) else torch.stack(parts)
-    return result
+    stacked = stack_directions(tensors)
+    return {_renamed(name, config, forward=False): tensor for name, tensor in stacked.items()}
 
 
 def _renamed(name: str, config: VMambaConfig, forward: bool) -> str:

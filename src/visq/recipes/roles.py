@@ -6,6 +6,8 @@ network with Mamba mixers; a family adds what only it has (`visq.models.family.F
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from visq.errors import VisqError
 
 #: Patterns over module names by role. `?` before a pattern: networks that lack such a module are fine.
@@ -20,6 +22,14 @@ ROLES: dict[str, tuple[str, ...]] = {
     "activations": ("*.silu*", "?*.gate"),
     "scans": ("*.scan*",),
 }
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Returns whether a pattern of a recipe names a site or a module. `*` crosses dots.
+
+    `*.head` also names a module `head` at the top of a network; a `?` in front (see `ROLES`) does not count.
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(f".{name}", pattern)
 
 
 def expand(pattern: str) -> tuple[str, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from visq.errors import VisqError, first_problem
 from visq.integer.spec import Named, Spec
-from visq.recipes.roles import expand
+from visq.recipes.roles import expand, matches
 
 #: Granularities whose scales belong to positions in a sequence, and so to images of one size.
 PER_POSITION = ("token", "token_groups", "step", "step_groups")
@@ -39,8 +38,9 @@ class Rule(BaseModel):
     """Says how sites are quantized whose names match `match`; a later rule overrides an earlier one.
 
     Attributes:
-        match: glob patterns over site names (`*` crosses dots), or `@role.site` for what plays a part in any network
-            (see `roles`); a pattern behind a `?` may match nothing, for networks that lack the layer.
+        match: glob patterns over site names (`*` crosses dots; `*.head.in` also names `head.in`), or `@role.site` for
+            what plays a part in any network (see `roles`); a pattern behind a `?` may match nothing, for networks that
+            lack the layer.
         bits: `weight`, `activation` or `state` (the recipe's bits of that kind), or a number.
         skip: leave the sites in floating point, overriding earlier rules.
         others: as in `Spec`.
@@ -150,7 +150,7 @@ class Recipe(BaseModel):
         chosen: dict[str, Rule] = {}
         for rule in self.scope.sites:
             for pattern in rule.match:
-                matched = [name for name in names if fnmatchcase(name, pattern.removeprefix("?"))]
+                matched = [name for name in names if matches(pattern.removeprefix("?"), name)]
                 if not matched and not pattern.startswith("?"):
                     examples = ", ".join(names[:4]) if names else "none"
                     raise VisqError(

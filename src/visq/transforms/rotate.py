@@ -6,7 +6,6 @@ QuaRot, arXiv 2404.00456; MambaQuant, arXiv 2501.13484.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from visq.errors import VisqError
 from visq.models.layers import Linear
 from visq.quant.rotated import Rotation
 from visq.quant.scales import SMALLEST
+from visq.recipes.roles import matches
 from visq.stages.layer_inputs import observe_inputs
 from visq.stages.stage_run import StageRun
 from visq.transforms.base import Transform, register
@@ -51,7 +51,7 @@ class Rotate(Transform):
         layers = {
             path: layer
             for path, layer in run.modules(Linear).items()
-            if ends(path) <= run.specs.keys() and any(fnmatchcase(path, pattern) for pattern in self.patterns)
+            if ends(path) <= run.specs.keys() and any(matches(pattern, path) for pattern in self.patterns)
         }
         for path, layer in layers.items():
             norm = norm_before(run, path)
