@@ -36,7 +36,7 @@ _filler = False
 def start() -> None:
     """Joins the process group when torchrun started this process; otherwise does nothing.
 
-    CPU tensors travel by gloo, CUDA tensors by NCCL.
+    Contributions travel through the CPU, by gloo; NCCL is there for tensors that a caller exchanges itself.
 
     Raises:
         VisqError: the other ranks cannot be reached, or the time to wait for them is no whole number of seconds.

@@ -1,6 +1,6 @@
 """One process of a distributed calibration; started by test_distributed.py, several times at once.
 
-    python distributed_worker.py OUT WORK RECIPE... [--die-at STAGE]
+    python distributed_worker.py OUT WORK RECIPE... [--die-at STAGE] [--elsewhere]
 
 Writes a digest of every parameter and quantizer by recipe to OUT.<rank>.
 """
@@ -8,6 +8,7 @@ Writes a digest of every parameter and quantizer by recipe to OUT.<rank>.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 
 from visq import parallel
 from visq.calibrate import calibrate
+from visq.device import CPU
 from visq.errors import VisqError
 from visq.models import create_model
 from visq.models.vim import VisionMamba
@@ -28,6 +30,7 @@ from visq.recipes import get_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.calibrate.conftest import Images
+from tests.other_device import other_device
 
 
 def tiny() -> VisionMamba:
@@ -40,7 +43,7 @@ def digest(model: VisionMamba) -> str:
     """sha256 of all parameters and quantizers."""
     state = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        state.update(name.encode() + tensor.numpy().tobytes())
+        state.update(name.encode() + tensor.detach().numpy().tobytes())
     for name, site in named_sites(model):
         if site.quantizer is not None:
             _, parts = quantizer_to_parts(site.quantizer)
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--die-at", type=int)
+    parser.add_argument("--elsewhere", action="store_true", help="calibrate on tests.other_device")
     args = parser.parse_args()
     torch.set_num_threads(1)
     parallel.start()
@@ -69,7 +73,10 @@ def main() -> None:
         for recipe in args.recipes:
             model = tiny()
             work = args.work / recipe
-            calibrate(model, get_recipe(recipe), images, work_dir=work, batch_size=4, report=report)  # type: ignore[arg-type]
+            with other_device() if args.elsewhere else contextlib.nullcontext(CPU) as device:
+                model.to(device)
+                calibrate(model, get_recipe(recipe), images, work_dir=work, batch_size=4, report=report)  # type: ignore[arg-type]
+                model.to(CPU)
             digests[recipe] = digest(model)
     except VisqError as error:
         print(f"{error} after {time.time() - started:.0f} s", file=sys.stderr)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.other_device import HAS_GPU
+
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 #: One of each way to accumulate: ranges and groups, layer search, histograms, scan outputs, factors, bias correction.
@@ -44,6 +46,19 @@ def test_ranks_agree_with_one_process_to_the_last_bit(tmp_path: Path) -> None:
     expected, *found = (json.loads((tmp_path / name).read_text()) for name in ("alone.0", "together.0", "together.1"))
     assert sorted(expected) == sorted(RECIPES)
     assert found == [expected, expected]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(HAS_GPU, reason="the stand-in gives the CPU's bits, a GPU its own")
+def test_ranks_away_from_the_cpu_agree_with_it(tmp_path: Path) -> None:
+    """Each rank has a device of its own; what they exchange goes by the CPU."""
+    alone = start(1, tmp_path / "alone", tmp_path / "work1", *RECIPES[:2])
+    together = start(2, tmp_path / "together", tmp_path / "work2", *RECIPES[:2], "--elsewhere")
+    for process in alone + together:
+        _, errors = process.communicate(timeout=580)
+        assert process.returncode == 0, errors
+    expected = (tmp_path / "alone.0").read_text()
+    assert [(tmp_path / f"together.{rank}").read_text() for rank in range(2)] == [expected] * 2
 
 
 @pytest.mark.slow

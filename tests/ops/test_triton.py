@@ -33,8 +33,10 @@ OPS = (
     "quantized_scan",
     "quantized_scan_backward",
     "scan_states",
+    "search_state_scales",
     "selective_scan",
     "selective_scan_backward",
+    "similarity_sums",
 )
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -161,28 +163,34 @@ from visq.ops.causal_conv1d import triton_kernels as conv
 from visq.ops.fake_quantize import triton_kernels as quantize
 from visq.ops.quantized_scan import triton_kernels as quantized
 from visq.ops.scan_states import triton_kernels as states
+from visq.ops.search_state_scales import triton_kernels as search
 from visq.ops.selective_scan import triton_kernels as scan
+from visq.ops.similarity_sums import triton_kernels as sums
 
 steps = dict(L=197, N=16, WIDTH=16, BLOCK=16, AHEAD=8)
+group = dict(STEPS=1, N=16, WIDTH=16, BLOCK=16)
+rounded = lambda a, b: dict(ABAR=a, KA=16, BITS_A=4, BBAR=b, KB=16, BITS_B=4, STATE=True, READ=True)
 tiles = dict(ROWS=16, BLOCK=64)
 kernels = [
     (scan.forward, dict(steps, SAVE=False), 1),
     (scan.forward, dict(steps, SAVE=True), 1),
     (scan.backward, steps, 1),
     (states.forward, steps, 1),
-    *((kernel, dict(steps, ABAR=a, KA=16, BITS_A=4, BBAR=b, KB=16, BITS_B=4, STATE=True, READ=True, **save), 1)
-      for a, b in ((1, 1), (2, 2), (0, 0))
-      for kernel, save in ((quantized.forward, dict(SAVE=False)), (quantized.backward, {}))),
+    *((kernel, dict(sizes, **rounded(kind, kind)), 1) for kind in (1, 2) for kernel, sizes in (
+        (quantized.forward, dict(steps, SAVE=False)), (quantized.backward, steps), (search.run_group, group))),
+    *((sums.forward, dict(G=4, K=101, C=384, BY_TOKEN=token, METRIC=metric, HAS_WEIGHT=True, COLUMNS=32, BLOCK=32), 4)
+      for token, metric in ((True, "cosine"), (False, "l2"))),
     (conv.forward, dict(tiles, L=197, TAPS=4, HAS_BIAS=True, TURNED=False), 4),
     (conv.backward, dict(tiles, L=197, TAPS=4), 4),
     *((quantize.forward, dict(tiles, AXIS=axis, HAS_ZERO=True, HAS_SMOOTH=True), 4)
       for axis in ("tensor", "channel", "token")),
 ]
-exact = {quantize.forward, quantized.forward, quantized.backward}
+exact = {quantize.forward, quantized.forward, quantized.backward, search.run_group, sums.forward}
 for kernel, constants, warps in kernels:
-    sizes = {"D"} if "STATES" in kernel.arg_names or "H" in kernel.arg_names else {"L", "C", "D"}
+    sizes = {"D", "L"} if "DELTA" in kernel.arg_names else {"L", "C", "D"}
     kinds = {name: "*fp32" if name.isupper() and name not in sizes else "i32" for name in kernel.arg_names}
     kinds.update((name, "fp32") for name in ("low", "high") if name in kinds)
+    kinds.update((name, kind) for name, kind in (("SUMS", "*fp64"), ("LABELS", "*i32")) if name in kinds)
     kinds.update((name, "constexpr") for name in constants)
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     for capability in (80, 90):
@@ -207,7 +215,7 @@ def test_kernels_compile_for_gpus(tmp_path: Any) -> None:
     source.write_text(COMPILE)
     done = subprocess.run([sys.executable, str(source)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["compiled"] * 30
+    assert done.stdout.split() == ["compiled"] * 34
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.other_device import HAS_GPU, other_device
 from visq.data import Preprocess
 from visq.train.augment import Augment, random_affine, random_crop, random_erase, smooth_targets
 from visq.train.config import AugmentConfig
@@ -128,3 +129,21 @@ def test_same_seed_same_images() -> None:
     first, again, other = (augment(pixels(), 0.1, seed, **everything) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[0], other[0])
     assert bool(first[0].isfinite().all())
+
+
+def test_another_device_draws_the_same() -> None:
+    """But for the noise of erased rectangles, which a GPU draws itself."""
+    settings: dict[str, Any] = dict(
+        crop_padding=2, resized_crop=(0.3, 1.0), flip=0.5, rotate=10, shear=5, zoom=0.1, brightness=0.3, contrast=0.3,
+        saturation=0.3, erase=0.0 if HAS_GPU else 0.5, mixup=0.2, cutmix=1.0,
+    )  # fmt: skip
+    for seed in range(4):  # mixed in both ways
+        expected = augment(pixels(), 0.1, seed, **settings)
+        with other_device() as device:
+            transform = Preprocess(12, 12, mean=(0.5,) * 3, std=(0.25,) * 3, channels=3)
+            change = Augment(AugmentConfig(**settings), transform, 5, 0.1)
+            found = change(pixels().to(device), (torch.arange(16) % 5).to(device), generator(seed))
+            assert {x.device for x in found} == {device}
+            found = tuple(x.cpu() for x in found)
+        for x, exact in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, exact, rtol=0.05 * HAS_GPU, atol=0.05 * HAS_GPU)

@@ -120,7 +120,7 @@ def compare(
                     device=device,
                 )
                 if backend == "sim":
-                    move(result.model, device)
+                    move(result.model, device, bits=False)
                 cell = _measured(result, data, backend, batch_size, progress)
                 finished.put(key, cell)
             row = _against(cell, reference)

@@ -149,8 +149,8 @@ class Preprocess:
         """Returns (x/255 - mean) / std of pixels [B, channels, H, W] uint8 as float32, on the same device."""
         import torch
 
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        mean = torch.tensor(self.mean).to(pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std).to(pixels.device).view(1, -1, 1, 1)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def normalize_array(self, pixels: np.ndarray) -> np.ndarray:

@@ -39,13 +39,16 @@ def undeploy(model: Network) -> Network:
     return model
 
 
-def move(model: nn.Module, device: torch.device) -> bool:
+def move(model: nn.Module, device: torch.device, bits: bool = True) -> bool:
     """Moves a network, and returns whether it still computes what it did.
 
     A deployed one is undeployed where the device has no kernels with the engine's bits; its layers then round as their
     quantizers do, in PyTorch's float32.
+
+    Arguments:
+        bits: false to undeploy it on any device but the CPU, where the engine's bits are slow to compute.
     """
-    exact = all(backends.usable(op, device.type) for op in ("exact", "fixed_scan"))
+    exact = device.type == "cpu" or (bits and all(backends.usable(op, device.type) for op in ("exact", "fixed_scan")))
     kept = exact or not any("forward" in module.__dict__ for module in model.modules())
     if not kept:
         refuse_bad_images(undeploy(model))

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from visq import ops
@@ -35,6 +37,7 @@ from visq.quant.site import Site
 from visq.simulation import products
 from visq.simulation.products import Dense, Product, cached, codes_of
 
+Array = NDArray[np.generic]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEPLOYED: dict[type[nn.Module], Callable[..., Any]] = {}
@@ -96,6 +99,11 @@ def conv2d(module: Conv2d, x: Tensor) -> Tensor:
     return rows.unflatten(1, (height, width))
 
 
+def on_device(values: Array, x: Tensor) -> Tensor:
+    """Returns numbers of a form where x is."""
+    return torch.from_numpy(values).to(x.device)
+
+
 def padding_of(module: PatchConv2d | Conv2d) -> tuple[int, int]:
     """Returns the zeros around a map, along its height and its width."""
     padding = module.padding
@@ -118,10 +126,10 @@ def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
     """Convolves x [B, L, C], in integers or in float32 tap by tap. Returns [B, L, C] float32."""
     x = module.site_in(x)
     form = cached(module, lambda: products.conv1d(module))
-    weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
+    weight, bias = on_device(form.weight, x).float(), on_device(form.bias, x)
     if isinstance(form, IntegerConv1d):
         sums = ops.causal_conv1d(codes_of(module, x), weight, None)
-        return module.site_out(sums * torch.from_numpy(form.scale) + bias)
+        return module.site_out(sums * on_device(form.scale, x) + bias)
     taps = weight.shape[1]
     padded = F.pad(x, (0, 0, taps - 1, 0))
     total = torch.zeros_like(x)
@@ -133,16 +141,18 @@ def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
 def depthwise_conv2d(module: Conv2d, x: Tensor) -> Tensor:
     """Convolves rounded x [B, H, W, C] channel by channel. Returns positions [B, H' W', C] float32."""
     form = cached(module, lambda: products.conv2d(module))
-    weight, bias = torch.from_numpy(form.weight).float(), torch.from_numpy(form.bias)
+    weight, bias = on_device(form.weight, x).float(), on_device(form.bias, x)
     padding = padding_of(module)
     if isinstance(form, IntegerConv2d):
         maps = codes_of(module, x.flatten(1, 2)).unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2)
-        sums = F.conv2d(maps, weight[:, None], padding=padding, groups=module.groups)
-        return module.site_out(sums.flatten(2).transpose(1, 2) * torch.from_numpy(form.scale) + bias)
+        # Without cuDNN, whose transforms would round sums of whole numbers.
+        with torch.backends.cudnn.flags(enabled=False):
+            sums = F.conv2d(maps, weight[:, None], padding=padding, groups=module.groups)
+        return module.site_out(sums.flatten(2).transpose(1, 2) * on_device(form.scale, x) + bias)
     kernel = weight.shape[1]
     padded = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     height, width = padded.shape[1] - kernel + 1, padded.shape[2] - kernel + 1
-    total = torch.zeros(len(x), height, width, x.shape[3])
+    total = x.new_zeros(len(x), height, width, x.shape[3])
     for i in range(kernel):
         for j in range(kernel):
             total = total + padded[:, i : i + height, j : j + width] * weight[:, i, j]

@@ -96,21 +96,22 @@ def product(module: Dense) -> Product | OrderedProduct:
     """
     make = forms.linear if isinstance(module, Linear) else forms.dense_conv2d
     form = make(_activation(module.site_in), _weight(module), _bias(module))
-    bias = torch.from_numpy(form.bias)
+    on = lambda values: torch.from_numpy(values).to(module.weight.device)  # noqa: E731
+    bias = on(form.bias)
     if isinstance(form, FloatLinear):
-        return OrderedProduct(torch.from_numpy(form.weight), bias)
-    weight, quantizer = torch.from_numpy(form.weight), module.site_in.quantizer
+        return OrderedProduct(on(form.weight), bias)
+    weight, quantizer = on(form.weight), module.site_in.quantizer
     assert isinstance(quantizer, Quantizer)
     table = factor = None
     largest = quantizer.largest_integer()
     if isinstance(form, WideLinear):
-        table = None if form.table is None else torch.from_numpy(form.table).float()
-        factor = torch.from_numpy(form.factor).float()
+        table = None if form.table is None else on(form.table).float()
+        factor = on(form.factor).float()
         largest = 2**15
     exact = largest * float(weight.double().abs().max()) * weight.shape[1] < EXACT
     weight = weight.float() if exact else weight.double()
-    token = None if form.token is None else torch.from_numpy(form.token)[:, None]
-    return Product(quantizer, table, factor, weight, torch.from_numpy(form.scale), token, bias)
+    token = None if form.token is None else on(form.token)[:, None]
+    return Product(quantizer, table, factor, weight, on(form.scale), token, bias)
 
 
 def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
@@ -127,7 +128,7 @@ def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:
     """Returns the float32 form of a scan without a fixed-point form. A is [d_inner, N]."""
     abar, bbar = _codec(module.site_abar, make_factor_codec), _codec(module.site_bbar, make_factor_codec)
     h = _codec(module.site_h, make_state_codec)
-    return FloatScan(A.detach().numpy(), abar, bbar, h, "no form in fixed point")
+    return FloatScan(A.detach().cpu().numpy(), abar, bbar, h, "no form in fixed point")
 
 
 def codes_of(module: Depthwise, x: Tensor) -> Tensor:
@@ -149,15 +150,15 @@ def _weight(module: Dense | Depthwise) -> Weight | Floats:
     quantizer = module.site_weight.quantizer
     weight = module.weight.detach()
     if quantizer is None:
-        values: Floats = weight.numpy()
+        values: Floats = weight.cpu().numpy()
         return values
     rotation = divisor = None
     if isinstance(quantizer, RotatedQuantizer):
-        rotation = quantizer.rotation.numpy()
-        divisor = np.ones(len(rotation), np.float32) if quantizer.divisor is None else quantizer.divisor.numpy()
-    return coded_weight(quantizer.encode(weight).numpy(), codec_of(quantizer, make_codec), rotation, divisor)
+        rotation, given = quantizer.rotation.cpu().numpy(), quantizer.divisor
+        divisor = np.ones(len(rotation), np.float32) if given is None else given.cpu().numpy()
+    return coded_weight(quantizer.encode(weight).cpu().numpy(), codec_of(quantizer, make_codec), rotation, divisor)
 
 
 def _bias(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Floats:
-    bias: Floats = (torch.zeros(len(module.weight)) if module.bias is None else module.bias.detach()).numpy()
+    bias: Floats = (torch.zeros(len(module.weight)) if module.bias is None else module.bias.detach()).cpu().numpy()
     return bias

@@ -128,8 +128,16 @@ def random_erase(images: Tensor, probability: float, largest: float, generator: 
     centre = torch.rand(2, batch, generator=generator)
     inside = _between(centre[0], half_y, height)[:, :, None] & _between(centre[1], half_x, width)[:, None, :]
     inside &= (torch.rand(batch, generator=generator) < probability)[:, None, None]
-    noise = torch.randn(images.shape, generator=generator)
-    return torch.where(inside[:, None].to(images.device), noise.to(images.device), images)
+    return torch.where(inside[:, None].to(images.device), _noise(images, generator), images)
+
+
+def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns normal noise like the images. A GPU draws it itself, from a seed of the generator: the CPU takes longer
+    for it than a whole step."""
+    if not images.is_cuda:
+        return torch.randn(images.shape, generator=generator).to(images.device)
+    own = torch.Generator(images.device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    return torch.randn(images.shape, device=images.device, generator=own)
 
 
 def random_mix(

@@ -88,7 +88,7 @@ class _Run:
         self.ema = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.log = EpochLog(out / "log.jsonl")
         self.done = self._continue_from(resume, lock)
-        self.train_images, self.eval_images = load_images(train_set), load_images(eval_set)
+        self.train_images, self.eval_images = (load_images(found).on(self.device) for found in (train_set, eval_set))
         self.steps = len(self.train_images.labels) // config.batch_size
         if self.steps == 0:
             raise VisqError(f"batch_size {config.batch_size} is more than {len(self.train_images.labels)} images")

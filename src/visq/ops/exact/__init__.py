@@ -1,8 +1,8 @@
 """What the integer engine computes in float32, on tensors and with its bits: the arithmetic of a deployed network.
 
 docs/integer-semantics.md defines each function. None has a gradient. Sequences are [B, L, C] float32; one token of each
-image, [B, C], is a sequence of one. The oracle runs on the CPU only: a device without a kernel is refused, because a
-loop on the host would take minutes for an image.
+image, [B, C], is a sequence of one. The oracle runs on the CPU only, and PyTorch's form on CUDA. Another device is
+refused, because a loop on the host would take minutes for an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from visq.integer.arithmetic import runs_of
 from visq.integer.float_scan import FloatScan
 from visq.ops import backends
 from visq.ops._checks import require_shape
-from visq.ops.exact import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.exact import cpp, eager, naive  # noqa: F401  (they register themselves)
 
 
 def unary(name: str, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def rotate(x: Tensor, matrix: Tensor, divisor: Tensor | None) -> Tensor:
     """Returns x [..., C] in the coordinates of a `visq.quant.rotated.Rotation`: matrix [m, m], divisor [C]."""
-    inverse = torch.ones(x.shape[-1]) if divisor is None else 1 / divisor
+    inverse = x.new_ones(x.shape[-1]) if divisor is None else 1 / divisor
     require_shape("rotate", "divisor", inverse, (x.shape[-1],), "[C]")
     if not runs_of(x.shape[-1], len(matrix)):
         raise VisqError(f"rotate: matrix is [{len(matrix)}, ...]: {x.shape[-1]} channels are no power of two of it")

@@ -20,7 +20,7 @@ from visq.ops.quantized_scan.params import (
     check_rounding_values,
     rounding_of,
 )
-from visq.ops.search_state_scales import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.search_state_scales import cpp, naive, triton  # noqa: F401  (they register themselves)
 
 _OP = "search_state_scales"
 

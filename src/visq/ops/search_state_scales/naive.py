@@ -35,7 +35,7 @@ def forward(inputs: ScanInputs, rounding: Rounding, y_ref: Tensor, groups: Tenso
     for begin, end in zip([0, *boundaries], [*boundaries, length], strict=True):
         multiplier = candidates[:, None, None, None]
         hq = history.expand(len(candidates), *history.shape)
-        score = torch.zeros(len(candidates), dtype=torch.float64)
+        score = u.new_zeros(len(candidates), dtype=torch.float64)
         for t in range(begin, end):
             h = advance(hq, t)
             hq, _ = round_state(h, t, multiplier)

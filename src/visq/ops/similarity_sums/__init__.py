@@ -10,7 +10,7 @@ from torch import Tensor
 from visq.errors import VisqError
 from visq.ops import backends
 from visq.ops._checks import require_dims, require_same_device, require_shape
-from visq.ops.similarity_sums import cpp, naive  # noqa: F401  (they register themselves)
+from visq.ops.similarity_sums import cpp, naive, triton  # noqa: F401  (they register themselves)
 
 Axis = Literal["channel", "token"]
 Metric = Literal["cosine", "l1", "l2"]
