@@ -29,11 +29,13 @@ struct Call {
 #define VISQ_CALL(name) {#name, [](Engine& e, Arguments& from) { call(e, &Engine::name, from); }}
 constexpr Call kCalls[] = {
     VISQ_CALL(add_codec), VISQ_CALL(add_tensor), VISQ_CALL(map), VISQ_CALL(windows),
-    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(pixel_shuffle), VISQ_CALL(mean), VISQ_CALL(concat), VISQ_CALL(concat_part),
+    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(pixel_shuffle), VISQ_CALL(enter_windows),
+    VISQ_CALL(leave_windows), VISQ_CALL(mean), VISQ_CALL(concat), VISQ_CALL(concat_part),
     VISQ_CALL(rows), VISQ_CALL(wide_linear), VISQ_CALL(int_linear), VISQ_CALL(float_linear),
-    VISQ_CALL(int_conv), VISQ_CALL(float_conv), VISQ_CALL(int_conv2d), VISQ_CALL(float_conv2d),
-    VISQ_CALL(fixed_scan), VISQ_CALL(fused_scan), VISQ_CALL(ladder_scan), VISQ_CALL(float_scan), VISQ_CALL(join),
-    VISQ_CALL(load), VISQ_CALL(slice), VISQ_CALL(unary), VISQ_CALL(binary), VISQ_CALL(with_constant),
+    VISQ_CALL(int_conv), VISQ_CALL(float_conv), VISQ_CALL(reach), VISQ_CALL(int_conv2d), VISQ_CALL(float_conv2d),
+    VISQ_CALL(fixed_scan), VISQ_CALL(fused_scan), VISQ_CALL(ladder_scan), VISQ_CALL(float_scan), VISQ_CALL(int_attention), VISQ_CALL(float_attention),
+    VISQ_CALL(join),
+    VISQ_CALL(load), VISQ_CALL(slice), VISQ_CALL(unary), VISQ_CALL(binary), VISQ_CALL(append), VISQ_CALL(with_constant),
     VISQ_CALL(mul_scalar), VISQ_CALL(rms_norm), VISQ_CALL(layer_norm), VISQ_CALL(round), VISQ_CALL(rotate),
     VISQ_CALL(store), VISQ_CALL(whole_output), VISQ_CALL(finish),
 };

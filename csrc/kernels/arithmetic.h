@@ -11,6 +11,9 @@ VISQ_INLINE typename V::T clamp(typename V::T x, typename V::T low, typename V::
 }
 
 // All functions below work on U vectors in lockstep, in place: a single one is a long chain of dependent instructions.
+// GELU's approximation by tanh: -2 sqrt(2 / pi) log2(e), and 0.044715 times that.
+constexpr float kGeluTanh0 = -2.302208198144325f, kGeluTanh1 = -0.1029432395800235f;
+
 #define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 
 template <class V, int U>
@@ -69,6 +72,16 @@ VISQ_INLINE void gelu(typename V::T* x) {
   VISQ_EACH p[j] = V::add(V::mul(p[j], t[j]), V::set1(0.12741479f));
   VISQ_EACH p[j] = V::mul(V::mul(p[j], t[j]), e[j]);
   VISQ_EACH x[j] = V::sub(V::max(x[j], V::zero()), V::mul(a[j], p[j]));
+}
+
+// x / (1 + 2^((c0 + c1 x^2) x))
+template <class V, int U>
+VISQ_INLINE void gelu_tanh(typename V::T* x) {
+  typename V::T e[U];
+  VISQ_EACH e[j] = V::add(V::mul(V::mul(x[j], x[j]), V::set1(kGeluTanh1)), V::set1(kGeluTanh0));
+  VISQ_EACH e[j] = V::mul(e[j], x[j]);
+  exp2<V, U>(e);
+  VISQ_EACH x[j] = V::div(x[j], V::add(V::set1(1.0f), e[j]));
 }
 
 #undef VISQ_EACH

@@ -110,6 +110,10 @@ void whole_rows(const Instruction& s, const BodyRows& rows) {
       case Instruction::kLoadRow: float_row<V>(f, t, s.row < 0 ? row : s.row, out); break;
       case Instruction::kRmsNorm: rms_norm<V>(s, x, out); break;
       case Instruction::kLayerNorm: layer_norm<V>(s, x, out); break;
+      case Instruction::kAppend:
+        __builtin_memcpy(out, x, s.first_width * sizeof(float));
+        __builtin_memcpy(out + s.first_width, rows.operand(s.b, s.b_offset, i), (s.width - s.first_width) * sizeof(float));
+        break;
       case Instruction::kRoundTable: round_by_table<V>(*s.codec, row, x, s.width, out); break;
       case Instruction::kStoreTable: encode_by_table<V>(*t.codec, row, x, s.width, f.row<uint8_t>(t, row)); break;
       default: break;

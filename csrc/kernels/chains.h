@@ -24,6 +24,10 @@ struct Element {
       softplus<V, U>(out);
     } else if constexpr (kOp == Instruction::kGelu) {
       gelu<V, U>(out);
+    } else if constexpr (kOp == Instruction::kGeluTanh) {
+      gelu_tanh<V, U>(out);
+    } else if constexpr (kOp == Instruction::kRelu) {
+      VISQ_EACH out[j] = V::max(V::zero(), a[j]);  // NaN stays, and so does -0
     } else if constexpr (kOp == Instruction::kNeg) {
       VISQ_EACH out[j] = V::neg(a[j]);
     } else if constexpr (kOp == Instruction::kAdd) {

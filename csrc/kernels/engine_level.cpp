@@ -2,6 +2,7 @@
 // vectors (CMakeLists.txt).
 #include VISQ_LANES
 
+#include "kernels/attention.h"
 #include "kernels/body.h"
 #include "kernels/fixed_scan.h"
 #include "kernels/float_scan.h"
@@ -27,6 +28,8 @@ void scan(const Operation& op, const Frame& f, int64_t block) {
     fused_scan_block<V>(op, f, block);
   else if (op.kind == Operation::kLadderScan)
     ladder_scan_block<V>(op, f, block);
+  else if (op.kind == Operation::kAttention)
+    attention_block<V>(op, f, block);
   else
     float_scan_block<V>(op, f, block);
 }

@@ -30,6 +30,31 @@ View shuffle_source(const Operation& op, const Frame& f, int64_t first, int64_t 
   return {f.scratch, stride};
 }
 
+// Rows of a map in the order of its windows, with zeros where a window leaves the map; or the way back.
+template <class V>
+View windows_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), side = op.side, w = op.window, across = (side + w - 1) / w;
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t row = first + i;
+    if (op.kind == Operation::kEnterWindows) {
+      const int64_t window = row / (w * w), inside = row % (w * w);
+      const int64_t y = window / across * w + inside / w, x = window % across * w + inside % w;
+      row = y < side && x < side ? y * side + x : -1;
+    } else {
+      const int64_t y = row / side, x = row % side;
+      row = (y / w * across + x / w) * w * w + y % w * w + x % w;
+    }
+    float* out = f.scratch + i * stride;
+    if (row < 0) {
+      __builtin_memset(out, 0, op.width * sizeof(float));
+      continue;
+    }
+    const float* from = float_row<V>(f, f.tensors[op.inputs[0]], row, out);
+    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
 // The mean of all rows, which are added up in order.
 template <class V>
 View mean_source(const Operation& op, const Frame& f) {

@@ -38,11 +38,14 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kFloatConv2d: return conv2d_source<V>(op, f, first, count);
     case Operation::kTranspose: return transpose_source<V>(op, f, first, count);
     case Operation::kShuffle: return shuffle_source<V>(op, f, first, count);
+    case Operation::kEnterWindows:
+    case Operation::kLeaveWindows: return windows_source<V>(op, f, first, count);
     case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
     case Operation::kFusedScan:
     case Operation::kLadderScan:
-    case Operation::kFloatScan: {
+    case Operation::kFloatScan:
+    case Operation::kAttention: {
       const Tensor& y = f.tensors[op.y];
       if (y.codec) break;
       return {f.row<float>(y, first), y.stride};

@@ -48,7 +48,7 @@ void Engine::int_conv(int input, Array<int8_t> weight, Array<float> scale, Array
   int8_t* four = K <= 4 && kernels_->step == 4 ? allocate<int8_t>(4 * padded(C, 64)) : nullptr;
   for (int64_t c = 0; four && c < C; ++c)
     for (int64_t k = 0; k < K; ++k) four[c * 4 + 4 - K + k] = weight.at(c * K + k);
-  op.conv1d = {K, reverse, copy(bias, C), nullptr, taps, four, correction, copy(scale, C)};
+  op.conv1d = {K, reverse, 0, op.rows, copy(bias, C), nullptr, taps, four, correction, copy(scale, C)};
 }
 
 void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool reverse) {
@@ -61,8 +61,17 @@ void Engine::float_conv(int input, Array<float> weight, Array<float> bias, bool 
   float* taps = allocate<float>(K * stride);
   for (int64_t c = 0; c < C; ++c)
     for (int64_t k = 0; k < K; ++k) taps[k * stride + c] = weight.at(c * K + k);
-  op.conv1d = {K, reverse, copy(bias, C), taps, nullptr, nullptr, nullptr, nullptr};
+  op.conv1d = {K, reverse, 0, op.rows, copy(bias, C), taps, nullptr, nullptr, nullptr, nullptr};
   if (x.codec) op.extra_floats = (kernels_->rows + K) * stride;
+}
+
+void Engine::reach(int64_t ahead, int64_t length) {
+  Operation& op = current();
+  const Check need("convolution", static_cast<int64_t>(drafts_.size()) - 1, -1);
+  need(op.kind == Operation::kIntConv || op.kind == Operation::kFloatConv, "is no convolution over rows");
+  need(ahead >= 0 && ahead < op.conv1d.K, "it reads ", ahead, " rows ahead, not 0 to ", op.conv1d.K - 1);
+  need(length >= 1 && op.rows % length == 0, "its ", op.rows, " rows are not sequences of ", length);
+  op.conv1d.ahead = ahead, op.conv1d.length = length;
 }
 
 Conv2d& Engine::start_conv2d(const Check& need, const char* name, Operation::Kind kind, int input, int64_t kernel,

@@ -17,7 +17,7 @@ namespace visq::engine {
 
 constexpr int64_t kMaxBytes = int64_t{1} << 40;    // of an arena, and of scratch
 constexpr int64_t kMaxTasks = 4096;                // of a phase
-constexpr int kKinds = Operation::kFloatScan + 1;  // of operations
+constexpr int kKinds = Operation::kAttention + 1;  // of operations
 
 // A read-only array of the caller. Whoever needs it later copies it.
 template <class T>
@@ -86,6 +86,8 @@ class Engine {
   void transpose(int input, int64_t height, int64_t width);
   // Rearranges a map of scale^2 times as many channels into one that is `scale` times as high and wide.
   void pixel_shuffle(int input, int64_t scale);
+  void enter_windows(int input, int64_t side, int64_t window);
+  void leave_windows(int input, int64_t side, int64_t window);
   void mean(int input);
   void concat(int64_t rows, int64_t width);
   void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);
@@ -98,6 +100,8 @@ class Engine {
   void int_conv(int input, Array<int8_t> weight, Array<float> scale, Array<int32_t> zero, Array<float> bias,
                 bool reverse);
   void float_conv(int input, Array<float> weight, Array<float> bias, bool reverse);
+  // Of the convolution over rows that was started last: rows ahead that it reads, and rows of each sequence.
+  void reach(int64_t ahead, int64_t length);
   void int_conv2d(int input, int64_t kernel, int64_t padding, Array<int8_t> weight, Array<float> scale,
                   Array<int32_t> zero, Array<float> bias);
   void float_conv2d(int input, int64_t kernel, int64_t padding, Array<float> weight, Array<float> bias);
@@ -113,6 +117,11 @@ class Engine {
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
                   bool read_quantized);
 
+  // Attention of sequences of `length` rows; `scores` and `probs` are codecs, or -1.
+  void int_attention(int q, int k, int v, int y, int64_t heads, int64_t length, Array<float> q_scale,
+                     Array<float> k_scale, Array<float> v_scale, Array<float> p_scale, int scores, int probs);
+  void float_attention(int q, int k, int v, int y, int64_t heads, int64_t length, float scale, int scores, int probs);
+
   // Lets the newest operation follow the one before tile by tile, in one phase with it. The caller vouches that it reads
   // only the row at hand of what operations of the phase write, and that nothing written shares memory with what they
   // read. Scans join scans whose bodies they do not read: the phase computes all scans first, then all bodies.
@@ -123,6 +132,7 @@ class Engine {
   void slice(int dst, int src, int64_t offset, int64_t width);
   void unary(const std::string& name, int dst, int src, int64_t slot);
   void binary(const std::string& name, int dst, int a, int b, int64_t slot);
+  void append(int dst, int a, int b, int64_t slot);
   void with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot);
   void mul_scalar(int dst, int src, float value, int64_t slot);
   void rms_norm(int dst, int src, Array<float> weight, float eps, int64_t slot);
@@ -227,6 +237,10 @@ class Engine {
                               Array<float> scale, Array<float> token, Array<float> bias);
   void pack(IntLinear& p, int64_t width, Array<int8_t> weight);
   bool in_place(const IntLinear& p, const Panels& weight) const;
+  void start_windows(const char* name, Operation::Kind kind, int input, int64_t side, int64_t window);
+  const Codec* attention_codec(const Check& need, int index, int64_t rows, int64_t width) const;
+  Attention& start_attention(const Check& need, int q, int k, int v, int y, int64_t heads, int64_t length, int scores,
+                             int probs);
   Conv2d& start_conv2d(const Check& need, const char* name, Operation::Kind kind, int input, int64_t kernel,
                        int64_t padding);
   FactorCodec factor(const Check& need, const char* what, const FactorArrays& arrays);

@@ -42,6 +42,7 @@ void Engine::join() {
   const Operation &op = drafts_.back()->op, &before = drafts_[drafts_.size() - 2]->op;
   const Check need(drafts_.back()->name, static_cast<int64_t>(drafts_.size()) - 1, -1);
   need(op.rows == before.rows, "its ", op.rows, " rows cannot join the ", before.rows, " rows of the operation before");
+  need(op.kind != Operation::kAttention, "attention starts a phase, so it joins nothing");
   need(!is_scan(op.kind) || is_scan(before.kind), "a scan joins scans, but the operation before is a ",
        drafts_[drafts_.size() - 2]->name);
   drafts_.back()->joins = true;
@@ -101,6 +102,15 @@ void Engine::binary(const std::string& name, int dst, int a, int b, int64_t slot
   need(width == width_of(need, b), "register ", a, " is ", width, " wide, register ", b, " ", width_of(need, b));
   Instruction& s = add(need, op, dst, a, slot, padded(width));
   s.b = slices_[b].reg, s.b_offset = slices_[b].offset;
+  widths_[dst] = width;
+}
+
+void Engine::append(int dst, int a, int b, int64_t slot) {
+  const Check need = next_instruction("append");
+  const int64_t first = width_of(need, a), width = first + width_of(need, b);
+  need.size("its width", width);
+  Instruction& s = add(need, Instruction::kAppend, dst, a, slot, padded(width));
+  s.b = slices_[b].reg, s.b_offset = slices_[b].offset, s.width = width, s.first_width = first;
   widths_[dst] = width;
 }
 

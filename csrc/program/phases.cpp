@@ -18,7 +18,7 @@ const char* const kOpNames[] = {
 #define VISQ_NAME(op, name, operands) name,
     VISQ_ELEMENTWISE(VISQ_NAME)
 #undef VISQ_NAME
-    "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm", "round", "round_table", "rotate", "store",
+    "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm", "append", "round", "round_table", "rotate", "store",
     "store_floats", "store_table", "store_rounded"};
 
 // About what a row costs.
@@ -130,7 +130,7 @@ void Engine::finish(int64_t arena_bytes, int output) {
 void Engine::group_operations() {
   for (size_t i = 0; i < operations_.size(); ++i) {
     const int index = static_cast<int>(i);
-    const bool scan = is_scan(operations_[i].kind);
+    const bool scan = in_blocks(operations_[i].kind);
     if (!drafts_[i]->joins) {
       if (scan) phases_.push_back({index, index, true, 0, 0});
       phases_.push_back({index, index, false, 0, 0});

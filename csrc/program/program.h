@@ -81,6 +81,8 @@ struct IntLinear {
 struct Conv1d {
   int64_t K;
   bool reverse;       // from the last row to the first
+  int64_t ahead;      // rows after its own, in that direction, that a row also reads
+  int64_t length;     // rows of a sequence; the tensor holds one after the other
   const float* bias;
   const float* weight;        // float32: [K][C]
   const int32_t* taps;        // integers: [K][C]
@@ -165,6 +167,17 @@ struct FloatScan {
   bool read_quantized;
 };
 
+// Self-attention of sequences of `length` rows, head by head. Scores are float(sum of q k) * q_scale[row] * k_scale[row],
+// results float(sum of probabilities v) * v_scale[channel] * p_scale[row]; the sums are over codes less zero points. In
+// float32 they are over values, and the scores' factor is `scale`.
+struct Attention {
+  int64_t heads, length, head_width;
+  bool integers;
+  float scale;
+  const float *q_scale, *k_scale, *v_scale, *p_scale;
+  const Codec *scores, *probs;  // [rows, heads * length]; nullptr: not rounded
+};
+
 // Rows of a concatenation: `count` from `first` on, or one constant row.
 struct Part {
   int tensor;  // -1: the constant
@@ -175,7 +188,8 @@ struct Part {
 // Instructions that compute each element by itself: X(op, its name in programs, how many registers it reads). The
 // functions are in kernels/chains.h, their definitions in src/visq/integer/instructions.py.
 #define VISQ_ELEMENTWISE(X) \
-  X(kSilu, "silu", 1) X(kSoftplus, "softplus", 1) X(kGelu, "gelu", 1) X(kNeg, "neg", 1) X(kAdd, "add", 2) X(kMul, "mul", 2)
+  X(kSilu, "silu", 1) X(kSoftplus, "softplus", 1) X(kGelu, "gelu", 1) X(kGeluTanh, "gelu_tanh", 1) \
+  X(kRelu, "relu", 1) X(kNeg, "neg", 1) X(kAdd, "add", 2) X(kMul, "mul", 2)
 
 // An instruction of a body. Its operands and its result are registers: rows of floats.
 struct Instruction {
@@ -187,6 +201,7 @@ struct Instruction {
     VISQ_ELEMENTWISE(VISQ_OP)
 #undef VISQ_OP
     kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kLayerNorm,
+    kAppend,        // a, then b
     kRound,         // to codes without a table, and back
     kRoundTable,    // to codes with a table, and back
     kRotate,
@@ -202,6 +217,7 @@ struct Instruction {
   int64_t width;
   int64_t slot;    // [floats a row] where dst lies
   int64_t row;     // kView, kLoadRow: -1 for the row at hand
+  int64_t first_width;  // kAppend: of a
   float value, eps;
   int tensor;
   const Codec* codec;
@@ -222,7 +238,7 @@ VISQ_SHARED constexpr bool is_binary(Instruction::Op op) {
 #define VISQ_READS_TWO(its_op, name, operands) if (op == Instruction::its_op) return operands == 2;
   VISQ_ELEMENTWISE(VISQ_READS_TWO)
 #undef VISQ_READS_TWO
-  return false;
+  return op == Instruction::kAppend;
 }
 
 struct BodyRows;
@@ -248,14 +264,16 @@ struct Segment {
 };
 
 struct Operation {
-  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d,
-              kFloatConv2d, kFixedScan, kFusedScan, kLadderScan, kFloatScan };
+  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kEnterWindows, kLeaveWindows, kMean, kIntLinear,
+              kFloatLinear, kIntConv, kFloatConv, kIntConv2d, kFloatConv2d, kFixedScan, kFusedScan, kLadderScan,
+              kFloatScan, kAttention };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
   Windows windows;  // of the image (inputs[0] < 0) or of a map; a linear with windows is a convolution
   int64_t map_height, map_width;  // of the input of a transpose or a shuffle
   int64_t scale;                  // of a shuffle
+  int64_t side, window;           // of a square map, and of the square windows that its tokens are ordered by
   const Part* parts;
   int64_t part_count;
   IntLinear int_linear;
@@ -266,7 +284,8 @@ struct Operation {
   FusedScan fused_scan;
   LadderScan ladder_scan;
   FloatScan float_scan;
-  int y;  // the tensor of a scan's y: codes, which no register holds, or floats
+  Attention attention;
+  int y;  // the tensor that blocks write: codes of a scan's y, which no register holds, or floats
   const Segment* segments;
   int64_t segment_count, instruction_count;
   int64_t body_rows;  // how many rows the body takes at a time
@@ -279,8 +298,14 @@ VISQ_SHARED constexpr bool is_scan(Operation::Kind kind) {
          kind == Operation::kLadderScan || kind == Operation::kFloatScan;
 }
 
-// A scan's blocks of channels, and how many tasks of `each` blocks they make.
-VISQ_SHARED constexpr int64_t scan_blocks(const Operation& op) { return padded(op.width) / kChannels; }
+// Whether an operation is computed in blocks that need all rows of its inputs: channels of a scan, heads of attention.
+VISQ_SHARED constexpr bool in_blocks(Operation::Kind kind) { return is_scan(kind) || kind == Operation::kAttention; }
+
+// These blocks (a head of one sequence each), and how many tasks of `each` blocks they make.
+VISQ_SHARED constexpr int64_t scan_blocks(const Operation& op) {
+  if (op.kind == Operation::kAttention) return op.rows / op.attention.length * op.attention.heads;
+  return padded(op.width) / kChannels;
+}
 VISQ_SHARED constexpr int64_t scan_tasks(const Operation& op, int64_t each) {
   return (scan_blocks(op) + each - 1) / each;
 }

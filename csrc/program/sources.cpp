@@ -21,7 +21,7 @@ Operation& Engine::start(const Check& need, const char* name, Operation::Kind ki
   slices_.clear();
   for (int reg = 0; reg < kRegisters; ++reg) slices_.push_back({reg, 0});
   if (kind != Operation::kRows) widths_[0] = width;
-  op.tile_floats = is_scan(kind) || kind == Operation::kRows ? 0 : kernels_->rows * padded(width);
+  op.tile_floats = in_blocks(kind) || kind == Operation::kRows ? 0 : kernels_->rows * padded(width);
   return op;
 }
 
@@ -83,6 +83,27 @@ void Engine::pixel_shuffle(int input, int64_t scale) {
   Operation& op = start(need, "shuffle", Operation::kShuffle, x.rows * scale * scale, x.width / (scale * scale));
   op.inputs[0] = input, op.map_height = map.height, op.map_width = map.width, op.scale = scale;
   op.extra_floats = padded(x.width);
+}
+
+void Engine::start_windows(const char* name, Operation::Kind kind, int input, int64_t side, int64_t window) {
+  const Check need = next_operation(name);
+  need.size("the map's side", side);
+  need.size("the window's side", window);
+  const int64_t across = (side + window - 1) / window, tokens = across * window * across * window;
+  const bool enters = kind == Operation::kEnterWindows;
+  const Tensor& x = tensor(need, input);
+  const int64_t wanted = enters ? side * side : tokens;
+  need(x.rows == wanted, "tensor ", input, " has ", x.rows, " rows, not ", wanted);
+  Operation& op = start(need, name, kind, enters ? tokens : side * side, x.width);
+  op.inputs[0] = input, op.side = side, op.window = window;
+}
+
+void Engine::enter_windows(int input, int64_t side, int64_t window) {
+  start_windows("enter windows", Operation::kEnterWindows, input, side, window);
+}
+
+void Engine::leave_windows(int input, int64_t side, int64_t window) {
+  start_windows("leave windows", Operation::kLeaveWindows, input, side, window);
 }
 
 void Engine::mean(int input) {

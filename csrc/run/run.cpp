@@ -18,9 +18,10 @@ namespace visq::engine {
 namespace {
 
 constexpr const char* kKindNames[] = {
-    "patches",     "concat",            "rows",           "transpose",            "shuffle", "mean", "linear", "float linear",
+    "patches",     "concat",            "rows",           "transpose",            "shuffle", "enter windows",
+    "leave windows", "mean", "linear", "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "ladder scan",
-    "float scan"};
+    "float scan",  "attention"};
 static_assert(sizeof kKindNames / sizeof *kKindNames == kKinds, "every kind of operation has a name");
 
 // Rounds to nearest and keeps subnormals, whatever the caller has set on its thread.
@@ -341,7 +342,7 @@ void Engine::run_single(const std::vector<Input>& inputs, int64_t batch, float* 
       for (int64_t r = 0; r < t.rows; ++r)
         std::memcpy(arena + t.offset + r * t.stride * element, from + r * row, row);
     }
-    if (is_scan(op.kind)) {
+    if (in_blocks(op.kind)) {
       kernels_->prepare_scan(op, f);
       for (int64_t block = 0; block < scan_blocks(op); ++block) kernels_->scan(op, f, block);
     }

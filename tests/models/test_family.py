@@ -27,6 +27,8 @@ from visq.recipes.roles import all_roles, expand
         ("vmamba", "layers.1.downsample.conv.in", "downsample.conv.in"),
         ("dvmsr", "layers.2.residual_group.blocks.1.mixer.in_proj.in", "in_proj.in"),
         ("dvmsr", "conv_first.weight", "conv_first.weight"),
+        ("mambavision", "levels.2.blocks.5.mixer.attn.q", "attn.q"),
+        ("mambavision", "levels.0.downsample.reduction.0.in", "downsample.reduction.0.in"),
     ],
 )
 def test_kind_drops_layer_and_direction(family: str, site: str, kind: str) -> None:
@@ -45,7 +47,7 @@ def other_family() -> Iterator[None]:
             FAMILIES["vim"],
             name="other",
             config=Config,
-            roles={"linears": ("?*.qkv",), "attention": ("?*.attn",)},
+            roles={"linears": ("?*.qkv",), "pooling": ("?*.pool",)},
         )
     )
     yield
@@ -53,16 +55,16 @@ def other_family() -> Iterator[None]:
 
 
 def test_a_family_adds_to_the_roles_of_packaged_recipes(other_family: None) -> None:
-    assert expand("@attention.q") == ("?*.attn.q",)
+    assert expand("@pooling.q") == ("?*.pool.q",)
     assert "?*.qkv.weight" in expand("@linears.weight")
     patterns = {pattern for rule in get_recipe("visq-w8a8").scope.sites for pattern in rule.match}
     assert "?*.qkv.weight" in patterns
 
 
 def test_without_it_recipes_are_what_they_were() -> None:
-    assert "attention" not in all_roles()
-    with pytest.raises(VisqError, match=r"'@attention\.q' names no role; known: @linears\.<site>"):
-        expand("@attention.q")
+    assert "pooling" not in all_roles()
+    with pytest.raises(VisqError, match=r"'@pooling\.q' names no role; known: @linears\.<site>"):
+        expand("@pooling.q")
 
 
 def test_patterns_of_a_family_must_not_bind_others() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visq.integer.arithmetic import EXP2_FRACTION
+from visq.integer.attention import IntegerAttention
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import (
@@ -29,6 +30,8 @@ from visq.integer.fused_scan import FusedScan
 from visq.integer.instructions import ELEMENTWISE, EXP2_COST
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
+    Append,
+    Attention,
     Instruction,
     LayerNorm,
     Load,
@@ -108,6 +111,14 @@ def count_work(program: Program, bundle: Bundle) -> Work:
             floats += outputs * 6  # two each of delta, u and y
         elif isinstance(form, FloatScan):
             floats += operation.rows * form.A.size * _FLOAT_UPDATE
+        elif isinstance(operation.source, Attention):
+            products = 2 * outputs * operation.source.length
+            products16, floats = (
+                (products16 + products, floats)
+                if isinstance(form, IntegerAttention)
+                else (products16, floats + 2 * products)
+            )
+            floats += operation.rows * operation.source.heads * operation.source.length * (4 + EXP2_COST)
         elif isinstance(operation.source, Mean):
             floats += operation.width * (program.tensors[operation.source.input].rows + 1)
         weight_bytes += _form_bytes(form)
@@ -153,6 +164,8 @@ def _width(program: Program, step: Instruction, widths: dict[int, int]) -> int:
         width = program.tensors[step.tensor].width
     elif isinstance(step, Slice):
         width = step.width
+    elif isinstance(step, Append):
+        width = widths[step.a] + widths[step.b]
     else:
         width = widths[step.a if step.op in ("add", "mul") else step.src]  # type: ignore[union-attr]
     widths[step.dst] = width
@@ -172,7 +185,7 @@ def _float_operations(program: Program, bundle: Bundle, step: Instruction, width
     if isinstance(step, Rotate):  # the divisor, sums and differences, the small matrix
         order = len(bundle.rotation(step.site)[0])
         return 1 + (width // order).bit_length() - 1 + 2 * order
-    return 0 if isinstance(step, Slice) else 2 if isinstance(step, Round) else 1
+    return 0 if isinstance(step, Slice | Append) else 2 if isinstance(step, Round) else 1
 
 
 # --- rates

@@ -14,6 +14,7 @@ from visq.errors import VisqError, need
 from visq.integer.codecs import make_codec
 from visq.integer.consistency import register_widths
 from visq.integer.operations import (
+    Attention,
     Concat,
     Constant,
     Conv1d,
@@ -110,6 +111,10 @@ class ProgramCheck:
                     need(found == kinds, f"sites.{site}: quantizer.kind is {found}, the scan's is {kinds}")
                     self._direction(where, site, source.reverse)
             self._scan_sizes(operation, source)
+        if isinstance(source, Attention):
+            for site in filter(None, (source.scores, source.probs)):
+                self._activation(site, source.length, source.heads * source.length, where)
+                need(self.quantizers[site].kind == "quantizer", f"{where} rounds by the rotated {site}")
         if isinstance(source, Concat):
             for part in source.parts:
                 if isinstance(part, Constant):

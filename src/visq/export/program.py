@@ -30,6 +30,7 @@ from visq.integer.forms import (
 )
 from visq.integer.operations import (
     AddValues,
+    Append,
     Binary,
     Concat,
     Constant,
@@ -46,6 +47,7 @@ from visq.integer.operations import (
     RmsNorm,
     Rotate,
     Round,
+    Rows,
     Scan,
     Slice,
     Store,
@@ -87,6 +89,8 @@ class _Export:
         for operation in self.program.operations:
             self.operation, self.registers = operation, {}
             source = _SOURCES.get(type(operation.source))
+            if source is None and not isinstance(operation.source, Rows):
+                raise VisqError(f"operation {operation.name}: {operation.source.kind} has no ONNX form")
             if source is not None:
                 form = form_of(self.program, operation, self.bundle)
                 self.registers[0] = source(self, operation.source, form)
@@ -188,8 +192,11 @@ class _Export:
         assert isinstance(form, FloatConv1d | IntegerConv1d)
         integer = isinstance(form, IntegerConv1d)
         x = self.integers(source.input) if integer else self.value(source.input)
-        taps = form.weight[:, ::-1] if source.reverse else form.weight
-        ends = [0, taps.shape[1] - 1] if source.reverse else [taps.shape[1] - 1, 0]
+        if source.length not in (None, self.operation.rows):
+            raise VisqError(f"operation {self.operation.name}: a convolution in windows has no ONNX form")
+        taps, ahead = form.weight[:, ::-1] if source.reverse else form.weight, source.ahead or 0
+        ends = [taps.shape[1] - 1 - ahead, ahead]
+        ends = ends[::-1] if source.reverse else ends
         return graph.transpose(self.depthwise(graph.transpose(x, (0, 2, 1)), taps, form, ends), (0, 2, 1))
 
     def conv2d(self, source: Conv2d, form: Form) -> str:
@@ -268,6 +275,9 @@ class _Export:
         elif isinstance(step, Load):
             x = self.value(step.tensor)
             self.registers[step.dst] = x if step.row is None else self.graph.slice(x, 1, step.row, step.row + 1)
+        elif isinstance(step, Append):
+            both = (self.registers[step.a], self.registers[step.b])
+            self.registers[step.dst] = self.graph.node("Concat", *both, axis=2)
         elif isinstance(step, Binary):
             kind = {"add": "Add", "mul": "Mul"}[step.op]
             self.registers[step.dst] = self.graph.node(kind, self.registers[step.a], self.registers[step.b])
@@ -336,6 +346,8 @@ UNARY: dict[str, Callable[[Graph, str], str]] = {
     "silu": _silu,
     "softplus": _softplus,
     "gelu": lambda graph, x: str(graph.node("Gelu", x)),
+    "gelu_tanh": lambda graph, x: str(graph.node("Gelu", x, approximate="tanh")),
+    "relu": lambda graph, x: str(graph.node("Relu", x)),
     "neg": lambda graph, x: str(graph.node("Neg", x)),
 }
 

@@ -45,6 +45,8 @@ GELU_T = np.float32(0.2316419)
 GELU = tuple(map(np.float32, (0.12741479, -0.14224837, 0.71070687, -0.72657601, 0.53070271)))
 #: Larger |x| count as this: the tail adds nothing there, and a^2 and e^(-a^2 / 2) stay in range.
 GELU_END = np.float32(13)
+#: The exponent of `gelu_tanh` is (c0 + c1 x^2) x: -2 sqrt(2 / pi) log2(e), and 0.044715 times that.
+GELU_TANH = (np.float32(-2.302208198144325), np.float32(-0.1029432395800235))
 #: `row_sum` adds a row in this many lanes.
 LANES = 16
 
@@ -92,6 +94,16 @@ def gelu(x: Floats) -> Floats:
         p = p * t + c
     tail = (p * t) * exp2((a * a) * (LOG2E * np.float32(-0.5)))
     return np.maximum(x, np.float32(0)) - a * tail
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    """Returns GELU's approximation by tanh, x / (1 + e^-(2 t)) with t = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    return x / (np.float32(1) + exp2((x * x * GELU_TANH[1] + GELU_TANH[0]) * x))
+
+
+def relu(x: Floats) -> Floats:
+    """Returns 0 for negative x, x otherwise; NaN and -0 stay."""
+    return np.where(x < 0, np.float32(0), x)
 
 
 def row_sum(x: Floats) -> Floats:

@@ -10,12 +10,16 @@ from typing import Any
 from visq.integer.operations import (
     MAX_SIZE,
     AddValues,
+    Append,
+    Attention,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
     DenseConv2d,
+    EnterWindows,
+    LeaveWindows,
     Linear,
     Load,
     Mean,
@@ -66,6 +70,11 @@ def register_widths(operation: Operation, tensors: Mapping[str, TensorDecl]) -> 
     for step in operation.body:
         check.instruction(step)
     return check.registers
+
+
+def covered(source: EnterWindows | LeaveWindows) -> int:
+    """Returns the positions of the windows that cover a map, those outside the map included."""
+    return int((-(-source.side // source.window) * source.window) ** 2)
 
 
 @dataclass
@@ -139,6 +148,30 @@ class _Check:
 
     def conv1d(self, source: Conv1d) -> None:
         self.same_shape(source.input, "shape is not that of the input")
+        self.sequences(source.length or self.operation.rows)
+
+    def sequences(self, length: int) -> None:
+        """Checks that the rows are sequences of `length` rows."""
+        self.need(self.operation.rows % length == 0, f"rows are no sequences of {length}")
+
+    def attention(self, source: Attention) -> None:
+        for name in (source.q, source.k, source.v):
+            self.same_shape(name, f"{name} has another shape")
+        self.sequences(source.length)
+        self.need(self.operation.width % source.heads == 0, "the heads do not share the channels out")
+        self.need(source.heads * source.length <= MAX_SIZE, "too many heads and keys")
+
+    def enter_windows(self, source: EnterWindows) -> None:
+        self.in_windows(source, (source.side**2, covered(source)))
+
+    def leave_windows(self, source: LeaveWindows) -> None:
+        self.in_windows(source, (covered(source), source.side**2))
+
+    def in_windows(self, source: EnterWindows | LeaveWindows, rows: tuple[int, int]) -> None:
+        """Checks that the input and the operation have these rows, and one width."""
+        decl = self.declared(source.input)
+        self.need((decl.rows, self.operation.rows) == rows, "rows are not those of the map and its windows")
+        self.need(decl.width == self.operation.width, "width is not that of the input")
 
     def conv2d(self, source: Conv2d) -> None:
         self.windows(self.map_of(source.input), (source.kernel,) * 2, (1, 1), (source.padding,) * 2)
@@ -197,6 +230,8 @@ class _Check:
         elif isinstance(step, Slice):
             self.need(step.offset + step.width <= self.width(step.src), "a slice beyond its register")
             size = step.width
+        elif isinstance(step, Append):
+            size = self.width(step.a) + self.width(step.b)
         elif isinstance(step, Binary):
             size = self.width(step.a)
             self.need(self.width(step.b) == size, "registers of different widths")
@@ -232,6 +267,9 @@ _SOURCES: dict[type, Callable[[_Check, Any], None]] = {
     Conv2d: _Check.conv2d,
     DenseConv2d: _Check.dense_conv2d,
     PixelShuffle: _Check.pixel_shuffle,
+    Attention: _Check.attention,
+    EnterWindows: _Check.enter_windows,
+    LeaveWindows: _Check.leave_windows,
     Transpose: _Check.transpose,
     Mean: _Check.mean,
     Scan: _Check.scan,

@@ -12,6 +12,7 @@ import numpy as np
 
 from visq.errors import VisqError
 from visq.integer.arithmetic import Codes, Floats, Ints
+from visq.integer.attention import FloatAttention, IntegerAttention
 from visq.integer.codecs import Codec
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
@@ -134,6 +135,8 @@ Form = (
     | FusedScan
     | LadderScan
     | FloatScan
+    | IntegerAttention
+    | FloatAttention
     | None
 )
 

@@ -37,6 +37,8 @@ ELEMENTWISE: dict[str, ElementwiseInstruction] = {
     "silu": ElementwiseInstruction(1, arithmetic.silu, 1 + EXP2_COST + 2),
     "softplus": ElementwiseInstruction(1, arithmetic.softplus, 1 + EXP2_COST + 3 + 2 * (len(LOG1P) - 1) + 2),
     "gelu": ElementwiseInstruction(1, arithmetic.gelu, 3 + 2 * (len(GELU) - 1) + 2 + 2 + EXP2_COST + 2),
+    "gelu_tanh": ElementwiseInstruction(1, arithmetic.gelu_tanh, 4 + EXP2_COST + 2),
+    "relu": ElementwiseInstruction(1, arithmetic.relu, 1),
     "neg": ElementwiseInstruction(1, np.negative, 0),
     "add": ElementwiseInstruction(2, np.add, 1),
     "mul": ElementwiseInstruction(2, np.multiply, 1),

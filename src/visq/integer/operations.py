@@ -101,6 +101,15 @@ class Binary(Strict):
     b: Register
 
 
+class Append(Strict):
+    """Computes dst = the channels of a, then those of b."""
+
+    op: Literal["append"] = "append"
+    dst: Register
+    a: Register
+    b: Register
+
+
 class WithConstant(Strict):
     """Adds src and a constant, or multiplies them: a vector [width], or a matrix [rows, width] row by row."""
 
@@ -181,6 +190,7 @@ Instruction = Annotated[
     | Slice
     | Unary
     | Binary
+    | Append
     | WithConstant
     | AddValues
     | WithScalar
@@ -219,13 +229,19 @@ class Linear(Strict):
 
 
 class Conv1d(Strict):
-    """Fills register 0 with the causal depthwise convolution over rows, from the last to the first where `reverse`."""
+    """Fills register 0 with the depthwise convolution over rows, from the last to the first where `reverse`.
+
+    It is causal but for the `ahead` rows after its own that a row also reads. With `length`, the rows are sequences of
+    so many rows, one after the other, and a row reads its own sequence only.
+    """
 
     kind: Literal["conv1d"] = "conv1d"
     input: str
     weight: str
     bias: str | None = None
     reverse: bool = False
+    ahead: Size | None = None
+    length: Size | None = None
 
 
 class Conv2d(Strict):
@@ -274,6 +290,43 @@ class Transpose(Strict):
     width: Size
 
 
+class EnterWindows(Strict):
+    """Fills register 0 with the rows of a square map, window by window; zeros where a window leaves the map.
+
+    The windows of `window` x `window` positions cover the map [side, side] row by row, and each goes row by row.
+    """
+
+    kind: Literal["enter_windows"] = "enter_windows"
+    input: str
+    side: Size
+    window: Size
+
+
+class LeaveWindows(Strict):
+    """Undoes `EnterWindows`: fills register 0 with the rows of the map [side, side]."""
+
+    kind: Literal["leave_windows"] = "leave_windows"
+    input: str
+    side: Size
+    window: Size
+
+
+class Attention(Strict):
+    """Fills register 0 with self-attention (`visq.integer.attention`) of sequences of `length` rows.
+
+    `scores` and `probs` name the sites of quantized tensors [length, heads * length].
+    """
+
+    kind: Literal["attention"] = "attention"
+    q: str
+    k: str
+    v: str
+    heads: Size
+    length: Size
+    scores: str | None = None
+    probs: str | None = None
+
+
 class Mean(Strict):
     """Fills register 0 of the only row with the mean of all rows of `input`."""
 
@@ -310,7 +363,20 @@ class Rows(Strict):
 
 
 Source = Annotated[
-    Patches | Linear | Conv1d | Conv2d | DenseConv2d | PixelShuffle | Transpose | Mean | Scan | Concat | Rows,
+    Patches
+    | Linear
+    | Conv1d
+    | Conv2d
+    | DenseConv2d
+    | PixelShuffle
+    | Transpose
+    | EnterWindows
+    | LeaveWindows
+    | Attention
+    | Mean
+    | Scan
+    | Concat
+    | Rows,
     Field(discriminator="kind"),
 ]
 
@@ -333,8 +399,10 @@ def inputs(source: Source) -> tuple[str, ...]:
 #: Finds the names of a source's input tensors, by the type of the source.
 _INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
     **dict.fromkeys(
-        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, Mean), lambda source: (source.input,)
+        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, EnterWindows, LeaveWindows, Mean),
+        lambda source: (source.input,),
     ),
+    Attention: lambda source: (source.q, source.k, source.v),
     Patches: lambda source: () if source.input is None else (source.input,),
     Scan: lambda source: (source.u, source.delta, source.B, source.C),
     Concat: lambda source: tuple(part[0] for part in source.parts if isinstance(part, tuple)),

@@ -171,6 +171,7 @@ _INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
     "slice": lambda v, dst, src: ir.Slice(dst=dst, src=src, offset=v.parameters["offset"], width=v.width),
     "unary": lambda v, dst, src: ir.Unary(op=v.parameters["function"], dst=dst, src=src),
     "binary": lambda v, dst, a, b: ir.Binary(op=v.parameters["function"], dst=dst, a=a, b=b),
+    "append": lambda v, dst, a, b: ir.Append(dst=dst, a=a, b=b),
     "constant": lambda v, dst, src: ir.WithConstant(
         op=v.parameters["function"], dst=dst, src=src, constant=v.parameters["constant"]
     ),

@@ -66,6 +66,12 @@ class Lowering:
             raise LoweringError(f"{function} of a sequence and one that runs the other way")
         return Value("binary", a.rows, a.width, (a, b), {"function": function}, a.reverse)
 
+    def append(self, a: Value, b: Value) -> Value:
+        """Returns the channels of a, then those of b. Raises LoweringError where rows or directions differ."""
+        if (a.rows, a.reverse) != (b.rows, b.reverse):
+            raise LoweringError("channels beside those of another sequence")
+        return Value("append", a.rows, a.width + b.width, (a, b), {}, a.reverse)
+
     def _check_constant(self, x: Value, parameter: Parameter) -> None:
         shape = tuple(size for size in parameter.shape if size != 1)
         if shape != (x.width,) and (shape != (x.rows, x.width) or x.reverse):

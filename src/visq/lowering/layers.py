@@ -26,6 +26,7 @@ from visq.models.layers import (
     SelectiveScan,
     Shift,
     Softplus,
+    SymmetricConv1d,
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
@@ -190,10 +191,17 @@ def conv_input(lowering: Lowering, module: CausalConv1d | Conv2d, name: str, x: 
     return x
 
 
+@lowers(SymmetricConv1d)
 @lowers(CausalConv1d)
-def causal_conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value) -> Value:
+def conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value) -> Value:
     tensor = lowering.builder.tensor(conv_input(lowering, module, name, x))
-    source = ir.Conv1d(input=tensor, weight=f"{name}.weight", bias=bias(module, name), reverse=x.reverse)
+    source = ir.Conv1d(
+        input=tensor,
+        weight=f"{name}.weight",
+        bias=bias(module, name),
+        reverse=x.reverse,
+        ahead=module.ahead or None,
+    )
     out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse)
     return lowering.site(out, f"{name}.out", module.site_out)
 

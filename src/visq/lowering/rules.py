@@ -193,11 +193,13 @@ RULES["getattr"] = shape
 
 @rule
 def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
-    """Concatenates rows: parameters of one row, sequences and runs of their rows.
+    """Concatenates rows: parameters of one row, sequences and runs of their rows; or the channels of two sequences.
 
     Raises:
         LoweringError: another dimension, or a flipped sequence.
     """
+    if dim == -1 and len(parts) == 2 and all(isinstance(part, Value) for part in parts):
+        return lowering.append(*parts)
     if dim != 1:
         raise LoweringError(f"concatenation along dimension {dim}")
     placed: list[Any] = []

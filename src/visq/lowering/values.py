@@ -18,7 +18,7 @@ class Value:
     """A sequence [rows, width] of one image.
 
     Attributes:
-        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `constant`, `values`, `scalar`,
+        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `append`, `constant`, `values`, `scalar`,
             `rms_norm`, `layer_norm`, `round` or `select`.
         operands: the values that it is computed from.
         parameters: the row instruction's parameters; for a `source`, its operation.

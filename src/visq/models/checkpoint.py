@@ -46,7 +46,7 @@ class Checkpoint:
 
     Attributes:
         tensors: name -> float32 tensor on the CPU, without the `prefix` that all names had.
-        notes: any of `image_size`, `stride`, `preprocess`, `classes`, `model` (the official name) and `transform`
+        notes: any of `UNTOLD`, `preprocess`, `classes`, `model` (the official name) and `transform`
             (fields of the preprocessing that the training options mention).
         sources: name of a note -> where it was found, for messages.
         left_out: name -> dtype of integer tensors, which are counters and tables.
@@ -155,9 +155,13 @@ def save_checkpoint(
         raise VisqError(f"cannot write checkpoint {path}: {error}") from error
 
 
+#: Fields of a geometry that no tensor's shape tells.
+UNTOLD = ("image_size", "stride", "num_heads", "windows")
+
+
 def geometry_notes(config: Any) -> dict[str, Any]:
     """Returns the fields of a geometry that no tensor's shape tells, for a checkpoint's header."""
-    return {name: getattr(config, name) for name in ("image_size", "stride") if hasattr(config, name)}
+    return {name: getattr(config, name) for name in UNTOLD if hasattr(config, name)}
 
 
 def official_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -217,7 +221,15 @@ def _parse_notes(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
         raise VisqError(f"{path}: the notes in its header are not JSON ({error})") from error
     if not isinstance(notes, dict):
         raise VisqError(f"{path}: the notes in its header are not an object")
-    kinds: dict[str, type] = {"image_size": int, "stride": int, "preprocess": dict, "classes": list, "model": str}
+    kinds: dict[str, type] = {
+        "image_size": int,
+        "stride": int,
+        "num_heads": list,
+        "windows": list,
+        "preprocess": dict,
+        "classes": list,
+        "model": str,
+    }
     for key, kind in kinds.items():
         value = notes.get(key)
         if value is not None and (type(value) is not kind or (type(value) is int and value <= 0)):

@@ -64,6 +64,8 @@ class Family:
         pack: the inverse of `unpack`.
         refuse: (shapes, official name) -> None. Raises VisqError for a variant that would load but compute something
             else.
+        fold: makes a trained network ready for quantization in place (norms of fixed statistics go into the layers in
+            front of them), and returns it.
         preprocess: the transform of a checkpoint that names none.
         any_size: whether the network takes images of any size. Its config then has no `image_size`, and its quantizers
             cannot have a scale per position in the sequence.
@@ -81,6 +83,7 @@ class Family:
     unpack: Callable[[Any, Tensors], Tensors] = _as_it_is
     pack: Callable[[Any, Tensors], Tensors] = _as_it_is
     refuse: Callable[[Shapes, str | None], None] = lambda shapes, name: None
+    fold: Callable[[Any], Any] = lambda model: model
     preprocess: Callable[[Any], Preprocess] = default_preprocess
     any_size: bool = False
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -30,7 +30,12 @@ class CausalConv1d(nn.Conv1d):
     """Convolves tokens causally and depthwise, with sites `in`, `weight`, `out`. [B, L, C] -> [B, L, C].
 
     The parameters keep `nn.Conv1d`'s shapes ([C, 1, K] and [C]); only the layout of the input differs (channels last).
+
+    Attributes:
+        ahead: tokens after its own that a token reads.
     """
+
+    ahead = 0
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1)
@@ -39,6 +44,20 @@ class CausalConv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.site_weight(self.weight).squeeze(1)
         return self.site_out(ops.causal_conv1d(self.site_in(x), weight, self.bias))
+
+
+class SymmetricConv1d(CausalConv1d):
+    """Convolves tokens depthwise as padding `same` does: K // 2 tokens ahead of the own one are read. No bias."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, kernel_size)
+        self.register_parameter("bias", None)
+        self.ahead = kernel_size // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.site_weight(self.weight).squeeze(1)
+        later = F.pad(self.site_in(x), (0, 0, 0, self.ahead))
+        return self.site_out(ops.causal_conv1d(later, weight, None)[:, self.ahead :])
 
 
 class Conv2d(nn.Conv2d):
@@ -105,6 +124,24 @@ class GELU(Elementwise):
 
     def function(self, x: Tensor) -> Tensor:
         return F.gelu(x)
+
+
+class TanhGELU(Elementwise):
+    """Computes GELU's approximation by tanh, with a site `out`."""
+
+    instruction = "gelu_tanh"
+
+    def function(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class ReLU(Elementwise):
+    """Computes max(x, 0), with a site `out`."""
+
+    instruction = "relu"
+
+    def function(self, x: Tensor) -> Tensor:
+        return F.relu(x)
 
 
 class Softplus(nn.Module):

@@ -21,6 +21,9 @@ from visq.models.positions import at_resolution
 from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models, rescaled
 from visq.models.resolution import check_image_size, native_config, registered_as
 
+#: Where the authors of a family publish their files, by its name.
+_PROJECTS = {"vim": "hustvl/Vim", "vmamba": "MzeroMiko/VMamba", "mambavision": "NVlabs/MambaVision"}
+
 #: Most layers of a network; the largest known has 48.
 _MOST_LAYERS = 1000
 
@@ -34,6 +37,7 @@ def load_model(
     geometry: dict[str, Any] | None = None,
     ema: bool = False,
     resample: bool = True,
+    fold: bool = True,
 ) -> Any:
     """Loads a model in evaluation mode.
 
@@ -52,6 +56,7 @@ def load_model(
             it is the size of the preprocessing's crops.
         ema: take the averaged weights of a `.pth`.
         resample: False refuses another image size where positions would have to be resampled.
+        fold: False leaves the network as it was trained, for training on: batch norms stay.
 
     Notes of the checkpoint on its preprocessing and classes win over the registered name, an argument over both.
     Every way in which name, file and arguments do not fit together is a VisqError that says what to do.
@@ -93,6 +98,9 @@ def load_model(
     model.load_state_dict(family.unpack(card.config, tensors))
     notes = (*read.remarks, *remarks, *([resampled] if resampled else []))
     model.card = _described(replace(card, notes=notes), read, preprocess, classes, asked)
+    if fold:
+        model = family.fold(model)
+        model.card = replace(model.card, config=model.config)
     return model.eval()
 
 
@@ -207,7 +215,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _link(card: ModelCard) -> str:
     """Returns the page that links the authors' files of a registered model, as a piece of a sentence."""
-    project = {"vim": "hustvl/Vim", "vmamba": "MzeroMiko/VMamba"}.get(family_of(card.config).name)
+    project = _PROJECTS.get(family_of(card.config).name)
     return "" if project is None else f" (https://github.com/{project} links them)"
 
 

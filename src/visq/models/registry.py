@@ -22,6 +22,8 @@ from visq.models.checkpoint import read_safetensors_header
 from visq.models.dvmsr import DVMSRConfig as DVMSRConfig  # registers the family
 from visq.models.family import default_preprocess, families, family_of, load_plugins, num_classes, override
 from visq.models.geometry import VIM as VIM  # registers the family
+from visq.models.mambavision import MambaVisionConfig
+from visq.models.mambavision_checkpoint import MAMBAVISION as MAMBAVISION  # registers the family
 from visq.models.vim import VimConfig
 from visq.models.vmamba import VMambaConfig
 from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
@@ -154,6 +156,38 @@ def _vmamba_card(name: str, config: VMambaConfig, top1: float) -> ModelCard:
 
 for _name, _geometry, _top1 in _vmamba_official():
     register(_name)(partial(_vmamba_card, _name, _geometry, _top1))
+
+
+def _mambavision_official() -> Iterator[tuple[str, MambaVisionConfig, float, float]]:
+    """Yields (name, geometry, part of the resized image that is cropped, published top-1) of NVlabs/MambaVision."""
+    tiny = MambaVisionConfig()
+    base = MambaVisionConfig(stem_dim=64, embed_dim=128, depths=(3, 3, 10, 5), layer_scale=1e-5)
+    large = replace(base, embed_dim=196, num_heads=(16, 32))
+    large2 = replace(large, depths=(3, 3, 12, 5))
+    large3 = replace(large, embed_dim=256, depths=(3, 3, 20, 10))
+    yield "mamba_vision_T", tiny, 1.0, 82.3
+    yield "mamba_vision_T2", replace(tiny, depths=(1, 3, 11, 4)), 0.98, 82.7
+    yield "mamba_vision_S", MambaVisionConfig(stem_dim=64, embed_dim=96, depths=(3, 3, 7, 5)), 0.93, 83.3
+    yield "mamba_vision_B", base, 1.0, 84.2
+    yield "mamba_vision_L", large, 1.0, 85.0
+    yield "mamba_vision_L2", large2, 1.0, 85.3
+    yield "mamba_vision_B_21k", base, 1.0, 84.9
+    yield "mamba_vision_L_21k", large, 1.0, 86.1
+    yield "mamba_vision_L2_512_21k", replace(large2, image_size=512, windows=(32, 16)), 0.93, 87.3
+    yield "mamba_vision_L3_256_21k", replace(large3, image_size=256, windows=(16, 8)), 1.0, 87.3
+    yield "mamba_vision_L3_512_21k", replace(large3, image_size=512, windows=(32, 16)), 0.93, 88.1
+
+
+def _mambavision_card(name: str, config: MambaVisionConfig, crop: float, top1: float) -> ModelCard:
+    size, _, more = name.removeprefix("mamba_vision_").partition("_")
+    data = "ImageNet-21k and 1k" if "21k" in more else "ImageNet-1k"
+    description = f"MambaVision-{size}, {data}, {config.image_size} pixels"
+    preprocess = replace(default_preprocess(config), resize=int(config.image_size / crop))
+    return ModelCard(name, config, preprocess, description=description, published_top1=top1)
+
+
+for _name, _hybrid, _crop, _top1 in _mambavision_official():
+    register(_name)(partial(_mambavision_card, _name, _hybrid, _crop, _top1))
 
 
 #: name -> (family, package with the weights NAME.safetensors, description) of the models trained for visq.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from visq.errors import VisqError
-from visq.models.checkpoint import Checkpoint
+from visq.models.checkpoint import UNTOLD, Checkpoint
 from visq.models.family import Family, image_size
 from visq.models.geometry import resembling, sizes_that_fit
 
@@ -38,7 +38,7 @@ def native_config(
 
     Raises VisqError, naming both sides, where the file contradicts itself or the user.
     """
-    told: dict[str, Any] = {key: read.notes[key] for key in ("image_size", "stride") if key in read.notes}
+    told: dict[str, Any] = {key: read.notes[key] for key in UNTOLD if key in read.notes}
     check_image_size(told.get("image_size"), read.sources.get("image_size", "its image size"))
     told = {**_of_official_name(read, family, known, told), **told}
     size, stride = asked.get("image_size"), asked.get("stride")

@@ -22,6 +22,7 @@ from visq.models.layers import (
     Linear,
     TokenMean,
 )
+from visq.models.mlp import Mlp
 from visq.models.ssm import SS2D, SSM
 from visq.models.stage import Stage, StagedNetwork
 
@@ -66,17 +67,6 @@ def mixer(dim: int, config: VMambaConfig) -> SS2D:
     """Returns the SS2D of a geometry."""
     gated = config.gated
     return SS2D(dim, config.d_state, config.expand, gated=gated, conv_bias=gated)
-
-
-class Mlp(nn.Module):
-    """Computes fc2(GELU(fc1(x)))."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = Linear(dim, hidden), GELU(), Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
 
 
 class VSSBlock(nn.Module):

@@ -17,10 +17,12 @@ ROLES: dict[str, tuple[str, ...]] = {
     # The first and the last layer, and what changes the resolution between blocks.
     "ends": ("?patch_embed.proj", "?head"),
     # The depthwise convolution in front of the scan, conv1d or conv2d.
-    "depthwise": ("*.conv?d*",),
+    "depthwise": ("*.conv[12]d*",),
     # Functions of one variable: of the scan's input, and the gate.
     "activations": ("*.silu*", "?*.gate"),
     "scans": ("*.scan*",),
+    # The products of two activations in self-attention, and the softmax between them.
+    "attention": ("?*.attn",),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from visq.errors import VisqError, need
 from visq.integer.arithmetic import Floats
+from visq.integer.attention import AttentionCodecs, FloatAttention, attention_form
 from visq.integer.codecs import Codec
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import (
@@ -24,7 +25,17 @@ from visq.integer.forms import (
     depthwise,
     linear,
 )
-from visq.integer.operations import Conv1d, Conv2d, DenseConv2d, Linear, Operation, Patches, Scan, Store
+from visq.integer.operations import (
+    Attention,
+    Conv1d,
+    Conv2d,
+    DenseConv2d,
+    Linear,
+    Operation,
+    Patches,
+    Scan,
+    Store,
+)
 from visq.integer.program import Program
 from visq.integer.scan_steps import ScanCodecs
 from visq.integer.scans import integer_form
@@ -44,9 +55,12 @@ def form_of(program: Program, operation: Operation, bundle: Bundle) -> Form:
         raise VisqError(f"operation {operation.name}: {error}") from error
 
 
+_IN_FLOAT = FloatLinear | FloatConv1d | FloatConv2d | FloatScan | FloatAttention
+
+
 def reason(form: Form) -> str | None:
     """Returns the reason why a form is in float32; None for integer forms and for no form."""
-    return form.reason if isinstance(form, FloatLinear | FloatConv1d | FloatConv2d | FloatScan) else None
+    return form.reason if isinstance(form, _IN_FLOAT) else None
 
 
 def _input(program: Program, name: str, bundle: Bundle) -> Codec | None:
@@ -119,6 +133,19 @@ def _dense_conv2d(program: Program, operation: Operation, source: DenseConv2d, b
     return dense_conv2d(x, weight, bias)
 
 
+def _attention(program: Program, operation: Operation, source: Attention, bundle: Bundle) -> Form:
+    codecs = AttentionCodecs(
+        *(_input(program, name, bundle) for name in (source.q, source.k, source.v)),
+        *(None if site is None else bundle.codec(site) for site in (source.scores, source.probs)),
+    )
+    for codec in (codecs.q, codecs.k, codecs.v, codecs.scores, codecs.probs):
+        fits = codec is None or codec.step_token is None or codec.step_token.size == source.length
+        need(fits, "its scales are for another number of tokens")
+    return attention_form(
+        codecs, source.length, operation.width, source.heads, (operation.width // source.heads) ** -0.5
+    )
+
+
 def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) -> Form:
     A = bundle.constant(source.A)
     states = program.tensors[source.B].width
@@ -145,5 +172,6 @@ _FORMS: dict[type, Callable[..., Form]] = {
     Conv1d: _conv1d,
     Conv2d: _conv2d,
     DenseConv2d: _dense_conv2d,
+    Attention: _attention,
     Scan: _scan,
 }

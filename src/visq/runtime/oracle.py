@@ -10,6 +10,7 @@ import numpy as np
 from visq.integer import arithmetic
 from visq.integer.arithmetic import Floats, product
 from visq.integer.consistency import map_size
+from visq.integer.attention import FloatAttention, IntegerAttention, float_attention, integer_attention
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan, float_scan
 from visq.integer.forms import (
@@ -28,13 +29,17 @@ from visq.integer.instructions import ELEMENTWISE
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     AddValues,
+    Append,
+    Attention,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
     DenseConv2d,
+    EnterWindows,
     LayerNorm,
+    LeaveWindows,
     Linear,
     Load,
     Mean,
@@ -132,6 +137,31 @@ class Oracle:
         x = self._decoded(source.input)
         return x.reshape(source.height, source.width, -1).transpose(1, 0, 2).reshape(x.shape)
 
+    def _enter_windows(self, source: EnterWindows, form: Form) -> Floats:
+        side, window = source.side, source.window
+        across = -(-side // window)
+        missing = across * window - side
+        x = self._decoded(source.input).reshape(side, side, -1)
+        x = np.pad(x, ((0, missing), (0, missing), (0, 0)))
+        x = x.reshape(across, window, across, window, -1).transpose(0, 2, 1, 3, 4)
+        return np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+
+    def _leave_windows(self, source: LeaveWindows, form: Form) -> Floats:
+        side, window = source.side, source.window
+        across = -(-side // window)
+        x = self._decoded(source.input).reshape(across, across, window, window, -1).transpose(0, 2, 1, 3, 4)
+        x = x.reshape(across * window, across * window, -1)[:side, :side]
+        return np.ascontiguousarray(x.reshape(side * side, -1))
+
+    def _attention(self, source: Attention, form: Form) -> Floats:
+        names, shape = (source.q, source.k, source.v), (-1, source.length, self.program.tensors[source.q].width)
+        if isinstance(form, IntegerAttention):
+            q, k, v = (self._integers(name).reshape(shape) for name in names)
+            return self._rows(integer_attention(form, q, k, v))
+        assert isinstance(form, FloatAttention)
+        values = (self._decoded(name).reshape(shape) for name in names)
+        return self._rows(float_attention(form, *values))
+
     def _mean(self, source: Mean, form: Form) -> Floats:
         return arithmetic.mean(self._decoded(source.input))
 
@@ -153,13 +183,20 @@ class Oracle:
         return value + form.bias
 
     def _conv1d(self, source: Conv1d, form: Form) -> Floats:
-        flip = slice(None, None, -1 if source.reverse else 1)
+        flip, ahead = slice(None, None, -1 if source.reverse else 1), source.ahead or 0
         if isinstance(form, FloatConv1d):
-            x = self._decoded(source.input)[flip]
-            return (_taps(x, form.weight) + form.bias)[flip]
+            x = self._sequences(self._decoded(source.input), source)[:, flip]
+            return self._rows((_taps(x, form.weight, ahead) + form.bias)[:, flip])
         assert isinstance(form, IntegerConv1d)
-        codes = (self.tensors[source.input].astype(np.int64) - form.zero)[flip]
-        return (_taps(codes, form.weight).astype(np.float32) * form.scale + form.bias)[flip]
+        codes = self._sequences(self.tensors[source.input].astype(np.int64) - form.zero, source)[:, flip]
+        return self._rows((_taps(codes, form.weight, ahead).astype(np.float32) * form.scale + form.bias)[:, flip])
+
+    def _sequences(self, x: np.ndarray, source: Conv1d) -> np.ndarray:
+        """Returns the rows [L, C] as the sequences [sequences, length, C] that they are."""
+        return x.reshape(-1, source.length or len(x), x.shape[1])
+
+    def _rows(self, x: Floats) -> Floats:
+        return np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
 
     def _conv2d(self, source: Conv2d, form: Form) -> Floats:
         if isinstance(form, FloatConv2d):
@@ -204,6 +241,8 @@ class Oracle:
         elif isinstance(step, Load):
             rows = self._decoded(step.tensor)
             registers[step.dst] = rows if step.row is None else np.repeat(rows[step.row, None], operation.rows, 0)
+        elif isinstance(step, Append):
+            registers[step.dst] = np.concatenate([registers[step.a], registers[step.b]], axis=1)
         elif isinstance(step, Binary):
             registers[step.dst] = ELEMENTWISE[step.op].function(registers[step.a], registers[step.b])
         else:
@@ -256,6 +295,9 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     DenseConv2d: Oracle._dense_conv2d,
     PixelShuffle: Oracle._pixel_shuffle,
     Transpose: Oracle._transpose,
+    EnterWindows: Oracle._enter_windows,
+    LeaveWindows: Oracle._leave_windows,
+    Attention: Oracle._attention,
     Mean: Oracle._mean,
     Scan: Oracle._scan,
     Concat: Oracle._concat,
@@ -289,13 +331,13 @@ def _order(rows: int, reverse: bool) -> np.ndarray:
     return order[::-1] if reverse else order
 
 
-def _taps(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Returns sum_k x[t - K + 1 + k] weight[:, k], added in the order of k; x [L, C], weight [C, K]."""
+def _taps(x: np.ndarray, weight: np.ndarray, ahead: int) -> np.ndarray:
+    """Returns sum_k x[t - K + 1 + ahead + k] weight[:, k], added in the order of k; x [B, L, C], weight [C, K]."""
     taps = weight.shape[1]
-    padded = np.concatenate([np.zeros((taps - 1, x.shape[1]), x.dtype), x])
+    padded = np.pad(x, ((0, 0), (taps - 1 - ahead, ahead), (0, 0)))
     total = np.zeros_like(x)
     for k in range(taps):
-        total = total + padded[k : k + len(x)] * weight[:, k]
+        total = total + padded[:, k : k + x.shape[1]] * weight[:, k]
     return total
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from visq import ops
 from visq.integer.forms import IntegerConv1d, IntegerConv2d
+from visq.models.attention import Attend
 from visq.models.layers import (
     CausalConv1d,
     Conv2d,
@@ -27,6 +28,7 @@ from visq.models.layers import (
     RMSNorm,
     SelectiveScan,
     Softplus,
+    SymmetricConv1d,
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
@@ -121,17 +123,19 @@ def matrix_product(module: Dense, x: Tensor, windows: bool = False) -> Tensor:
     return module.site_out(product(rows))
 
 
+@deploys(SymmetricConv1d)
 @deploys(CausalConv1d)
-def causal_conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
+def conv1d(module: CausalConv1d, x: Tensor) -> Tensor:
     """Convolves x [B, L, C], in integers or in float32 tap by tap. Returns [B, L, C] float32."""
     x = module.site_in(x)
-    form = cached(module, lambda: products.conv1d(module))
+    form, ahead = cached(module, lambda: products.conv1d(module)), module.ahead
     weight, bias = on_device(form.weight, x).float(), on_device(form.bias, x)
     if isinstance(form, IntegerConv1d):
-        sums = ops.causal_conv1d(codes_of(module, x), weight, None)
+        codes = F.pad(codes_of(module, x), (0, 0, 0, ahead))
+        sums = ops.causal_conv1d(codes, weight, None)[:, ahead:]
         return module.site_out(sums * on_device(form.scale, x) + bias)
     taps = weight.shape[1]
-    padded = F.pad(x, (0, 0, taps - 1, 0))
+    padded = F.pad(x, (0, 0, taps - 1 - ahead, ahead))
     total = torch.zeros_like(x)
     for k in range(taps):
         total = total + padded[:, k : k + x.shape[1]] * weight[:, k]
@@ -181,6 +185,13 @@ def rms_norm(module: RMSNorm, x: Tensor) -> Tensor:
 @deploys(LayerNorm)
 def layer_norm(module: LayerNorm, x: Tensor) -> Tensor:
     return module.site_out(exact.layer_norm(x.float(), module.weight, module.bias, module.eps))
+
+
+@deploys(Attend)
+def attend(module: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attends in integers where all operands have codes, otherwise in float32. Returns [B, L, C] float32."""
+    q, k, v = module.site_q(q), module.site_k(k), module.site_v(v)
+    return products.attend(module, q, k, v)
 
 
 @deploys(SelectiveScan)

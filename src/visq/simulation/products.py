@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from visq.integer import forms
 from visq.integer.arithmetic import Floats
+from visq.integer.attention import (
+    AttentionCodecs,
+    FloatAttention,
+    attention_form,
+    float_attention,
+    integer_attention,
+)
 from visq.integer.codecs import Codec, make_codec, make_factor_codec, make_state_codec
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import (
@@ -24,6 +31,7 @@ from visq.integer.forms import (
     WideLinear,
 )
 from visq.integer.weights import Weight, coded_weight
+from visq.models.attention import Attend
 from visq.models.layers import CausalConv1d, Conv2d, Linear, SelectiveScan
 from visq.models.vim import PatchConv2d
 from visq.ops import exact
@@ -122,6 +130,21 @@ def conv1d(module: CausalConv1d) -> IntegerConv1d | FloatConv1d:
 def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
     """Returns the form of a depthwise convolution over maps."""
     return forms.depthwise(_activation(module.site_in), _weight(module), _bias(module), IntegerConv2d, FloatConv2d)
+
+
+def attend(module: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns attention of q, k, v [B, L, C], rounded by their sites, by the definition in `visq.integer.attention`."""
+    operands = ((module.site_q, q), (module.site_k, k), (module.site_v, v))
+    sites = (*(site for site, _ in operands), module.site_scores, module.site_probs)
+    codecs = AttentionCodecs(*(_activation(site) for site in sites))
+    form = attention_form(codecs, q.shape[1], q.shape[2], module.heads, module.scale)
+    if isinstance(form, FloatAttention):
+        return torch.from_numpy(float_attention(form, q.numpy(), k.numpy(), v.numpy()))
+    integers = []
+    for site, x in operands:
+        assert isinstance(site.quantizer, Quantizer)
+        integers.append(site.quantizer.integers_again(x).numpy())
+    return torch.from_numpy(integer_attention(form, *integers))
 
 
 def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:

@@ -90,7 +90,8 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
         assert config.model.checkpoint is not None  # the configuration's rule
         load_other_resolution(model, config.model.checkpoint)
     elif config.model.checkpoint is not None:
-        model = load_model(config.model.name, config.model.checkpoint, geometry=geometry, resample=False).train()
+        checkpoint = config.model.checkpoint
+        model = load_model(config.model.name, checkpoint, geometry=geometry, resample=False, fold=False).train()
     got, transform = model.config, config.preprocess
     if num_classes(got) is None:
         raise VisqError(f"visq trains classifiers only, and {config.model.name} has no classes")

@@ -9,6 +9,7 @@ import numpy as np
 
 from visq.integer.operations import (
     AddValues,
+    Append,
     Binary,
     LayerNorm,
     Load,
@@ -84,6 +85,10 @@ class Body:
         slot = self.slots.take(step.dst, self.slots.width[step.a])
         self.file.add("binary", step.op, step.dst, step.a, step.b, slot)
 
+    def append(self, step: Append) -> None:
+        slot = self.slots.take(step.dst, self.slots.width[step.a] + self.slots.width[step.b])
+        self.file.add("append", step.dst, step.a, step.b, slot)
+
     def with_constant(self, step: WithConstant) -> None:
         value = flat(self.bundle.constant(step.constant))
         self.file.add("with_constant", step.op, step.dst, step.src, value, self.slot(step))
@@ -120,6 +125,7 @@ _INSTRUCTIONS: dict[type, Callable[[Body, Any], None]] = {
     Slice: Body.slice,
     Unary: Body.unary,
     Binary: Body.binary,
+    Append: Body.append,
     WithConstant: Body.with_constant,
     AddValues: Body.add_values,
     WithScalar: Body.with_scalar,

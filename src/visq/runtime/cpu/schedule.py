@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from visq.errors import VisqError
-from visq.integer.operations import Binary, Instruction, Load, Operation, Scan, Slice, Store, inputs
+from visq.integer.operations import Append, Binary, Instruction, Load, Operation, Scan, Slice, Store, inputs
 
 
 def scans_together(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
@@ -84,6 +84,6 @@ def origins(operation: Operation) -> dict[int, tuple[int, int]]:
 
 def reads_registers(step: Instruction) -> tuple[int, ...]:
     """Returns the registers an instruction reads."""
-    if isinstance(step, Binary):
+    if isinstance(step, Append | Binary):
         return step.a, step.b
     return () if isinstance(step, Load) else (step.src,)

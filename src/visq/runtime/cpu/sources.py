@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from visq.integer.attention import FloatAttention, IntegerAttention
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import (
@@ -23,11 +24,14 @@ from visq.integer.forms import (
 from visq.integer.fused_scan import FusedScan
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
+    Attention,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
     DenseConv2d,
+    EnterWindows,
+    LeaveWindows,
     Linear,
     Mean,
     Operation,
@@ -41,6 +45,7 @@ from visq.native.flat_file import FlatFile
 from visq.native.memory import empty, flat
 from visq.native.scans import add_float_scan, add_integer_scan
 from visq.runtime.bundle import Bundle
+from visq.runtime.cpu.codecs import CodecTable
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Target:
     Attributes:
         tensors: the file's index of every tensor written so far, by name.
         heights: of every map that is not square, by name; None for other tensors.
-        y: for a scan, the index of the tensor it writes; -1 elsewhere.
+        codecs: the file's codecs.
+        y: for a scan and attention, the index of the tensor they write; -1 elsewhere.
     """
 
     file: FlatFile
@@ -58,6 +64,7 @@ class Target:
     operation: Operation
     tensors: dict[str, int]
     heights: dict[str, int | None]
+    codecs: CodecTable
     y: int = -1
 
 
@@ -120,10 +127,12 @@ def _conv1d(target: Target, source: Conv1d, form: Form) -> None:
     x = target.tensors[source.input]
     if isinstance(form, FloatConv1d):
         target.file.add("float_conv", x, flat(form.weight), flat(form.bias), source.reverse)
-        return
-    assert isinstance(form, IntegerConv1d)
-    weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
-    target.file.add("int_conv", x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
+    else:
+        assert isinstance(form, IntegerConv1d)
+        weight, zero = flat(form.weight, np.int8), flat(form.zero, np.int32)
+        target.file.add("int_conv", x, weight, flat(form.scale), zero, flat(form.bias), source.reverse)
+    if source.ahead is not None or source.length is not None:
+        target.file.add("reach", source.ahead or 0, source.length or target.operation.rows)
 
 
 def _conv2d(target: Target, source: Conv2d, form: Form) -> None:
@@ -155,6 +164,30 @@ def _pixel_shuffle(target: Target, source: PixelShuffle, form: Form) -> None:
     target.file.add("pixel_shuffle", target.tensors[source.input], source.scale)
 
 
+def _enter_windows(target: Target, source: EnterWindows, form: Form) -> None:
+    target.file.add("enter_windows", target.tensors[source.input], source.side, source.window)
+
+
+def _leave_windows(target: Target, source: LeaveWindows, form: Form) -> None:
+    target.file.add("leave_windows", target.tensors[source.input], source.side, source.window)
+
+
+def _attention(target: Target, source: Attention, form: Form) -> None:
+    rows, keys = target.operation.rows, source.heads * source.length
+    inputs = [target.tensors[name] for name in (source.q, source.k, source.v)]
+    codecs = [
+        -1 if site is None else target.codecs.index(site, rows, keys, False) for site in (source.scores, source.probs)
+    ]
+    shape = (*inputs, target.y, source.heads, source.length)
+    if isinstance(form, FloatAttention):
+        target.file.add("float_attention", *shape, float(form.scale), *codecs)
+        return
+    assert isinstance(form, IntegerAttention)
+    sequences = rows // source.length
+    q, k, p = (flat(np.tile(scale, sequences)) for scale in (form.q_scale, form.k_scale, form.p_scale))
+    target.file.add("int_attention", *shape, q, k, flat(form.v_scale), p, *codecs)
+
+
 def _scan(target: Target, source: Scan, form: Form) -> None:
     inputs = [target.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
     if isinstance(form, FloatScan):
@@ -169,6 +202,9 @@ _SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {
     Rows: _rows,
     Concat: _concat,
     Transpose: _transpose,
+    EnterWindows: _enter_windows,
+    LeaveWindows: _leave_windows,
+    Attention: _attention,
     Mean: _mean,
     Linear: _linear,
     Conv1d: _conv1d,

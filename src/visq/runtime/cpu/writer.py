@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from visq.integer.operations import Linear, Load, Operation, Round, Scan, Store, inputs
+from visq.integer.operations import Attention, Linear, Load, Operation, Round, Scan, Store, inputs
 from visq.integer.program import Program
 from visq.native.flat_file import FlatFile
 from visq.native.memory import LINE, SPARE, Arena, row_bytes
@@ -75,10 +75,13 @@ class Writer:
         if isinstance(operation.source, Scan):
             by_scan = self._only_rounding_of_y(operation)
             y = self._scan_output(operation, by_scan)
+        if isinstance(operation.source, Attention):
+            y = self._scan_output(operation, None)
         form = form_of(self.program, operation, self.bundle)  # not kept: the file has its own packed copy
         if (why := reason(form)) is not None:
             self.in_float[operation.name] = why
-        add_source(Target(self.file, self.bundle, operation, self.tensors, self.heights, y), form)
+        target = Target(self.file, self.bundle, operation, self.tensors, self.heights, self.codecs, y)
+        add_source(target, form)
         if joins:
             self.file.add("join")
         body = Body(self.program, operation, self.bundle, self.file, self.codecs, self.tensors, self.duplicates)
@@ -93,7 +96,7 @@ class Writer:
         """
         source = operation.source
         starts_scan = isinstance(source, Scan) and not isinstance(before.source, Scan)
-        if operation.rows != before.rows or starts_scan:
+        if operation.rows != before.rows or starts_scan or isinstance(source, Attention):
             return False
         other_rows = set() if isinstance(source, Linear) else set(inputs(source))
         other_rows |= {step.tensor for step in operation.body if isinstance(step, Load) and step.row is not None}
