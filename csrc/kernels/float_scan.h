@@ -32,8 +32,9 @@ void float_scan_channels(const Operation& op, const Frame& f, int64_t c) {
   float *B_room = state + padded(p.N) * kChannels, *C_room = B_room + padded(p.N);
   // A and the state's scale are [C / 16][N][16].
   const int64_t at = c / kChannels * p.N * kChannels + c % kChannels;
-  for (int64_t i = 0; i < p.N * V::W; ++i) state[i] = 0.0f;
   for (int64_t s = 0; s < p.L; ++s) {
+    if (s % p.length == 0)
+      for (int64_t i = 0; i < p.N * V::W; ++i) state[i] = 0.0f;
     const int64_t t = scan_row(p.L, p.reverse, s);
     const auto delta_t = delta.codec ? decode<V>(*delta.codec, t, c, f.row<uint8_t>(delta, t) + c)
                                      : V::load(f.row<float>(delta, t) + c);

@@ -117,6 +117,8 @@ class Engine {
                   Array<float> bbar_inverse, Array<float> step, Array<float> scale, float low, float high,
                   bool read_quantized);
 
+  // Of the float32 scan that was started last: steps of each sequence. Scans in integers forget at a step of no decay.
+  void sequences(int64_t length);
   // Attention of sequences of `length` rows; `scores` and `probs` are codecs, or -1.
   void int_attention(int q, int k, int v, int y, int64_t heads, int64_t length, Array<float> q_scale,
                      Array<float> k_scale, Array<float> v_scale, Array<float> p_scale, int scores, int probs);

@@ -158,6 +158,7 @@ struct FactorCodec {
 
 struct FloatScan {
   int64_t L, C, N;
+  int64_t length;  // steps of a sequence, which begins without a state
   bool reverse;
   const float* A;  // [C / 16][N][16], times log2(e)
   FactorCodec abar, bbar;

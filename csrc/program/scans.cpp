@@ -244,10 +244,18 @@ void Engine::float_scan(int u, int delta, int B, int C, int y, bool reverse, Arr
       rows_A[to] = A.at(c * N + n);
       if (scale.size) rows_scale[to] = scale.at(c * N + n);
     }
-  op.float_scan = {L, padded(D), N, reverse, rows_A, factor(need, "Abar", abar), factor(need, "Bbar", bbar),
+  op.float_scan = {L, padded(D), N, L, reverse, rows_A, factor(need, "Abar", abar), factor(need, "Bbar", bbar),
                    copy(bbar_channel, padded(D)), copy(bbar_inverse, padded(D)),
                    step.size ? copy(step, L) : nullptr, rows_scale, low, high, read_quantized};
   op.extra_floats = padded(N) * (kChannels + 2) + 64;
+}
+
+void Engine::sequences(int64_t length) {
+  Operation& op = current();
+  const Check need("float scan", static_cast<int64_t>(drafts_.size()) - 1, -1);
+  need(op.kind == Operation::kFloatScan, "is no scan in float32");
+  need(length >= 1 && op.rows % length == 0, "its ", op.rows, " steps are not sequences of ", length);
+  op.float_scan.length = length;
 }
 
 }  // namespace visq::engine

@@ -16,7 +16,7 @@ from tests.lowering.bundles import ParameterBundle
 from tests.lowering.test_vmamba import check_engine
 from tests.models.test_mambavision import small
 from visq.data import Dataset, open_dataset
-from visq.integer.operations import Attention, Conv1d, EnterWindows
+from visq.integer.operations import Attention, Conv1d, EnterWindows, Scan
 from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
 from visq.models.mambavision import MambaVision, fold_norms
@@ -95,6 +95,26 @@ def test_a_map_smaller_than_its_window_is_padded() -> None:
         expected = model(images).numpy()
     found = check_engine(program, ParameterBundle(model), images.numpy())
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["visq-w8a8-full", "visq-rotated-w4a4-fused", "visq-ladder-w8a8", "minmax-w8a8-linear"]
+)
+def test_each_window_is_a_sequence_of_its_own(
+    recipe: str, calibration: Dataset, images: Tensor, tmp_path: Path
+) -> None:
+    """Maps of 3 and 2 in windows of 2 and 1: four windows each, the first level's padded."""
+    model = ready(windows=(2, 1))
+    quantize(copy.deepcopy(model), get_recipe(recipe), calibration, out=tmp_path / "a")
+    bundle, simulation = read_bundle(tmp_path / "a"), visq.load(tmp_path / "a")
+    program = bundle.config.program
+    assert program is not None, bundle.config.no_program
+    scans = [operation.source for operation in program.operations if isinstance(operation.source, Scan)]
+    assert [scan.length for scan in scans] == [4, 4, 1]
+    with torch.no_grad():
+        expected = simulation(images).numpy()
+    assert np.array_equal(check_engine(program, bundle, images.numpy()), expected)
+    assert Program.model_validate(program.to_json()) == program
 
 
 def test_what_has_no_form_is_named() -> None:

@@ -73,7 +73,7 @@ class ProgramCheck:
         for name, decl in program.tensors.items():
             need(name in written, f"program.tensors.{name} is written by no operation")
             if decl.site is not None:
-                self._activation(decl.site, decl.rows, decl.width, f"program.tensors.{name}")
+                self._activation(decl.site, decl.length or decl.rows, decl.width, f"program.tensors.{name}")
                 self._direction(f"program.tensors.{name}", decl.site, decl.reverse)
         for operation in program.operations:
             where = f"program: operation {operation.name}"
@@ -148,7 +148,7 @@ class ProgramCheck:
         states = self.program.tensors[source.B].width
         if source.h is not None:
             parts = self.parts[source.h]
-            fits = parts["step"].size in (1, operation.rows)
+            fits = parts["step"].size in (1, source.length or operation.rows)
             fits = fits and (parts["channel"].size, parts["state"].size) == (operation.width, states)
             need(fits, f"sites.{source.h}: step, channel and state are not those of {operation.name}")
         for site in filter(None, (source.abar, source.bbar)):
@@ -163,11 +163,12 @@ class ProgramCheck:
             for constant in _constants(step):
                 self._constant(constant, _shapes(step, operation.rows, widths), where)
             if isinstance(step, Round):
-                self._activation(step.site, operation.rows, widths[step.src], where)
+                self._activation(step.site, step.length or operation.rows, widths[step.src], where)
                 self._direction(where, step.site, step.reverse)
                 need(self.quantizers[step.site].kind == "quantizer", f"{where} rounds by the rotated {step.site}")
             if isinstance(step, Rotate):
-                self._activation(step.site, operation.rows, widths[step.src], where)
+                stored = (decl.length for decl in self.program.tensors.values() if decl.site == step.site)
+                self._activation(step.site, next(stored, None) or operation.rows, widths[step.src], where)
                 rotated[step.dst] = step.site
             elif isinstance(step, Store):
                 site = self.program.tensors[step.tensor].site

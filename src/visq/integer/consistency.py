@@ -48,6 +48,9 @@ def check_operations(
         ValueError: operations or tensors do not fit together. The message names the operation and the fault.
     """
     written: set[str] = set()
+    for name, decl in tensors.items():
+        if decl.length is not None and (decl.reverse or decl.rows % decl.length):
+            raise ValueError(f"tensor {name}: its {decl.rows} rows are no sequences of {decl.length}, or run backward")
     for operation in operations:
         _Check(operation, tensors, written, image).run()
     if output not in written:
@@ -199,7 +202,10 @@ class _Check:
     def scan(self, source: Scan) -> None:
         for name in (source.u, source.delta):
             self.same_shape(name, f"{name} has another shape")
+        self.sequences(source.length or self.operation.rows)
+        self.need(source.length is None or not source.reverse, "sequences are scanned forward")
         B, C = self.declared(source.B), self.declared(source.C)
+        self.need(B.length == C.length == source.length, "B and C are other sequences")
         self.need(B.rows == C.rows == self.operation.rows and B.width == C.width, "B and C do not fit")
 
     def concat(self, source: Concat) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
 from visq.integer.arithmetic import Floats, Ints
 from visq.integer.fixed_scan import FixedScan, fixed_scan, plan
 from visq.integer.fused_scan import FusedScan, fuse, fused_scan
@@ -21,6 +26,19 @@ def integer_form(length: int, A: Floats, codecs: ScanCodecs) -> IntegerScan | st
     if codecs.abar is None and codecs.bbar is None and all(codec is not None for codec in stored):
         return (ladder if codecs.ladder else fuse)(length, A, codecs)
     return plan(length, A, codecs)
+
+
+def in_sequences(form: IntegerScan, count: int) -> IntegerScan:
+    """Returns the form of a scan of `count` sequences, one after the other, from that of one.
+
+    Nothing decays into the first step of a sequence, so that it begins without a state.
+    """
+    per_step = ("lift", "beta_scale", "input_step", "C_zero", "y_step")
+    steps: dict[str, Any] = {name: np.tile(getattr(form, name), count) for name in per_step}
+    decays = {FixedScan: "decay", FusedScan: "power", LadderScan: "ratio"}[type(form)]
+    steps[decays] = np.concatenate([getattr(form, decays)] * count)
+    steps[decays][:: len(form.lift)] = 0
+    return replace(form, **steps)
 
 
 def integer_scan(scan: IntegerScan, u: Floats, delta: Floats, B: Floats, C: Ints) -> Floats:

@@ -28,11 +28,11 @@ def attend(lowering: Lowering, module: Attend, name: str, q: Value, k: Value, v:
         k=lowering.builder.tensor(rounded["k"]),
         v=lowering.builder.tensor(rounded["v"]),
         heads=module.heads,
-        length=q.rows,
+        length=q.length or q.rows,
         scores=inner("scores", module.site_scores),
         probs=inner("probs", module.site_probs),
     )
-    return lowering.builder.operation(name, source, q.rows, q.width)
+    return lowering.builder.operation(name, source, q.rows, q.width, length=q.length)
 
 
 @lowers(EnterWindows)
@@ -53,15 +53,18 @@ def leave_windows(lowering: Lowering, module: LeaveWindows, name: str, x: Value)
     return Map(lowering.builder.operation(name, source, windows.side**2, x.width), windows.side, windows.side)
 
 
-@lowers(JoinWindows)
 @lowers(SplitWindows)
-def split_windows(lowering: Lowering, module: SplitWindows | JoinWindows, name: str, x: Value) -> Value:
-    """Returns the sequence itself. Raises LoweringError for more than one window."""
-    if module.count != 1:
-        raise LoweringError(
-            f"{name}: the engine has no form for {module.count} windows, only for one over the whole map"
-        )
-    return x
+def split_windows(lowering: Lowering, module: SplitWindows, name: str, x: Value) -> Value:
+    """Returns the same rows as a sequence for each window."""
+    if module.count == 1:
+        return x
+    return Value("slice", x.rows, x.width, (x,), {"offset": 0}, x.reverse, length=x.rows // module.count)
+
+
+@lowers(JoinWindows)
+def join_windows(lowering: Lowering, module: JoinWindows, name: str, x: Value) -> Value:
+    """Returns the same rows as one sequence."""
+    return x if module.count == 1 else Value("slice", x.rows, x.width, (x,), {"offset": 0}, x.reverse, length=0)
 
 
 @lowers(BatchNorm)

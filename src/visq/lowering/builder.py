@@ -25,11 +25,13 @@ class Builder:
         self._tensor: dict[Value, str] = {}
         self._maps: dict[str, int | None] = {}
 
-    def operation(self, name: str, source: Source, rows: int, width: int, reverse: bool = False) -> Value:
-        """Starts an operation and returns the value in its register 0, [rows, width]."""
+    def operation(
+        self, name: str, source: Source, rows: int, width: int, reverse: bool = False, length: int | None = 0
+    ) -> Value:
+        """Starts an operation and returns the value in its register 0, [rows, width], in sequences of `length` rows."""
         index = len(self.operations)
         self.operations.append({"name": name, "source": source, "rows": rows, "width": width, "body": [], "used": 1})
-        value = Value("source", rows, width, parameters={"operation": index}, reverse=reverse)
+        value = Value("source", rows, width, parameters={"operation": index}, reverse=reverse, length=length)
         self._register[index, value] = 0
         return value
 
@@ -112,7 +114,9 @@ class Builder:
             unrotated, source = source, self._new(home)
             self._append(home, ir.Rotate(dst=source, src=unrotated, site=value.parameters["site"]))
         name = f"t{len(self.tensors)}"
-        self.tensors[name] = TensorDecl(rows=value.rows, width=value.width, site=site, reverse=value.reverse)
+        self.tensors[name] = TensorDecl(
+            rows=value.rows, width=value.width, site=site, reverse=value.reverse, length=value.length or None
+        )
         self._append(home, ir.Store(src=source, tensor=name))
         self._tensor[value] = name
 
@@ -179,5 +183,7 @@ _INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
     "scalar": lambda v, dst, src: ir.WithScalar(dst=dst, src=src, value=v.parameters["value"]),
     "rms_norm": lambda v, dst, src: ir.RmsNorm(dst=dst, src=src, **_chosen(v, "weight", "eps")),
     "layer_norm": lambda v, dst, src: ir.LayerNorm(dst=dst, src=src, **_chosen(v, "weight", "bias", "eps")),
-    "round": lambda v, dst, src: ir.Round(dst=dst, src=src, site=v.parameters["site"], reverse=v.reverse),
+    "round": lambda v, dst, src: ir.Round(
+        dst=dst, src=src, site=v.parameters["site"], reverse=v.reverse, length=v.length or None
+    ),
 }

@@ -74,7 +74,7 @@ def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str
     if x.rotated != isinstance(module.site_weight.quantizer, RotatedQuantizer):
         raise LoweringError(f"{name}: of its input and weight one is rotated and the other is not")
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
-    out = lowering.builder.operation(name, source, x.rows, len(module.weight), x.reverse)
+    out = lowering.builder.operation(name, source, x.rows, len(module.weight), x.reverse, x.length)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
@@ -201,8 +201,9 @@ def conv1d(lowering: Lowering, module: CausalConv1d, name: str, x: Value) -> Val
         bias=bias(module, name),
         reverse=x.reverse,
         ahead=module.ahead or None,
+        length=x.length or None,
     )
-    out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse)
+    out = lowering.builder.operation(name, source, x.rows, x.width, x.reverse, x.length)
     return lowering.site(out, f"{name}.out", module.site_out)
 
 
@@ -274,8 +275,9 @@ def selective_scan(
         bbar=inner("bbar", module.site_bbar),
         h=inner("h", module.site_h),
         reverse=u.reverse,
+        length=u.length or None,
     )
-    out = lowering.builder.operation(name, source, u.rows, u.width, u.reverse)
+    out = lowering.builder.operation(name, source, u.rows, u.width, u.reverse, u.length)
     return lowering.site(out, f"{name}.y", module.site_y)
 
 

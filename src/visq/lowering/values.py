@@ -18,11 +18,13 @@ class Value:
     """A sequence [rows, width] of one image.
 
     Attributes:
-        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `append`, `constant`, `values`, `scalar`,
-            `rms_norm`, `layer_norm`, `round` or `select`.
+        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `append`, `constant`, `values`,
+            `scalar`, `rms_norm`, `layer_norm`, `round` or `select`.
         operands: the values that it is computed from.
         parameters: the row instruction's parameters; for a `source`, its operation.
         reverse: whether the sequence runs from the last row to the first.
+        length: rows of a sequence where there are several, one after the other; 0 where all rows are one. By default
+            that of the first operand.
         users: number of values that read it.
     """
 
@@ -32,6 +34,7 @@ class Value:
     operands: tuple[Value, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
     reverse: bool = False
+    length: int | None = None
     users: int = 0
 
     @property
@@ -40,6 +43,8 @@ class Value:
         return self.kind == "round" and bool(self.parameters["rotated"])
 
     def __post_init__(self) -> None:
+        if self.length is None:
+            self.length = self.operands[0].length if self.operands else 0
         for operand in self.operands:
             operand.users += 1
 

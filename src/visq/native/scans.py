@@ -64,7 +64,10 @@ def add_integer_scan(file: FlatFile, tensors: list[int], y: int, reverse: bool, 
 
 
 def add_float_scan(file: FlatFile, tensors: list[int], y: int, reverse: bool, rows: int, form: FloatScan) -> None:
-    """Starts the operation of a scan in float32 over `rows` rows; other arguments as in `add_integer_scan`."""
+    """Starts the operation of a scan in float32 over `rows` rows; other arguments as in `add_integer_scan`.
+
+    Steps of the state's scale are repeated for each sequence.
+    """
     h, none, width = form.h, empty(), len(form.A)
     channel = np.ones(1, np.float32) if form.bbar is None else form.bbar.channel
     file.add(
@@ -77,7 +80,7 @@ def add_float_scan(file: FlatFile, tensors: list[int], y: int, reverse: bool, ro
         *_factor(form.bbar),
         flat(np.broadcast_to(channel, width)),
         flat(np.broadcast_to(np.float32(1) / channel, width)),
-        none if h is None else flat(np.broadcast_to(h.step, rows)),
+        none if h is None else flat(np.tile(h.step, rows // h.step.size)),
         none if h is None else flat(h.channel[:, None] * h.state),
         0.0 if h is None else float(h.low),
         0.0 if h is None else float(h.high),

@@ -35,10 +35,11 @@ from visq.integer.operations import (
     Patches,
     Scan,
     Store,
+    TensorDecl,
 )
 from visq.integer.program import Program
 from visq.integer.scan_steps import ScanCodecs
-from visq.integer.scans import integer_form
+from visq.integer.scans import in_sequences, integer_form
 from visq.runtime.bundle import Bundle
 
 
@@ -84,13 +85,18 @@ def _linear(program: Program, operation: Operation, source: Linear, bundle: Bund
     rounded = x is None and _rounded_before(program, source.input)
     form = linear(x, weight, _bias(source.bias, operation.width, bundle), rounded_before=rounded)
     if not isinstance(form, FloatLinear) and form.token is not None:
-        fits = form.token.size == operation.rows
+        fits = form.token.size == (decl.length or operation.rows)
         need(fits, f"{decl.site} has scales for another number of tokens")
-        if decl.reverse:
-            form = replace(form, token=form.token[::-1].copy())
-    if isinstance(form, IntegerLinear) and decl.reverse:
-        form = replace(form, zero=form.zero[::-1].copy())
+        form = replace(form, token=_by_row(form.token, decl))
+    if isinstance(form, IntegerLinear) and form.zero.size > 1:
+        form = replace(form, zero=_by_row(form.zero, decl))
     return form
+
+
+def _by_row(by_token: np.ndarray, decl: TensorDecl) -> np.ndarray:
+    """Returns a number for each row of a tensor, from those of the tokens of a sequence."""
+    sequences = np.tile(by_token, decl.rows // (decl.length or decl.rows))
+    return sequences[::-1].copy() if decl.reverse else sequences
 
 
 def _rounded_before(program: Program, windows: str) -> bool:
@@ -148,7 +154,7 @@ def _attention(program: Program, operation: Operation, source: Attention, bundle
 
 def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) -> Form:
     A = bundle.constant(source.A)
-    states = program.tensors[source.B].width
+    states, length = program.tensors[source.B].width, source.length or operation.rows
     need(A.shape == (operation.width, states), f"A is {list(A.shape)}, expected [{operation.width}, {states}]")
     abar = None if source.abar is None else bundle.factor(source.abar)
     bbar = None if source.bbar is None else bundle.factor(source.bbar)
@@ -156,14 +162,18 @@ def _scan(program: Program, operation: Operation, source: Scan, bundle: Bundle) 
     fits = bbar is None or bbar.channel.size in (1, operation.width)
     need(fits, f"{source.bbar} was made for another number of channels")
     if h is not None:
-        fits = h.step.size in (1, operation.rows) and h.channel.size == operation.width and h.state.size == states
+        fits = h.step.size in (1, length) and h.channel.size == operation.width and h.state.size == states
         need(fits, f"{source.h} was made for another shape")
     delta, B, C = (_input(program, name, bundle) for name in (source.delta, source.B, source.C))
     for name, x, tensor in (("B", B, source.B), ("C", C, source.C)):
+        fits = x is None or x.step_token is None or x.step_token.size == length
+        need(fits, f"{name} has scales for another number of tokens")
         if x is not None and x.step_token is not None and program.tensors[tensor].reverse != source.reverse:
             return FloatScan(A, abar, bbar, h, f"{name}'s scales count in the other direction")
-    form = integer_form(operation.rows, A, ScanCodecs(delta, B, C, abar, bbar, h, bundle.is_ladder(source.A.name)))
-    return FloatScan(A, abar, bbar, h, form) if isinstance(form, str) else form
+    form = integer_form(length, A, ScanCodecs(delta, B, C, abar, bbar, h, bundle.is_ladder(source.A.name)))
+    if isinstance(form, str):
+        return FloatScan(A, abar, bbar, h, form)
+    return form if source.length is None else in_sequences(form, operation.rows // length)
 
 
 #: Makes the form of an operation, by the type of its source. Other sources have only one form.

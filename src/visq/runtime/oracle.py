@@ -9,8 +9,8 @@ import numpy as np
 
 from visq.integer import arithmetic
 from visq.integer.arithmetic import Floats, product
-from visq.integer.consistency import map_size
 from visq.integer.attention import FloatAttention, IntegerAttention, float_attention, integer_attention
+from visq.integer.consistency import map_size
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan, float_scan
 from visq.integer.forms import (
@@ -101,7 +101,8 @@ class Oracle:
 
     def _order(self, name: str, rows: int) -> np.ndarray:
         """Returns, for each row of a tensor, the index of its token in the site's scales."""
-        return _order(rows, self.program.tensors[name].reverse)
+        decl = self.program.tensors[name]
+        return _order(rows, decl.reverse, decl.length)
 
     def _decoded(self, name: str) -> Floats:
         decl, data = self.program.tensors[name], self.tensors[name]
@@ -231,7 +232,10 @@ class Oracle:
         if isinstance(form, FixedScan | FusedScan | LadderScan):
             return integer_scan(form, u, delta, B, self._integers(source.C)[flip])[flip]
         assert isinstance(form, FloatScan)
-        return float_scan(form, u, delta, B, self._decoded(source.C)[flip])[flip]
+        sequences = (
+            x.reshape(-1, source.length or len(x), x.shape[1]) for x in (u, delta, B, self._decoded(source.C)[flip])
+        )
+        return self._rows(np.stack([float_scan(form, *parts) for parts in zip(*sequences, strict=True)]))[flip]
 
     # --- row instructions, all rows at once
 
@@ -272,7 +276,7 @@ class Oracle:
         return arithmetic.layer_norm(x, self.bundle.constant(step.weight), self.bundle.constant(step.bias), step.eps)
 
     def _round(self, step: Round, x: Floats) -> Floats:
-        codec, order = self.bundle.codec(step.site), _order(len(x), step.reverse)
+        codec, order = self.bundle.codec(step.site), _order(len(x), step.reverse, step.length)
         return codec.decode(codec.encode(x, order), order)
 
     def _rotate(self, step: Rotate, x: Floats) -> Floats:
@@ -326,8 +330,8 @@ def patches(
     return np.ascontiguousarray(windows.transpose(1, 2, 0, 3, 4).reshape(windows.shape[1] * windows.shape[2], -1))
 
 
-def _order(rows: int, reverse: bool) -> np.ndarray:
-    order = np.arange(rows)
+def _order(rows: int, reverse: bool, length: int | None) -> np.ndarray:
+    order = np.arange(rows) % (length or rows)
     return order[::-1] if reverse else order
 
 

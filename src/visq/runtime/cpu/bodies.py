@@ -109,7 +109,7 @@ class Body:
         self.file.add("layer_norm", step.dst, step.src, weight, bias, float(step.eps), self.slot(step))
 
     def round(self, step: Round) -> None:
-        codec = self.codecs.index(step.site, self.operation.rows, self.slots.width[step.src], step.reverse)
+        codec = self.codecs.index(step.site, self.operation.rows, self.slots.width[step.src], step.reverse, step.length)
         self.file.add("round", step.dst, step.src, codec, self.slot(step))
 
     def rotate(self, step: Rotate) -> None:

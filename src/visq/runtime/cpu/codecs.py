@@ -20,14 +20,17 @@ class CodecTable:
 
     def __init__(self, bundle: Bundle, file: FlatFile) -> None:
         self.bundle, self.file = bundle, file
-        self._by_use: dict[tuple[str, int, int, bool], int] = {}
+        self._by_use: dict[tuple[str, int, int, bool, int | None], int] = {}
         self._by_content: dict[tuple[bytes | float, ...], int] = {}
 
-    def index(self, site: str, rows: int, width: int, reverse: bool) -> int:
-        """Returns the index of a site's codec for tensors [rows, width]; `reverse` counts token scales from the end."""
-        use = (site, rows, width, reverse)
+    def index(self, site: str, rows: int, width: int, reverse: bool, length: int | None = None) -> int:
+        """Returns the index of a site's codec for tensors [rows, width].
+
+        `reverse` counts token scales from the end; with `length` they are those of each sequence of so many rows.
+        """
+        use = (site, rows, width, reverse, length)
         if use not in self._by_use:
-            arrays = codec_arrays(site, self.bundle.codec(site), rows, width, reverse)
+            arrays = codec_arrays(site, self.bundle.codec(site), rows, width, reverse, length)
             content = (width, rows, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in arrays))
             if content not in self._by_content:
                 self._by_content[content] = self.file.add_codec(width, rows, *arrays)
@@ -35,7 +38,9 @@ class CodecTable:
         return self._by_use[use]
 
 
-def codec_arrays(site: str, codec: Codec, rows: int, width: int, reverse: bool) -> tuple[Floats | float, ...]:
+def codec_arrays(
+    site: str, codec: Codec, rows: int, width: int, reverse: bool, length: int | None = None
+) -> tuple[Floats | float, ...]:
     """Returns a codec as the extension takes it: a factor for each channel and row, zero points, range, table.
 
     Raises:
@@ -49,7 +54,8 @@ def codec_arrays(site: str, codec: Codec, rows: int, width: int, reverse: bool) 
         return np.ascontiguousarray(np.broadcast_to(x, size), np.float32)
 
     def by_token(x: Floats | None, what: str) -> Floats:
-        need(x is None or x.size == rows, f"{site}: {what} for another number of tokens")
+        need(x is None or x.size == (length or rows), f"{site}: {what} for another number of tokens")
+        x = x if x is None or length is None else np.tile(x, rows // length)
         return np.ascontiguousarray(spread(x, rows, what)[order])
 
     whole = np.array_equal(np.rint(codec.zero), codec.zero) and np.abs(codec.zero).max() <= LARGEST_ZERO_POINT

@@ -176,7 +176,8 @@ def _attention(target: Target, source: Attention, form: Form) -> None:
     rows, keys = target.operation.rows, source.heads * source.length
     inputs = [target.tensors[name] for name in (source.q, source.k, source.v)]
     codecs = [
-        -1 if site is None else target.codecs.index(site, rows, keys, False) for site in (source.scores, source.probs)
+        -1 if site is None else target.codecs.index(site, rows, keys, False, source.length)
+        for site in (source.scores, source.probs)
     ]
     shape = (*inputs, target.y, source.heads, source.length)
     if isinstance(form, FloatAttention):
@@ -192,6 +193,8 @@ def _scan(target: Target, source: Scan, form: Form) -> None:
     inputs = [target.tensors[name] for name in (source.u, source.delta, source.B, source.C)]
     if isinstance(form, FloatScan):
         add_float_scan(target.file, inputs, target.y, source.reverse, target.operation.rows, form)
+        if source.length is not None:
+            target.file.add("sequences", source.length)
         return
     assert isinstance(form, FixedScan | FusedScan | LadderScan)
     add_integer_scan(target.file, inputs, target.y, source.reverse, form)

@@ -112,7 +112,9 @@ class Writer:
     def _codec(self, name: str) -> int:
         """Returns the file's index of a tensor's codec; -1 for float32."""
         decl = self.program.tensors[name]
-        return -1 if decl.site is None else self.codecs.index(decl.site, decl.rows, decl.width, decl.reverse)
+        return (
+            -1 if decl.site is None else self.codecs.index(decl.site, decl.rows, decl.width, decl.reverse, decl.length)
+        )
 
     def _place(self, name: str) -> None:
         decl = self.program.tensors[name]
@@ -154,7 +156,7 @@ class Writer:
         rows, width = operation.rows, operation.width
         if isinstance(by_scan, Store):
             return self.tensors[by_scan.tensor]
-        codec = -1 if by_scan is None else self.codecs.index(by_scan.site, rows, width, by_scan.reverse)
+        codec = -1 if by_scan is None else self.codecs.index(by_scan.site, rows, width, by_scan.reverse, by_scan.length)
         offset = self.arena.take(rows * row_bytes(width, by_scan is not None))
         if not self.separate_memory:
             self.unused.append(offset)
