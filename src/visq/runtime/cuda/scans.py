@@ -326,6 +326,8 @@ def scan_text(body: Body, form: Form, store: Store) -> Text:
         VisqError: the engine has no such form, or more states than a program can hold.
     """
     make = _TEXTS.get(type(form))
+    if isinstance(body.operation.source, Scan) and body.operation.source.length is not None:
+        raise unsupported(body.operation, "scan of several sequences")
     if make is None:
         raise unsupported(body.operation, f"scan of the form {type(form).__name__}")
     text = make(body, form, store)

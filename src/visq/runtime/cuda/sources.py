@@ -80,6 +80,9 @@ def add_source(source: Source, text: Text, at: At, offset: int) -> str:
     make = _SOURCES.get(type(source.operation.source))
     if make is None:
         raise unsupported(source.operation, f"source {source.operation.source.kind}")
+    step = source.operation.source
+    if isinstance(step, Conv1d) and (step.ahead or step.length):
+        raise unsupported(source.operation, "convolution that looks ahead, or over several sequences")
     return make(source, source.operation.source, text, shifted(text, at, offset))
 
 
