@@ -133,18 +133,23 @@ def conv2d(module: Conv2d) -> IntegerConv2d | FloatConv2d:
 
 
 def attend(module: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns attention of q, k, v [B, L, C], rounded by their sites, by the definition in `visq.integer.attention`."""
+    """Returns attention of q, k, v [B, L, C], rounded by their sites, by the definition in `visq.integer.attention`.
+
+    NumPy computes it, on any device.
+    """
     operands = ((module.site_q, q), (module.site_k, k), (module.site_v, v))
     sites = (*(site for site, _ in operands), module.site_scores, module.site_probs)
     codecs = AttentionCodecs(*(_activation(site) for site in sites))
     form = attention_form(codecs, q.shape[1], q.shape[2], module.heads, module.scale)
     if isinstance(form, FloatAttention):
-        return torch.from_numpy(float_attention(form, q.numpy(), k.numpy(), v.numpy()))
-    integers = []
-    for site, x in operands:
-        assert isinstance(site.quantizer, Quantizer)
-        integers.append(site.quantizer.integers_again(x).numpy())
-    return torch.from_numpy(integer_attention(form, *integers))
+        result = float_attention(form, *(x.cpu().numpy() for _, x in operands))
+    else:
+        integers = []
+        for site, x in operands:
+            assert isinstance(site.quantizer, Quantizer)
+            integers.append(site.quantizer.integers_again(x).cpu().numpy())
+        result = integer_attention(form, *integers)
+    return torch.from_numpy(result).to(q.device)
 
 
 def float_scan(module: SelectiveScan, A: Tensor) -> FloatScan:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visq.integer.arithmetic import EXP2, GELU, GELU_END, GELU_T, LANES, LOG1P, LOG2E
+from visq.integer.arithmetic import EXP2, GELU, GELU_END, GELU_T, GELU_TANH, LANES, LOG1P, LOG2E
 from visq.integer.codecs import FactorCodec
 from visq.integer.float_scan import FloatScan
 from visq.ops import backends
@@ -69,6 +69,14 @@ def gelu(x: Tensor) -> Tensor:
     t = one_over(1 + float(GELU_T) * a)
     tail = (polynomial(t, GELU[::-1]) * t) * exp2((a * a) * float(LOG2E * np.float32(-0.5)))
     return torch.maximum(x, torch.zeros_like(x)) - a * tail
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return x / (1 + exp2((x * x * float(GELU_TANH[1]) + float(GELU_TANH[0])) * x))
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.where(x < 0, 0.0, x)
 
 
 def row_sum(x: Tensor) -> Tensor:
@@ -160,6 +168,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "silu": silu,
     "softplus": softplus,
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
     "neg": torch.neg,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
