@@ -162,10 +162,7 @@ def test_exact_arithmetic_is_refused_where_it_has_no_kernel() -> None:
     """No device falls back silently to the oracle of the engine's bits, a slow loop on the host."""
     assert backends.describe(device="xpu")["exact"].kernel == "none"
     assert not backends.usable("fixed_scan", "xpu")
-    assert (
-        backends.describe(device="cuda")["exact"].kernel
-        == backends.describe(device="cuda")["fixed_scan"].kernel
-        == "torch"
-    )
+    assert backends.describe(device="cuda")["exact"].kernel == "torch"
+    assert backends.describe(device="cuda")["fixed_scan"].kernel in ("torch", "triton")
     with pytest.raises(VisqError, match=r"no implementation of exact can run on meta .*not on meta"):
         ops.exact.unary("silu", torch.empty(1, 2, 3, device="meta"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.test_fixed_scan import Case
+from tests.ops.test_triton import needs_triton
 from tests.other_device import HAS_GPU
 from visq.integer.codecs import make_factor_codec, make_state_codec
 from visq.integer.float_scan import FloatScan
@@ -21,6 +22,18 @@ from visq.quant.quantizer import Quantizer, StateQuantizer
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 HARD = torch.tensor([0.0, -0.0, 200.0, -200.0, 1e30, -1e30, float("inf"), -float("inf"), 1e-40])
+
+#: Scans in all forms of fixed point.
+CASES: list[dict[str, Any]] = [
+    {},
+    {"bits": 4, "asymmetric": True, "jump": 3.0},
+    {"bits": 6, "table": True, "states": 16},
+    {"divisors": True, "length": 17, "jump": 100.0},
+    {"fused": True},
+    {"fused": True, "bits": 4, "asymmetric": True, "jump": 3.0, "states": 16},
+    {"ladder": True, "states": 24},
+    {"ladder": True, "bits": 2, "states": 1, "channels": 1, "length": 1},
+]
 
 
 def same(op: str, *args: Any) -> None:
@@ -66,25 +79,23 @@ def test_scans_in_float32(rounded: str) -> None:
     same("float_scan", u, delta, B, C, FloatScan(A.numpy(), *parts, reason="test"))
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        {},
-        {"bits": 4, "asymmetric": True, "jump": 3.0},
-        {"bits": 6, "table": True, "states": 16},
-        {"divisors": True, "length": 17, "jump": 100.0},
-        {"fused": True},
-        {"fused": True, "bits": 4, "asymmetric": True, "jump": 3.0, "states": 16},
-        {"ladder": True, "states": 24},
-        {"ladder": True, "bits": 2, "states": 1, "channels": 1, "length": 1},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_scans_in_fixed_point(case: dict[str, Any]) -> None:
     made = Case(**case)
     integers, plan = made.C_quantizer.integers(made.C), made.plan()
     for u in (made.u, torch.full_like(made.u, float("nan"))):
-        there = (x.to(DEVICE) for x in (u, made.delta, made.B, integers))
+        there = [x.to(DEVICE) for x in (u, made.delta, made.B, integers)]
         found = backends.implementation("fixed_scan", "torch")(*there, plan).cpu()
         expected = backends.implementation("fixed_scan", "naive")(u, made.delta, made.B, integers, plan)
         assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@needs_triton
+@pytest.mark.parametrize("case", [{**case, "batch": 1} for case in CASES], ids=str)
+def test_the_kernel_of_scans_in_fixed_point(case: dict[str, Any]) -> None:
+    made = Case(**case)
+    integers, plan = made.C_quantizer.integers(made.C), made.plan()
+    there = [x.to(DEVICE) for x in (made.u, made.delta, made.B, integers)]
+    found = backends.implementation("fixed_scan", "triton")(*there, plan).cpu()
+    expected = backends.implementation("fixed_scan", "naive")(made.u, made.delta, made.B, integers, plan)
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))

@@ -30,6 +30,7 @@ OPS = (
     "causal_conv1d",
     "causal_conv1d_backward",
     "fake_quantize",
+    "fixed_scan",
     "quantized_scan",
     "quantized_scan_backward",
     "scan_states",
@@ -161,6 +162,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from visq.ops.causal_conv1d import triton_kernels as conv
 from visq.ops.fake_quantize import triton_kernels as quantize
+from visq.ops.fixed_scan import triton_kernels as fixed
 from visq.ops.quantized_scan import triton_kernels as quantized
 from visq.ops.scan_states import triton_kernels as states
 from visq.ops.search_state_scales import triton_kernels as search
@@ -178,6 +180,10 @@ kernels = [
     (states.forward, steps, 1),
     *((kernel, dict(sizes, **rounded(kind, kind)), 1) for kind in (1, 2) for kernel, sizes in (
         (quantized.forward, dict(steps, SAVE=False)), (quantized.backward, steps), (search.run_group, group))),
+    *((fixed.recurrence, dict(FORM=form, SHIFT=24, POINT=4, LOW=-128, HIGH=127, KEPT=16384, ABAR_FRACTION=8,
+        ABAR_HIGH=255, ABAR_BITS=8, BBAR_LOW=-128, BBAR_HIGH=127, BBAR_BITS=8, TABLE_A=table, TABLE_B=table, L=197,
+        N=16, WIDTH=16, BLOCK=16), 1)
+      for form, table in (("fixed", False), ("fixed", True), ("fused", False), ("ladder", False))),
     *((sums.forward, dict(G=4, K=101, C=384, BY_TOKEN=token, METRIC=metric, HAS_WEIGHT=True, COLUMNS=32, BLOCK=32), 4)
       for token, metric in ((True, "cosine"), (False, "l2"))),
     (conv.forward, dict(tiles, L=197, TAPS=4, HAS_BIAS=True, TURNED=False), 4),
@@ -191,6 +197,8 @@ for kernel, constants, warps in kernels:
     kinds = {name: "*fp32" if name.isupper() and name not in sizes else "i32" for name in kernel.arg_names}
     kinds.update((name, "fp32") for name in ("low", "high") if name in kinds)
     kinds.update((name, kind) for name, kind in (("SUMS", "*fp64"), ("LABELS", "*i32")) if name in kinds)
+    if kernel is fixed.recurrence:
+        kinds = {name: "*i32" if name.isupper() else "i32" for name in kernel.arg_names}
     kinds.update((name, "constexpr") for name in constants)
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     for capability in (80, 90):
@@ -215,7 +223,7 @@ def test_kernels_compile_for_gpus(tmp_path: Any) -> None:
     source.write_text(COMPILE)
     done = subprocess.run([sys.executable, str(source)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["compiled"] * 34
+    assert done.stdout.split() == ["compiled"] * 42
 
 
 @pytest.mark.parametrize("op", OPS)

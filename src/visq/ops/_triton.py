@@ -18,9 +18,13 @@ AHEAD = 8
 BLOCK = 16
 
 
-def register_triton(op: str) -> Callable[[backends.Function], backends.Function]:
-    """Decorator: registers a function as the Triton implementation of an op. It imports Triton when it first runs."""
-    return backends.register(op, "triton", priority=10, devices=("cuda",), check=usable)
+def register_triton(op: str, check: backends.Check | None = None) -> Callable[[backends.Function], backends.Function]:
+    """Decorator: registers a function as the Triton implementation of an op. It imports Triton when it first runs.
+
+    Arguments:
+        check: whether it can run; by default `usable`.
+    """
+    return backends.register(op, "triton", priority=10, devices=("cuda",), check=check or usable)
 
 
 def usable(*args: Any) -> tuple[bool, str]:

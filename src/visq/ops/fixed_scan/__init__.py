@@ -8,7 +8,7 @@ from torch import Tensor
 from visq.integer.scans import IntegerScan
 from visq.ops import backends
 from visq.ops._checks import require_shape
-from visq.ops.fixed_scan import cpp, eager, naive  # noqa: F401  (they register themselves)
+from visq.ops.fixed_scan import cpp, eager, naive, triton  # noqa: F401  (they register themselves)
 
 
 def fixed_scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, scan: IntegerScan) -> Tensor:

@@ -63,22 +63,48 @@ def power(exponent: Tensor, shift: int, coefficients: Coefficients) -> Tensor:
     return fraction >> (exponent >> shift).clamp_max(16)
 
 
-def fixed_scan(scan: FixedScan, x: Inputs) -> Tensor:
-    d = to_int16(x.delta * x.on(scan.delta_scale)).clamp_min(0)
-    w = to_int16(x.delta * x.on(scan.drive_channel)).clamp(0, DELTA_HIGH)
+def exponents(scan: FixedScan | FusedScan, x: Inputs) -> Tensor:
+    """Returns d [B, L, d_inner], 16 bits unsigned: delta in fixed point."""
+    return to_int16(x.delta * x.on(scan.delta_scale)).clamp_min(0)
+
+
+def rates(scan: LadderScan, x: Inputs) -> Tensor:
+    """Returns r = exp(delta A[c, 0]) in Q15 [B, L, d_inner]."""
+    return to_int16(exp2(x.delta * x.on(scan.rate)) * 32768.0)
+
+
+def drives(scan: IntegerScan, x: Inputs) -> tuple[Tensor, Tensor]:
+    """Returns beta [B, L, N] and g [B, L, d_inner], which make a step's input; g of the fused forms holds delta."""
     beta = to_int16(x.B * x.on(scan.beta_scale)[:, None])
-    g = to_int16((x.u * x.on(scan.input_channel)) * x.on(scan.input_step)[:, None])
-    g = g.clamp(-FIXED_INPUT_HIGH, FIXED_INPUT_HIGH)
-    a, y_channel = x.on(scan.a), x.on(scan.y_channel)
+    stored = isinstance(scan, FixedScan)
+    g = to_int16(((x.u if stored else x.delta * x.u) * x.on(scan.input_channel)) * x.on(scan.input_step)[:, None])
+    high = FIXED_INPUT_HIGH if stored else INPUT_HIGH
+    return beta, g.clamp(-high, high)
+
+
+def deltas(scan: FixedScan, x: Inputs) -> Tensor:
+    """Returns w [B, L, d_inner], the factor of Bbar that belongs to channels."""
+    return to_int16(x.delta * x.on(scan.drive_channel)).clamp(0, DELTA_HIGH)
+
+
+def read_out(scan: IntegerScan, sums: Tensor, x: Inputs) -> Tensor:
+    """Returns y [B, L, d_inner] float32 of the sums over states, in codes or in 2^-point codes of the state."""
+    channel = scan.y_channel if isinstance(scan, FixedScan) else scan.y_channel * np.float32(2.0**-scan.point)
+    return (sums.float() * x.on(channel)) * x.on(scan.y_step)[:, None]
+
+
+def fixed_scan(scan: FixedScan, x: Inputs) -> Tensor:
+    d, w, (beta, g) = exponents(scan, x), deltas(scan, x), drives(scan, x)
+    a = x.on(scan.a)
     luts = [None if lut is None else x.on(lut) for lut in (scan.abar_lut, scan.bbar_lut)]
-    q, y = torch.zeros_like(a).expand(len(x.u), *a.shape), torch.empty_like(x.u)
+    q, sums = torch.zeros_like(a).expand(len(x.u), *a.shape), torch.empty_like(d)
     for t in range(x.u.shape[1]):
         kept = high_product(abar(scan, d[:, t, :, None] * a, luts[0]), int(scan.decay[t]))
         drive = bbar(scan, mulhrs(w[:, t, :, None], beta[:, t, None]), luts[1])
         total = high_product(q << (scan.point + 1 + int(scan.lift[t])), kept) + mulhrs(drive, g[:, t, :, None])
         q = ((total + (1 << (scan.point - 1))) >> scan.point).clamp(scan.state_low, scan.state_high)
-        y[:, t] = ((q * x.C[:, t, None]).sum(-1).float() * y_channel) * float(scan.y_step[t])
-    return y
+        sums[:, t] = (q * x.C[:, t, None]).sum(-1)
+    return read_out(scan, sums, x)
 
 
 def abar(scan: FixedScan, exponent: Tensor, lut: Tensor | None) -> Tensor:
@@ -100,12 +126,12 @@ def bbar(scan: FixedScan, value: Tensor, lut: Tensor | None) -> Tensor:
 
 
 def fused_scan(scan: FusedScan, x: Inputs) -> Tensor:
-    d, a = to_int16(x.delta * x.on(scan.delta_scale)).clamp_min(0), x.on(scan.a)
+    d, a = exponents(scan, x), x.on(scan.a)
     return recurrence(scan, lambda t: power(d[:, t, :, None] * a, scan.shift, tuple(scan.power[t])), x)
 
 
 def ladder_scan(scan: LadderScan, x: Inputs) -> Tensor:
-    r = to_int16(exp2(x.delta * x.on(scan.rate)) * 32768.0)
+    r = rates(scan, x)
     return recurrence(scan, lambda t: ladder_powers(r[:, t], int(scan.ratio[t]), scan.states), x)
 
 
@@ -124,18 +150,14 @@ def ladder_powers(r: Tensor, ratio: int, states: int) -> Tensor:
 
 def recurrence(scan: FusedScan | LadderScan, powers: Callable[[int], Tensor], x: Inputs) -> Tensor:
     """Runs the fused recurrence, given Abar times the ratio of scales in each step."""
-    beta = to_int16(x.B * x.on(scan.beta_scale)[:, None])
-    g = to_int16(((x.delta * x.u) * x.on(scan.input_channel)) * x.on(scan.input_step)[:, None])
-    g = g.clamp(-INPUT_HIGH, INPUT_HIGH)
-    unit = x.on(scan.y_channel * np.float32(2.0**-scan.point))
-    q = g.new_zeros(len(g), *scan.shape)
-    y = torch.empty_like(x.u)
+    beta, g = drives(scan, x)
+    q, sums = g.new_zeros(len(g), *scan.shape), torch.empty_like(g)
     for t in range(x.u.shape[1]):
         kept = high_product(q << (scan.point + 2), powers(t)) << int(scan.lift[t])
         total = kept.clamp(-KEPT_HIGH, KEPT_HIGH) + mulhrs(beta[:, t, None], g[:, t, :, None])
         q = ((total + (1 << (scan.point - 1))) >> scan.point).clamp(scan.state_low, scan.state_high)
-        y[:, t] = ((total * x.C[:, t, None]).sum(-1).float() * unit) * float(scan.y_step[t])
-    return y
+        sums[:, t] = (total * x.C[:, t, None]).sum(-1)
+    return read_out(scan, sums, x)
 
 
 FORMS: dict[type, Callable[[Any, Inputs], Tensor]] = {
