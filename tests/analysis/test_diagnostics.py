@@ -23,8 +23,9 @@ from visq.integer.spec import Spec
 from visq.models.layers import SelectiveScan
 from visq.models.vim import VisionMamba
 from visq.ops import quantized_scan
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer
-from visq.quant.site import named_sites
+from visq.quant.site import named_sites, site_parameter
 from visq.recipes import get_recipe
 from visq.simulation.scan_trace import trace
 
@@ -193,3 +194,23 @@ def test_every_picture_is_drawn(quantized: VisionMamba, model: VisionMamba, imag
         for recipe, bits, top1 in (("fp32", 32, 90.0), ("minmax-w8a8", 8, 89.0), ("minmax-w4a4", 4, 40.0))
     ]
     assert plot_accuracy(rows, tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_ladder_has_a_row_whose_error_is_that_of_A(
+    model: VisionMamba,  # noqa: F811
+    images: Images,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    recipe = get_recipe("visq-ladder-w8a8")
+    copied = copy.deepcopy(model)
+    calibrate(copied, recipe, images, work_dir=tmp_path / "work", batch_size=4)  # type: ignore[arg-type]
+    ladders = [name for name, site in named_sites(copied) if isinstance(site.quantizer, LadderQuantizer)]
+    rows = {row["name"]: row for row in diagnose(copied, images, fp32=model, images=4)["sites"]}  # type: ignore[arg-type]
+    assert ladders and set(ladders) <= set(rows)
+    for name in ladders:
+        assert (rows[name]["bits"], rows[name]["granularity"], rows[name]["clipped"]) == (0, "ladder", None)
+        if rows[name]["sqnr_db"] is None:  # a transform rewrote the weights
+            continue
+        here, exact = (-site_parameter(net, name, dict(named_sites(net))[name]).exp() for net in (copied, model))
+        ratio = float(exact.square().sum()) / float((here - exact).square().sum())
+        assert rows[name]["sqnr_db"] == pytest.approx(10 * math.log10(ratio), abs=1e-3)

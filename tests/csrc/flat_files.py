@@ -14,14 +14,17 @@ from visq.export import export
 from visq.models import create_model
 from visq.native.flat_file import aligned, checksum
 
-#: One recipe for each form of scan, weight and codec: fused, fixed point, float32, tables, rotations, 8 and 4 bits.
-RECIPES = ("visq-w8a8-fused", "kscaled-w4a4", "minmax-w8a8-linear", "qmamba-w4a4", "visq-rotated-w4a4-fused")
+#: One recipe for each form of scan, weight and codec: fused, fixed point, float32, table, rotation, ladder, 8 and 4 bits.
+RECIPES = (
+    *("visq-w8a8-fused", "kscaled-w4a4", "minmax-w8a8-linear", "qmamba-w4a4", "visq-rotated-w4a4-fused"),
+    "visq-ladder-w8a8",
+)
 NETWORKS = {
     "vim": dict(image_size=28, patch_size=9, stride=9, channels=1, embed_dim=16, depth=1, d_state=4, num_classes=10),
     "vmamba": dict(image_size=28, channels=1, embed_dim=16, depths=(1,), num_classes=10),
 }
 #: Each recipe once; the other pairs are slow tests.
-QUICK = tuple(zip(("vim", "vim", "vmamba", "vim", "vmamba"), RECIPES, strict=True))
+QUICK = tuple(zip(("vim", "vim", "vmamba", "vim", "vmamba", "vim"), RECIPES, strict=True))
 PAIRS = [
     pytest.param((network, recipe), marks=[] if (network, recipe) in QUICK else [pytest.mark.slow])
     for network in NETWORKS

@@ -112,7 +112,9 @@ def sqnr(found: np.ndarray, expected: np.ndarray) -> float:
     return float(10 * np.log10(np.square(expected).sum() / max(np.square(found - expected).sum(), 1e-30)))
 
 
-@pytest.mark.parametrize("recipe", ["minmax-w8a8-linear", "kscaled-w8a8", "visq-rotated-w4a8-fused"])
+@pytest.mark.parametrize(
+    "recipe", ["minmax-w8a8-linear", "kscaled-w8a8", "visq-rotated-w4a8-fused", "visq-ladder-w8a8"]
+)
 def test_networks_are_the_ideal_quantized_ones(
     recipe: str, network: tuple[str, dict[str, object]], tmp_path: Path
 ) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from visq.analysis.recurrence import RecurrenceError
-from visq.analysis.site_stats import SiteStats, weight_histogram
+from visq.analysis.site_stats import SiteStats, ladder_row, weight_histogram
 from visq.data import Dataset
 from visq.device import device_of
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
+from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, WEIGHT, named_sites, site_parameter
 from visq.quant.site_error import decibels
@@ -44,7 +45,8 @@ def diagnose(
         sites: for each quantizer, on the tensors of the quantized network itself: `sqnr_db`, `clipped` (share of the
             values), `range_used` (share of the span of codes), `nonfinite` (share of the values that are NaN or
             infinite before or after rounding), `histogram` of the finite values before and after rounding. A weight's
-            SQNR is against FP32; it is None when a transform has rewritten the weights.
+            SQNR is against FP32; it is None when a transform has rewritten the weights. Of a decay ladder the tensor is
+            A, and its codes have no bits.
         stages: `sqnr_db` of each stage's output against FP32.
         scans: errors of h and y at each step against FP32, see `RecurrenceError.row`.
         A number that is NaN or infinite is None, because JSON has neither.
@@ -164,13 +166,20 @@ def site_rows(model: Any, fp32: Any, stats: dict[str, SiteStats]) -> Iterator[tu
     for name, site in named_sites(model):
         if name in stats and stats[name].count:
             yield name, {"kind": site.kind, **stats[name].row()}
-        elif site.kind == WEIGHT and isinstance(site.quantizer, Quantizer):
+        elif site.kind == WEIGHT and isinstance(site.quantizer, Quantizer | LadderQuantizer):
             weight = site_parameter(model, name, site).detach()
-            seen = SiteStats(site.quantizer)
-            seen.observe(weight)
-            row = seen.row() | {"kind": site.kind, "clipped": None, "sqnr_db": None}
+            ladder = isinstance(site.quantizer, LadderQuantizer)
+            if isinstance(site.quantizer, LadderQuantizer):
+                weight = -weight.exp()
+                row = ladder_row(weight)
+            else:
+                seen = SiteStats(site.quantizer)
+                seen.observe(weight)
+                row = seen.row()
+            row |= {"kind": site.kind, "clipped": None, "sqnr_db": None}
             if not rewritten:
                 original = site_parameter(fp32, name, site).detach()
+                original = -original.exp() if ladder else original
                 error = float((weight - original).square().sum(dtype=torch.double))
                 row["sqnr_db"] = decibels(float(original.square().sum(dtype=torch.double)), error)
                 row["histogram"] = weight_histogram(original, weight)

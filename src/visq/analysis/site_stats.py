@@ -73,6 +73,21 @@ class SiteStats:
         }
 
 
+def ladder_row(A: Tensor) -> dict[str, Any]:
+    """Returns what `SiteStats.row` does, for a decay ladder's A [C, N]: the only code there is is used."""
+    finite = torch.isfinite(A)
+    return {
+        "bits": 0,
+        "granularity": "ladder",
+        "codebook": "ladder",
+        "sqnr_db": None,
+        "clipped": 0.0,
+        "nonfinite": 1 - int(finite.sum()) / A.numel(),
+        "range_used": 1.0,
+        "histogram": weight_histogram(A[finite], A[finite]),
+    }
+
+
 def histogram(before: Tensor, after: Tensor) -> dict[str, list[float]]:
     """Returns two `float_counts` in equal bins between the smallest and the largest value of both.
 
