@@ -14,7 +14,7 @@ from visq.export import export
 from visq.models import create_model
 from visq.native.flat_file import aligned, checksum
 
-#: One recipe for each form of scan, weight and codec: fused, fixed point, float32, table, rotation, ladder, 8 and 4 bits.
+#: One recipe for each form of scan, weight and codec: fused, fixed, float32, table, rotation, ladder, 8 and 4 bits.
 RECIPES = (
     *("visq-w8a8-fused", "kscaled-w4a4", "minmax-w8a8-linear", "qmamba-w4a4", "visq-rotated-w4a4-fused"),
     "visq-ladder-w8a8",
