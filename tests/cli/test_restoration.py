@@ -95,6 +95,15 @@ def test_upscale_writes_images_that_eval_would_see(
     assert "cannot overlap by 8" in capfd.readouterr().err
 
 
+def test_predict_and_libvisq_say_that_there_are_no_classes(
+    place: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["predict", str(place / "artifact"), str(place / "lr")]) == 1
+    assert "returns images, not classes; `visq upscale` is for it" in capfd.readouterr().err
+    assert run(["export", str(place / "artifact"), "--format", "visq", "--out", str(tmp_path / "a.visq")]) == 1
+    assert "this network returns an image; use visq.load" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("sizes", ["12", "0x4", "4x", "4x4,", "4,4"])
 def test_sizes_are_written_as_height_and_width(sizes: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "vim_nano_fmnist", "--recipe", "minmax-w8a8", "--calib", "fashion-mnist"]

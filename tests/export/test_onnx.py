@@ -12,14 +12,18 @@ import torch
 
 import visq
 from tests.cli.conftest import visq_command
-from tests.runtime.programs import QUANTIZERS, quantizer
+from tests.lowering.bundles import ParameterBundle
+from tests.runtime.programs import QUANTIZERS, Maker, quantizer, weight
 from visq.errors import VisqError
 from visq.export import export
 from visq.integer.codecs import FactorCodec, StateCodec
 from visq.integer.float_scan import FloatScan, float_scan
+from visq.integer.operations import DenseConv2d, Patches
+from visq.lowering import lower
 from visq.models import create_model
 from visq.quant import scan as quant_scan
 from visq.runtime.bundle import read_bundle
+from visq.runtime.oracle import Oracle
 from visq.simulation import undeploy
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -179,3 +183,36 @@ def test_a_runtime_that_returns_nothing_leaves_no_file(
 def test_unknown_formats_are_named(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(VisqError, match="format 'tflite' is unknown; there are onnx"):
         export(artifact, tmp_path / "net", format="tflite")
+
+
+def answers(onnx: object, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(onnx.SerializeToString(), providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: images})[0])
+
+
+def test_a_network_that_returns_images_that_are_not_square() -> None:
+    torch.manual_seed(0)
+    model = create_model("dvmsr", embed_dim=8, depths=[1], d_state=2, upscale=3).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 6, 9) - 0.4
+    found = answers(to_onnx(lower(model, (6, 9)), ParameterBundle(model)), images.numpy())
+    assert found.shape == (2, 3, 18, 27)
+    np.testing.assert_allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tensor asymmetric", "channel"])
+def test_dense_convolutions_of_codes(kind: str) -> None:
+    maker = Maker(0, size=6)
+    maker.operation(Patches(patch=1, stride=1), 36, 3)
+    x = maker.store(kind=kind, top=2.0)
+    w = maker.site(weight(5, (3, 3, 2), maker.rng))
+    source = DenseConv2d(input=x, weight=w, bias=maker.parameter(5), kernel=(3, 2), stride=(2, 1), padding=(1, 0))
+    maker.operation(source, 15, 5)
+    output = maker.store()
+    maker.tensors[output] = maker.tensors[output].model_copy(update={"height": 3})
+    program = maker.program(output).model_copy(update={"output_map": True})
+    images = maker.images(2)
+    expected = Oracle(program, maker.bundle)(images)
+    assert expected.shape == (2, 5, 3, 5)
+    found = answers(to_onnx(program, maker.bundle), images)
+    step = np.abs(expected).max() / 100  # a value between two codes may fall to either side
+    assert np.abs(found - expected).max() < step and np.median(np.abs(found - expected)) < 1e-5

@@ -154,7 +154,12 @@ class Engine:
         """Yields the predictions of `predict` image by image, or the error of an image that cannot be read.
 
         Memory does not grow with the number of images: `images` may be a generator.
+
+        Raises:
+            VisqError: the network returns images.
         """
+        if self.program.output_map:
+            raise VisqError(f"{self.folder}: this network returns images, not classes; `visq upscale` is for it")
         return self._predictor.each(images, top=top, upright=upright, batch=batch)
 
     def batching(self, *, batch: int = 16, delay: float = 0.0) -> Batching:

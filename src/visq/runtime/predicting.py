@@ -81,7 +81,13 @@ class Predictor:
         return self.named(self._run(self._preprocess.normalize_array(pixels)), top)
 
     def named(self, logits: Floats, top: int) -> list[list[Prediction]]:
-        """Returns the `top` classes of logits [B, classes], likeliest first."""
+        """Returns the `top` classes of logits [B, classes], likeliest first.
+
+        Raises:
+            VisqError: the network returns images.
+        """
+        if logits.ndim != 2:
+            raise VisqError("this network returns images, not classes; `visq upscale` is for it, or the engine itself")
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
         if self._names is None and logits.shape[1] == len(imagenet_names()):
