@@ -15,7 +15,9 @@ import visq
 from tests.lowering.bundles import ParameterBundle
 from tests.lowering.test_vmamba import check_engine
 from tests.models.test_mambavision import small
+from visq.artifact.geometry_checks import check_geometry
 from visq.data import Dataset, open_dataset
+from visq.errors import VisqError
 from visq.integer.operations import Attention, Conv1d, EnterWindows, Scan
 from visq.integer.program import Program
 from visq.lowering import LoweringError, lower
@@ -115,6 +117,12 @@ def test_each_window_is_a_sequence_of_its_own(
         expected = simulation(images).numpy()
     assert np.array_equal(check_engine(program, bundle, images.numpy()), expected)
     assert Program.model_validate(program.to_json()) == program
+    check_geometry(bundle.config)
+    told = bundle.config.architecture
+    for field, value in (("num_heads", (2, 2)), ("depths", (1, 1, 2, 2)), ("stem_dim", 5), ("mlp_ratio", 3)):
+        wrong = told.model_copy(update={"geometry": {**told.geometry, field: value}})
+        with pytest.raises(VisqError, match=f"architecture.geometry.{field} is .*, the program's is"):
+            check_geometry(bundle.config.model_copy(update={"architecture": wrong}))
 
 
 def test_what_has_no_form_is_named() -> None:

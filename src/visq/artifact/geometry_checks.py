@@ -12,7 +12,7 @@ from typing import Any
 
 from visq.artifact.schema import ArtifactConfig
 from visq.errors import need
-from visq.integer.operations import Linear, Operation, Patches, Scan
+from visq.integer.operations import Attention, Linear, Operation, Patches, Scan
 from visq.integer.program import Program
 
 
@@ -109,5 +109,27 @@ def _vmamba(shown: _Shown) -> dict[str, Any]:
     }
 
 
+def _mambavision(shown: _Shown) -> dict[str, Any]:
+    dim = shown.input_width("mixer.in_proj")
+    heads = {
+        name.split(".")[1]: operation.source.heads
+        for name, operation in shown.operations.items()
+        if isinstance(operation.source, Attention)
+    }
+    depths = tuple(shown.count(r"levels\.(\d+)\.blocks\.(\d+)\.").values())
+    # A level of one block has no attention, which then tells no heads.
+    told = {"num_heads": tuple(heads.values())} if len(heads) == len(depths) - 2 else {}
+    return {
+        **told,
+        "stem_dim": shown.width("conv_down.0"),
+        "embed_dim": shown.width("conv_down.3"),
+        "depths": depths,
+        "d_state": shown.states(),
+        "d_conv": shown.kernel("levels.2.blocks.0.mixer.conv1d_x.weight"),
+        "expand": shown.width("mixer.in_proj") // max(dim, 1),
+        "mlp_ratio": shown.width("mlp.fc1") // max(dim, 1),
+    }
+
+
 #: Reads the fields of a geometry from a program, by family.
-FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {"vim": _vim, "vmamba": _vmamba}
+FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {"vim": _vim, "vmamba": _vmamba, "mambavision": _mambavision}
