@@ -78,6 +78,13 @@ def on_its_device(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return lambda images: model(images.to(device)).cpu()
 
 
+def too_little_memory(device: torch.device, batch: int | None, option: str = "--batch ") -> VisqError:
+    """Returns the error of a GPU whose memory is full; `option` sets the images of a batch."""
+    fewer = f"a smaller {option.strip(' =')} needs less" if batch is None or batch < 2 else f"try {option}{batch // 2}"
+    of = "" if batch is None else f" for batches of {batch}"
+    return VisqError(f"{described(device)} has too little memory{of}; {fewer}")
+
+
 @contextmanager
 def reproducible(device: torch.device, batch: int | None = None) -> Iterator[None]:
     """Makes PyTorch compute float32 in full and in a fixed order on a GPU, inside a `with` block.
@@ -101,9 +108,7 @@ def reproducible(device: torch.device, batch: int | None = None) -> Iterator[Non
         with torch.cuda.device(device):
             yield
     except torch.OutOfMemoryError as error:
-        fewer = "; a smaller --batch needs less" if batch is None or batch < 2 else f"; try --batch {batch // 2}"
-        of = "" if batch is None else f" for batches of {batch}"
-        raise VisqError(f"{described(device)} has too little memory{of}{fewer}") from error
+        raise too_little_memory(device, batch) from error
     finally:
         cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = before
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])

@@ -139,6 +139,14 @@ def test_a_folder_that_cannot_be_written(config_file: Path, tmp_path: Path, monk
         train(config, out=tmp_path / "run", progress=False)
 
 
+def test_a_gpu_whose_memory_is_full(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(config_file, ["batch_size=8"])
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr("visq.train.loop._Run._step", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(VisqError, match="cpu has too little memory for batches of 8; try --set batch_size=4"):
+        train(config, out=tmp_path / "run", progress=False)
+
+
 def test_loss_that_is_not_finite(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file, ["lr=1e30", "warmup_epochs=0", "grad_clip=0"])
     with pytest.raises(VisqError, match=r"is (nan|inf) at epoch 1, step \d+, learning rate \d\.\d+e\+\d+: lower lr"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visq.analysis.recurrence import RecurrenceError
 from visq.analysis.site_stats import SiteStats, ladder_row, weight_histogram
 from visq.data import Dataset
-from visq.device import device_of
+from visq.device import device_of, reproducible
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
 from visq.quant.ladder import LadderQuantizer
@@ -69,23 +69,24 @@ def diagnose(
     errors: dict[str, RecurrenceError] = {}
     stages: dict[str, list[float]] = {}
     seen = 0
-    for batch, _ in dataset.batches(batch_size):
-        batch = batch[: images - seen].to(device)
-        exact, exact_outputs = ({}, []) if fp32 is None else passes(fp32.eval(), batch, {})
-        found, outputs = passes(model, batch, stats)
-        for name, here in found.items():
-            for site, tensor in (("abar", here.abar), ("bbar", here.bbar), ("h", here.h)):
-                if f"{name}.{site}" in stats:
-                    stats[f"{name}.{site}"].observe(tensor)
-            if name in exact:
-                errors.setdefault(name, RecurrenceError()).observe(here, exact[name])
-        for stage, here_out, exact_out in zip(model.stages(), outputs, exact_outputs, strict=False):
-            sums = stages.setdefault(stage.name, [0.0, 0.0])
-            sums[0] += float(exact_out.square().sum(dtype=torch.double))
-            sums[1] += float((here_out - exact_out).square().sum(dtype=torch.double))
-        seen += len(batch)
-        if seen >= images:
-            break
+    with reproducible(device, batch_size):
+        for batch, _ in dataset.batches(batch_size):
+            batch = batch[: images - seen].to(device)
+            exact, exact_outputs = ({}, []) if fp32 is None else passes(fp32.eval(), batch, {})
+            found, outputs = passes(model, batch, stats)
+            for name, here in found.items():
+                for site, tensor in (("abar", here.abar), ("bbar", here.bbar), ("h", here.h)):
+                    if f"{name}.{site}" in stats:
+                        stats[f"{name}.{site}"].observe(tensor)
+                if name in exact:
+                    errors.setdefault(name, RecurrenceError()).observe(here, exact[name])
+            for stage, here_out, exact_out in zip(model.stages(), outputs, exact_outputs, strict=False):
+                sums = stages.setdefault(stage.name, [0.0, 0.0])
+                sums[0] += float(exact_out.square().sum(dtype=torch.double))
+                sums[1] += float((here_out - exact_out).square().sum(dtype=torch.double))
+            seen += len(batch)
+            if seen >= images:
+                break
     scans = {name: model.get_submodule(name).site_h.quantizer for name in errors}
     report = {
         "images": seen,

@@ -9,6 +9,7 @@ from torch import nn
 
 from visq.analysis.evaluate import Evaluation
 from visq.analysis.machine import kernels, versions
+from visq.device import described, device_of
 from visq.quant.site import INNER, WEIGHT, named_sites
 from visq.recipes import Recipe
 from visq.recipes.catalog import FP32
@@ -55,7 +56,8 @@ def evaluation_row(model: Any, evaluation: Evaluation, *, backend: str, size: in
         "scope": recipe.scope_name,
         **effective_bits(model),
         "backend": backend,
-        "kernels": {"engine": model.engine.kernel} if backend in engine_backends() else kernels(),
+        "kernels": {"engine": model.engine.kernel} if backend in engine_backends() else kernels(device_of(model).type),
+        "device": described(device_of(model)),
         "n": evaluation.n,
         "top1": evaluation.top1,
         "top5": evaluation.top5,

@@ -149,13 +149,15 @@ def _granularity(spec: Any) -> str:
     return describe_granularity(spec).replace("_", " ")
 
 
-def backends(json_to: options.JsonTo = None) -> None:
+def backends(device: options.Device = "cpu", json_to: options.JsonTo = None) -> None:
     """Say which kernel computes each op on this machine, and why a faster one does not."""
     output = Output(json_to)
     from visq.analysis.machine import machine, versions
+    from visq.device import resolve_device
     from visq.ops import backends as ops
 
-    choices = ops.describe()
+    # Of a GPU that is not there, the reasons are what is asked for.
+    choices = ops.describe("cuda" if device == "cuda" else resolve_device(device).type)
     lines = [
         (op, choice.kernel, "; ".join(f"{n}: {why}" for n, why in choice.not_used)) for op, choice in choices.items()
     ]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visq.device import described, resolve_device
+from visq.device import described, resolve_device, too_little_memory
 from visq.errors import VisqError
 from visq.models.checkpoint import geometry_notes, read_checkpoint
 from visq.models.family import family_of
@@ -61,8 +61,8 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False, progress: boo
         resume: goes on with an interrupted run in `out`, which ends in the same weights as an uninterrupted one.
         progress: shows a bar on a terminal, or a line an epoch.
     Raises:
-        VisqError: the configuration does not fit the data or model, `out` holds another run or cannot be written, or
-            the loss is not finite.
+        VisqError: the configuration does not fit the data or model, `out` holds another run or cannot be written, the
+            loss is not finite, or the GPU's memory is full.
     """
     out = Path(out).expanduser()
     with ExitStack() as lock:
@@ -71,6 +71,8 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False, progress: boo
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise VisqError(f"the run cannot be kept in {out}: {reason}") from error
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(resolve_device(config.device), config.batch_size, "--set batch_size=") from error
 
 
 class _Run:
