@@ -168,3 +168,32 @@ def test_large_tensors_are_sampled_over_all_channels_and_tokens(monkeypatch: pyt
 def test_bad_recipes_are_named(site: str, spec: dict[str, object], message: str) -> None:
     with pytest.raises(VisqError, match=message):
         make_discretized_estimator(Spec.model_validate({"bits": 4, "signed": site == "bbar", **spec}), site)
+
+
+def test_skewed_takes_the_codebook_only_where_the_median_is_small() -> None:
+    """Bbar's heavy tail is skewed; with B of one magnitude and even steps it is not, and has uniform codes."""
+    scan, even = s4d(), s4d()
+    even["delta"] = 0.05 + 0.05 * torch.rand(even["delta"].shape, generator=torch.Generator().manual_seed(1))
+    even["B"] = even["B"].sign()
+    options = {"codebook": "log2", "estimator": {"name": "skewed", "threshold": 0.25, "clips": 4}}
+    for found, log2 in ((scan, True), (even, False)):
+        quantizer = estimate("bbar", found, score=lambda q, s=found: scan_loss(s, bbar=q), **options)  # type: ignore[misc]
+        share = tensors(found)["bbar"].abs().median() / tensors(found)["bbar"].abs().max()
+        assert (share < 0.25) == log2
+        assert (quantizer.table is not None) == log2 and quantizer.spec.codebook.name == ("log2" if log2 else "uniform")
+
+
+@pytest.mark.parametrize("site", ["abar", "bbar"])
+def test_skewed_is_tuned_on_the_output(site: str) -> None:
+    """No clip of the same codes that the search tries leaves y with a larger error than the tensor's own choice."""
+    scan = s4d()
+    options = {"codebook": "log2", "estimator": {"name": "skewed", "threshold": 0.9}}
+    tuned = estimate(site, scan, score=lambda q: scan_loss(scan, **{site: q}), **options)
+    plain = estimate(site, scan, codebook="log2", estimator="mse")
+    assert scan_loss(scan, **{site: tuned}) <= scan_loss(scan, **{site: plain})
+
+
+@pytest.mark.parametrize("wrong", [{"codebook": "uniform"}, {"estimator": {"name": "skewed", "threshold": 1}}])
+def test_skewed_needs_a_codebook_and_a_threshold(wrong: dict[str, object]) -> None:
+    with pytest.raises(VisqError, match="estimator skewed needs a codebook and 0 < threshold < 1"):
+        estimate("bbar", s4d(), **{"codebook": "log2", "estimator": "skewed", **wrong})

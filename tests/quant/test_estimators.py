@@ -100,6 +100,41 @@ def test_grouped_similarity_is_at_least_as_good_as_one_scale(batches: list[Tenso
     assert float((x - groups(x)).square().sum()) < float((x - one(x)).square().sum())
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_groups_searched_in_turn_are_never_worse_than_one_scale(seed: int, power_of_two: bool) -> None:
+    """Heavy tails, where groups searched at once may end below one scale for all."""
+    torch.manual_seed(seed)
+    spread = torch.exp(0.5 * torch.randn(16)) if seed % 2 else torch.ones(16)
+    x = torch.distributions.StudentT(3.0).sample((6, 8, 16)) * spread
+    groups = {"kind": "channel_groups", "k": 4, "power_of_two": power_of_two}
+    one = estimate(Spec(bits=4, estimator="similarity"), [x])
+    in_turn = estimate(Spec(bits=4, granularity=groups, estimator={"name": "similarity", "order": "in_turn"}), [x])
+    assert mean_cosine(in_turn(x), x) >= mean_cosine(one(x), x) - 1e-6
+    if power_of_two:
+        shifts = torch.log2(in_turn.scale.max() / in_turn.scale)
+        torch.testing.assert_close(shifts, shifts.round())
+
+
+def test_each_group_in_turn_takes_its_best_candidate_beside_the_others(batches: list[Tensor]) -> None:
+    """The last group's scale is the best of all candidates when the other groups are where they ended."""
+    x = torch.cat(batches)
+    groups = {"kind": "channel_groups", "k": 2}
+    found = estimate(Spec(bits=4, granularity=groups, estimator={"name": "similarity", "order": "in_turn"}), batches)
+    assert found.group is not None
+    best = mean_cosine(found(x), x)
+    full = x.abs().amax((0, 1))[found.group == 1].max() / 7
+    for candidate in (full * CANDIDATES).tolist():
+        scale = torch.tensor([float(found.scale[0]), candidate])
+        other = Quantizer(found.spec, scale, axis=-1, group=found.group)
+        assert mean_cosine(other(x), x) <= best + 1e-6
+
+
+def test_the_order_of_a_search_is_known() -> None:
+    with pytest.raises(VisqError, match="goes at_once or in_turn, not backwards"):
+        make_estimator(Spec(bits=4, estimator={"name": "similarity", "order": "backwards"}), "activation")
+
+
 def test_hessian_score_follows_the_gradient(batches: list[Tensor]) -> None:
     """With a gradient on one channel only, the scale serves that channel."""
     x = torch.cat(batches)

@@ -48,6 +48,9 @@ def search(
     held_out: Annotated[
         int, typer.Option("--holdout", min=0, help="Images beside the calibration images, which decide.")
     ] = 256,
+    probe: Annotated[
+        int, typer.Option("--probe", min=1, help="Calibration images that the sensitivity is measured on, at most.")
+    ] = 32,
     seed: options.Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the front there.")] = None,
@@ -93,6 +96,7 @@ def search(
         restore,
         minimize,
         tuple(options.integers("--bits", bits, least=2)),
+        probe,
         seed,
         batch,
     )

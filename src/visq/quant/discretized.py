@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visq import parallel
 from visq.errors import VisqError
-from visq.integer.spec import Spec
+from visq.integer.spec import Named, Spec
 from visq.quant.codebook_search import Distribution, Fit, best, fits
 from visq.quant.few_images import widened_scales
 from visq.quant.histogram import float_counts, weighted_quantile, weighted_values
@@ -240,3 +240,32 @@ class DiscretizedScanOutput(DiscretizedMSE):
             if (other := score(make(fit))) < loss:
                 chosen, loss = fit, other
         return chosen
+
+
+@register("skewed")
+class DiscretizedSkewed(DiscretizedScanOutput):
+    """Takes the recipe's codebook only where the tensor is skewed, otherwise uniform codes; both are then tuned on y.
+
+    Skewed is a tensor whose median magnitude is small beside its largest one. Of Abar, that is the distance from 1.
+
+    Arguments:
+        threshold: the largest share of the range that the median of a skewed tensor may have.
+        images, clips: as in `scan_output`.
+    """
+
+    def __init__(self, spec: Spec, site: str, threshold: float = 0.25, images: int = 16, clips: int = 12) -> None:
+        super().__init__(spec, site, images, clips)
+        if spec.codebook.name == "uniform" or not 0 < threshold < 1:
+            raise VisqError(f"{site}: estimator skewed needs a codebook and 0 < threshold < 1, got {threshold}")
+        self.threshold = threshold
+
+    def median(self) -> float:
+        """Returns the median magnitude as a share of the largest."""
+        _, values, counts = self.distribution()
+        order = values.abs().argsort(stable=True)
+        return weighted_quantile(values.abs()[order], counts[order], 0.5)
+
+    def result(self, score: Score | None = None) -> Quantizer:
+        if self.median() > self.threshold:
+            self.spec = self.spec.model_copy(update={"codebook": Named(name="uniform")})
+        return super().result(score)

@@ -34,8 +34,6 @@ from visq.search.state import MEASURED, Measurements, open_folder
 
 #: Widths that a site may have.
 WIDTHS = (3, 4, 5, 6, 8)
-#: Calibration images that the sensitivity is measured on, at most.
-PROBED = 32
 #: Calibrations of the chosen recipe before the search gives up on its limits.
 VERIFIED = 4
 
@@ -49,6 +47,7 @@ class Search:
         budgets: limits that all hold.
         max_drop: percent of held-out images that may get another decision than FP32's.
         restore: put the worst sites back up until `max_drop` holds.
+        probed: calibration images that the sensitivity is measured on, at most.
         minimize: the resource that `max_drop` alone makes as small as it can.
     """
 
@@ -58,6 +57,7 @@ class Search:
     restore: bool = False
     minimize: str = "bytes"
     widths: tuple[int, ...] = WIDTHS
+    probed: int = 32
     seed: int = 0
     batch_size: int = 16
 
@@ -151,6 +151,7 @@ def fingerprint(model: Any, wanted: Search, images: Dataset, held_out: Dataset |
         "kind of budget": list(wanted.kinds),
         "calibration data": images.fingerprint(),
         "held-out images": None if held_out is None else held_out.fingerprint(),
+        "images of the sensitivity": wanted.probed,
         "seed": wanted.seed,
         "batch size": wanted.batch_size,
     }
@@ -206,6 +207,7 @@ class _Run:
             "restore": wanted.restore,
             "resource": wanted.resource,
             "images": len(self.images),
+            "probed": wanted.probed,
             "held_out_images": 0 if self.exact is None else len(self.exact.images),
         }
 
@@ -229,7 +231,7 @@ class _Run:
         self, library: Library, groups: Sequence[Group], widths: Sequence[int]
     ) -> tuple[Any, list[tuple[int, int, float]]]:
         """Returns losses [groups, widths] and the pairs that interact, by index."""
-        some_images = self.images.select(range(min(PROBED, len(self.images))))
+        some_images = self.images.select(range(min(self.wanted.probed, len(self.images))))
         probe = Probe(library, groups, some_images, self.wanted.batch_size)
         loss: dict[Group, dict[int, float]] = {}
         with self.progress.task(f"measuring {len(groups)} groups of sites", total=len(groups)) as task:

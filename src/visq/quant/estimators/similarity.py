@@ -35,12 +35,32 @@ class ScaleSearch:
         score: one of `SCORES`.
         joint: all groups move together (one multiplier for all), as when the power-of-two steps between them are
             frozen.
+        extra: [G] one more candidate for each group.
+        present: the extra candidates are the present scales of all groups, and equal scores keep them.
     """
 
-    def __init__(self, scale: Tensor, axis: Axis, score: str, qmin: int, qmax: int, joint: bool = False) -> None:
+    def __init__(
+        self,
+        scale: Tensor,
+        axis: Axis,
+        score: str,
+        qmin: int,
+        qmax: int,
+        joint: bool = False,
+        extra: Tensor | None = None,
+        present: bool = False,
+    ) -> None:
         self.scale, self.axis, self.score = scale, axis, score
         self.qmin, self.qmax, self.joint = qmin, qmax, joint
         self.candidates = scale[:, None] * CANDIDATES.to(scale.device)
+        #: Columns in the order in which equal scores are taken.
+        self.order = (CANDIDATES - 1).abs().argsort(stable=True).tolist()
+        self.present = self.order[0]
+        if extra is not None:
+            self.candidates = torch.cat([self.candidates, extra[:, None]], 1)
+            column = len(CANDIDATES)
+            self.order = [column, *self.order] if present else [*self.order, column]
+            self.present = column if present else self.present
         self.total = torch.zeros(self.candidates.shape, dtype=torch.double, device=scale.device)
 
     def observe(self, x: Tensor, labels: Tensor, reference: Tensor | None = None, weight: Tensor | None = None) -> None:
@@ -85,9 +105,9 @@ class ScaleSearch:
             if self.joint:
                 dot, square = (v.sum(1, keepdim=True).expand_as(v) for v in (dot, square))
             elif self.scale.numel() > 1:
-                present = int((CANDIDATES == 1).nonzero()[0])
                 dot, square = (
-                    v + (v[..., present].sum(1, keepdim=True) - v[..., present])[..., None] for v in (dot, square)
+                    v + (v[..., self.present].sum(1, keepdim=True) - v[..., self.present])[..., None]
+                    for v in (dot, square)
                 )
             norm = reference.norm(dim=-1)[:, None, None]
         else:
@@ -97,7 +117,7 @@ class ScaleSearch:
     def best(self) -> Tensor:
         """Returns the best scale of each group, [G]; of equal scores the one nearest the present scale."""
         total = self.total.sum(0, keepdim=True).expand_as(self.total) if self.joint else self.total
-        order = (CANDIDATES - 1).abs().argsort(stable=True).to(total.device)
+        order = torch.tensor(self.order, device=total.device)
         choice = order[total[:, order].argmax(1)]
         return self.candidates.gather(1, choice[:, None])[:, 0]
 
@@ -106,18 +126,25 @@ class ScaleSearch:
 class Similarity(Estimator):
     """Chooses the scale of highest similarity between a tensor and its quantized self.
 
-    Pass 0 collects ranges and k-means groups, pass 1 scores the candidates of each group, pass 2 (power-of-two steps
-    only) searches the largest scale again with the shifts frozen.
+    Pass 0 collects ranges and k-means groups. Pass 1 scores the candidates of each group with the others at full range.
+    In turn, pass 1 searches one scale for all groups; each group then has a pass of its own with the others where they
+    are. The last pass (power-of-two steps only) searches the largest scale again with the shifts frozen. In turn it
+    also tries the one scale: groups never end below it.
 
     Arguments:
+        order: of channel groups, `at_once` or `in_turn`.
         score: `cosine` (the paper's default; squared error where there is one channel only), `l1`, `l2`, or `hessian`
             (squared error weighted by the squared gradient of the task loss).
     Raises:
         VisqError: unknown score; asymmetric spec; a scale of its own for every channel (use estimator `mse`).
     """
 
-    def __init__(self, spec: Spec, kind: str, smooth: Tensor | None = None, score: str = "cosine") -> None:
+    def __init__(
+        self, spec: Spec, kind: str, smooth: Tensor | None = None, score: str = "cosine", order: str = "at_once"
+    ) -> None:
         super().__init__(spec, kind, smooth)
+        if order not in ("at_once", "in_turn"):
+            raise VisqError(f"a similarity search goes at_once or in_turn, not {order}")
         if score not in SCORES:
             raise VisqError(f"unknown similarity score '{score}'; known: {', '.join(SCORES)}")
         if not spec.symmetric:
@@ -129,7 +156,12 @@ class Similarity(Estimator):
                 "a similarity is measured over channels, so it cannot choose a scale for each one; use estimator mse"
             )
         self.score = score
-        self.passes = 3 if spec.granularity.power_of_two and spec.granularity.grouped else 2
+        self.plan: list[str | int] = ["all"]
+        if order == "in_turn" and spec.granularity.kind == "channel_groups" and not self.row_axis:
+            self.plan = ["one", *range(spec.granularity.k)]
+        if spec.granularity.power_of_two and spec.granularity.grouped:
+            self.plan.append("shifts")
+        self.passes = 1 + len(self.plan)
         self.needs_gradient = score == "hessian"
 
     def observe(self, x: Tensor, gradient: Tensor | None = None, reference: Tensor | None = None) -> None:
@@ -143,18 +175,37 @@ class Similarity(Estimator):
         if self.pass_index == 0:
             self.labels = self.groups()
             low, high = self.group_range(self.labels)
-            self.scale = usable(torch.maximum(low.abs(), high.abs()) / self.spec.qmax)
-            self.search: ScaleSearch | None = self.start(joint=False)
+            self.full_range = usable(torch.maximum(low.abs(), high.abs()) / self.spec.qmax)
+            self.scale, self.one = self.full_range, self.full_range
+            self.search: ScaleSearch | None = self.begin(self.plan[0])
         elif self.search is not None:
-            self.scale = self.search.best()
-            self.search = None
-            if self.pass_index == 1 and self.spec.granularity.power_of_two and self.labels is not None:
-                self.scale = self.scale.max() * 2.0 ** -power_of_two_shifts(self.scale)
-                self.search = self.start(joint=True)
+            self.take(self.plan[self.pass_index - 1], self.search.best())
+            left = self.plan[self.pass_index :]
+            self.search = self.begin(left[0]) if left else None
 
-    def start(self, joint: bool) -> ScaleSearch:
+    def begin(self, step: str | int) -> ScaleSearch | None:
+        """Returns the search of one pass; None where there is nothing to search."""
         axis: Axis = "token" if self.row_axis else "channel"
-        return ScaleSearch(self.scale, axis, self.score, self.spec.qmin, self.spec.qmax, joint)
+        spec, scale = self.spec, self.scale
+        options = axis, self.score, spec.qmin, spec.qmax
+        if step == "one":
+            return ScaleSearch(self.full_range.max().expand_as(scale).contiguous(), *options, joint=True)
+        if step == "shifts":
+            if self.labels is None:
+                return None
+            self.scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
+            return ScaleSearch(self.scale, *options, joint=True, extra=self.one if "one" in self.plan else None)
+        if isinstance(step, int):
+            return ScaleSearch(self.full_range, *options, extra=scale, present=True)
+        return ScaleSearch(scale, *options)
+
+    def take(self, step: str | int, best: Tensor) -> None:
+        """Takes what one pass found: of a group in turn its scale alone."""
+        if step == "one":
+            self.one = best
+        if isinstance(step, int):
+            best = torch.where(torch.arange(len(best), device=best.device) == step, best, self.scale)
+        self.scale = best
 
     def row_or_channel_labels(self, batch: int, channels: int) -> Tensor:
         """Returns the scale's index for every row [batch * R] or channel [C] of a batch."""
@@ -184,7 +235,7 @@ class Similarity(Estimator):
     def restart(self) -> None:
         """Searches again around the present scales: the next round of a layer's search in turn."""
         self.pass_index = 1
-        self.search = self.start(joint=False)
+        self.search = self.begin(self.plan[0])
 
     def quantizer(self) -> Quantizer:
         """Returns the quantizer with the present scales, between passes."""
