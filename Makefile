@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | sanitize | fuzz | test-arm | lint | bench. Everything happens in .venv, which `setup` creates.
+# make setup | demo | test | test-slow | sanitize | fuzz | test-arm | web | lint | bench. Everything happens in .venv, which `setup` creates.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt packages/visq-models/pyproject.toml 
 REQUIRE_KERNELS := $(if $(shell command -v $(CXX)),1,0)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow sanitize fuzz test-arm wheels docs lint bench clean
+.PHONY: setup demo test test-slow sanitize fuzz test-arm web wheels docs lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -42,6 +42,10 @@ fuzz: setup
 # libvisq on 64-bit ARM under qemu; says what is missing where it cannot.
 test-arm: setup
 	$(BIN)/python -m pytest -q -rs tests/csrc/test_arm.py
+
+# A page that runs the embedded network in a browser, build/web/index.html; needs emscripten, says so where there is none.
+web: setup
+	$(BIN)/python tools/web.py
 
 # sdist, wheels with and without kernels, visq-models; each is installed and tried in a virtual environment of its own.
 wheels: setup

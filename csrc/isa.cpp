@@ -7,6 +7,13 @@
 #if defined(__aarch64__) && !defined(VISQ_SCALAR_ONLY)
 #define VISQ_ARM 1
 #endif
+#if defined(__EMSCRIPTEN__) && !defined(VISQ_SCALAR_ONLY)
+#define VISQ_WASM 1
+#endif
+#if defined(VISQ_ARM) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #if defined(VISQ_HAS_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -36,6 +43,11 @@ VISQ_ENGINE_LEVEL(amx)
 #endif
 #if defined(VISQ_ARM)
 VISQ_ENGINE_LEVEL(neon)
+VISQ_ENGINE_LEVEL(neondot)
+VISQ_ENGINE_LEVEL(i8mm)
+#endif
+#if defined(VISQ_WASM)
+VISQ_ENGINE_LEVEL(wasm128)
 #endif
 
 namespace visq {
@@ -74,6 +86,17 @@ bool has_amx() {
 #endif
 #endif
 
+#if defined(VISQ_ARM)
+// What Linux says of the processor; elsewhere nothing is known, and `neon` runs.
+#if defined(__linux__)
+bool has_neondot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_i8mm() { return has_neondot() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM); }
+#else
+bool has_neondot() { return false; }
+bool has_i8mm() { return false; }
+#endif
+#endif
+
 struct Level {
   const char* name;
   bool (*present)();
@@ -95,7 +118,12 @@ const Level kLevels[] = {
     {"avx2", has_avx2, engine::avx2::kernels},
 #endif
 #if defined(VISQ_ARM)
+    {"i8mm", has_i8mm, engine::i8mm::kernels},
+    {"neondot", has_neondot, engine::neondot::kernels},
     {"neon", always, engine::neon::kernels},
+#endif
+#if defined(VISQ_WASM)
+    {"wasm128", always, engine::wasm128::kernels},
 #endif
 #if defined(VISQ_TEST_LEVELS)
     {"portable", always, engine::portable::kernels, false},

@@ -71,7 +71,6 @@ def main() -> int:
     options = ["-DCMAKE_CXX_COMPILER=clang++", "-DVISQ_FUZZ=ON", "-DVISQ_SCALAR_ONLY=ON"]
     subprocess.run(["cmake", "-S", ROOT / "csrc", "-B", folder / "cmake", *options], check=True)
     subprocess.run(["cmake", "--build", folder / "cmake", "--parallel", str(os.cpu_count())], check=True)
-    # A file may ask for as much memory as the machine has: that is an error of visq_open, and no finding.
     command = [folder / "cmake" / "fuzz-file", f"-runs={arguments.runs}", f"-max_total_time={arguments.seconds}"]
     command += ["-max_len=300000", "-rss_limit_mb=4096", "-malloc_limit_mb=4096", "-timeout=20", "-print_final_stats=1"]
     command += [f"-artifact_prefix={folder}/", corpus, known]

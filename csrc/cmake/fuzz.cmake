@@ -6,6 +6,8 @@ visq_objects(visq_fuzzed capi/capi.cpp capi/memory.cpp capi/network.cpp fuzz/fuz
 target_include_directories(visq_fuzzed PRIVATE include)
 target_compile_definitions(visq_fuzzed PRIVATE VISQ_VERSION="${PROJECT_VERSION}")
 set(objects)
+# A file may ask for as much memory as the machine has, which would be a finding of the fuzzer's.
+set_property(SOURCE program/phases.cpp run/run.cpp APPEND PROPERTY COMPILE_DEFINITIONS VISQ_MACHINE_MEMORY=1073741824)
 foreach(part visq_fuzzed ${engine})
   target_compile_options(${part} PRIVATE ${fuzzed})
   list(APPEND objects $<TARGET_OBJECTS:${part}>)

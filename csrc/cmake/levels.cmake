@@ -10,6 +10,11 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   set(VISQ_ENGINE_FLAGS -fno-tree-pre)
 endif()
 
+# C++ exceptions are off there unless they are asked for.
+if(EMSCRIPTEN)
+  list(APPEND VISQ_COMMON -fexceptions)
+endif()
+
 # VISQ_SANITIZE=address or thread: see tools/sanitize.py.
 set(VISQ_SANITIZE "" CACHE STRING "sanitizers to build with: address (and undefined behaviour), or thread")
 if(VISQ_SANITIZE STREQUAL "address")
@@ -59,6 +64,8 @@ if(VISQ_TEST_LEVELS)
 endif()
 if(VISQ_SCALAR_ONLY)
   set_property(SOURCE isa.cpp APPEND PROPERTY COMPILE_DEFINITIONS VISQ_SCALAR_ONLY)
+elseif(EMSCRIPTEN)
+  visq_level(wasm128 ENGINE_ONLY FLAGS -msimd128)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(avx2 -mavx2 -mfma)
   # GCC 12 warns about its own AVX-512 intrinsics.
@@ -80,4 +87,6 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
   visq_level(neon ENGINE_ONLY)
+  visq_level(neondot ENGINE_ONLY FLAGS -march=armv8.2-a+dotprod)
+  visq_level(i8mm ENGINE_ONLY FLAGS -march=armv8.2-a+dotprod+i8mm)
 endif()

@@ -50,7 +50,7 @@ void int_conv_row(const Operation& op, const Frame& f, int64_t t, float* out) {
     if (at < 0 && missing <= k && end == p.K) end = k;
     rows[k] = at < 0 ? nullptr : f.row<uint8_t>(x, at);
   }
-  if constexpr (V::kStep == 4) {
+  if constexpr (V::kStep == 4 && V::W == 16) {
     if (p.four) return four_taps<V>(p, rows, missing, end, op.width, out);
   }
   for (int64_t c = 0; c < op.width; c += V::W) {

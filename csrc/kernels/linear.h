@@ -61,6 +61,7 @@ template <class V, Elements kElements>
 struct Weights {
   using I = typename V::I;
   static constexpr int kEach = kElements == Elements::kWide ? 2 : V::kStep, kBytes = 4, kParts = 1;
+  static constexpr int kOffset = kElements == Elements::kWide ? 0 : V::kOffset;
   template <int kPart>
   VISQ_INLINE I load(const char* w) {
     return V::weights(w);
@@ -71,7 +72,7 @@ struct Weights {
   }
   VISQ_INLINE I dot(I sum, I w, I x) {
     if constexpr (kElements == Elements::kWide && V::kStep == 4)
-      return V::dot16(sum, w, x);
+      return V::dot16(sum, V::as_shorts(w), V::as_shorts(x));
     else
       return V::dot(sum, w, x);
   }
@@ -84,7 +85,7 @@ template <class V>
 struct Weights<V, Elements::kNibbles> {
   using I = typename V::I;
   static constexpr bool kTogether = V::kStep == 2;
-  static constexpr int kEach = 8, kBytes = 8, kParts = kTogether ? 1 : 2;
+  static constexpr int kEach = 8, kBytes = 8, kParts = kTogether ? 1 : 2, kOffset = V::kOffset;
   template <int kPart>
   VISQ_INLINE auto load(const char* w) {
     if constexpr (kTogether)
@@ -142,7 +143,7 @@ VISQ_INLINE void int_tile(const IntLinear& p, const IntRows& rows, int64_t regis
   VISQ_UNROLL for (int j = 0; j < B; ++j) {
     const Outputs<V> outputs(p, n + j * V::W);
     VISQ_UNROLL for (int i = 0; i < M; ++i) {
-      outputs.write(Of::total(sum[i][j]), zero[i], token[i], out + i * out_stride + j * V::W);
+      outputs.write(Of::total(sum[i][j]), zero[i] - Of::kOffset, token[i], out + i * out_stride + j * V::W);
     }
   }
 }

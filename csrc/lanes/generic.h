@@ -35,6 +35,8 @@ struct Generic {
 
   // Elements of one product of `dot`: 2 shorts, or 4 bytes (then a level has what avx512vnni.h has beside `dot`).
   static constexpr int kStep = 2;
+  // What `dot` takes from each byte of a row: linear layers add it again, times the sum of an output's weights.
+  static constexpr int kOffset = 0;
   // Whether the level has search32 and search256 (avx512.h), which find the values of a table without a gather.
   static constexpr bool kSearches = false;
 
@@ -258,6 +260,12 @@ struct Generic {
     return make_ints([&](int i) {
       return u32(total[i]) + u32(a[2 * i] * b[2 * i]) + u32(a[2 * i + 1] * b[2 * i + 1]);
     });
+  }
+  // The same bytes.
+  VISQ_INLINE S as_shorts(I x) {
+    S shorts;
+    __builtin_memcpy(&shorts, &x, sizeof x);
+    return shorts;
   }
   // Two products of four bytes each by weights of 4 bits. A byte of `packed` holds one weight of each product, the
   // first in its low half.

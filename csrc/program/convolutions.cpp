@@ -45,7 +45,7 @@ void Engine::int_conv(int input, Array<int8_t> weight, Array<float> scale, Array
       correction[k * stride + c] = zero.at(c) * sum;
     }
   }
-  int8_t* four = K <= 4 && kernels_->step == 4 ? allocate<int8_t>(4 * padded(C, 64)) : nullptr;
+  int8_t* four = K <= 4 && kernels_->step == 4 && kernels_->lanes == 16 ? allocate<int8_t>(4 * padded(C, 64)) : nullptr;
   for (int64_t c = 0; four && c < C; ++c)
     for (int64_t k = 0; k < K; ++k) four[c * 4 + 4 - K + k] = weight.at(c * K + k);
   op.conv1d = {K, reverse, 0, op.rows, copy(bias, C), nullptr, taps, four, correction, copy(scale, C)};

@@ -8,9 +8,11 @@
 
 namespace visq {
 
-// Physical memory in bytes; a large number where the system does not say.
+// Physical memory in bytes; a large number where the system does not say. A fuzzer says how much there is for it.
 inline int64_t machine_memory() {
-#if defined(_SC_PHYS_PAGES)
+#if defined(VISQ_MACHINE_MEMORY)
+  return VISQ_MACHINE_MEMORY;
+#elif defined(_SC_PHYS_PAGES)
   const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
   if (pages > 0 && page > 0) return pages * page;
 #endif

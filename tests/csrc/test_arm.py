@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.csrc.flat_files import PAIRS, make
+from tests.csrc.flat_files import PAIRS, QUICK, make
 from visq.native.extension import available
 from visq.runtime.engine import Engine
 
@@ -23,6 +23,13 @@ pytestmark = [
     pytest.mark.skipif(not available(), reason="needs the extension"),
     pytest.mark.skipif(bool(MISSING), reason=f"ARM is not tested: {', '.join(MISSING)} missing (docs/deploy.md)"),
 ]
+
+#: Fastest first.
+LEVELS = ("i8mm", "neondot", "neon", "scalar")
+
+
+def qemu(processor: str) -> list[str]:
+    return ["qemu-aarch64", "-cpu", processor, "-L", "/usr/aarch64-linux-gnu"]
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +52,31 @@ def test_logits_have_the_bits_of_the_engine(visq_run: Path, tmp_path: Path, pair
         pixels = rng.integers(0, 256, (28, 28), dtype=np.uint8)
         (tmp_path / "a.pgm").write_bytes(b"P5 28 28 255\n" + pixels.tobytes())
         expected = engine(engine.preprocess.normalize_array(pixels[None, None]))[0]
-        for level in ("neon", "scalar"):
-            command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", visq_run, file, tmp_path / "a.pgm"]
+        for level in LEVELS:
+            command = [*qemu("max"), visq_run, file, tmp_path / "a.pgm"]
             command += ["--level", level, "--threads", str(1 + index % 2), "--logits"]
             done = subprocess.run([*map(str, command)], capture_output=True, check=False)
             assert done.returncode == 0, done.stderr
             assert np.array_equal(np.frombuffer(done.stdout, np.float32), expected), level
 
 
-def test_a_level_of_another_processor_is_refused(visq_run: Path, tmp_path: Path) -> None:
-    command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", visq_run, tmp_path, tmp_path, "--level", "avx2"]
+@pytest.mark.parametrize(
+    ("processor", "fastest"), [("max", "i8mm"), ("neoverse-n1", "neondot"), ("cortex-a53", "neon")]
+)
+def test_the_processor_decides_the_level(visq_run: Path, tmp_path: Path, processor: str, fastest: str) -> None:
+    """A Raspberry Pi 3 has the Cortex-A53; Graviton 2 has the Neoverse N1."""
+    file = make(*QUICK[0], tmp_path)[1]
+    (tmp_path / "a.pgm").write_bytes(b"P5 28 28 255\n" + bytes(28 * 28))
+    command = [*map(str, [*qemu(processor), visq_run, file, tmp_path / "a.pgm"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"({fastest}, 1 thread)" in done.stdout
+    for level in LEVELS[: LEVELS.index(fastest)]:
+        done = subprocess.run([*command, "--level", level], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"the instruction set {level} is not available here; available: {fastest}, " in done.stderr
+
+
+def test_a_level_of_another_kind_of_processor_is_refused(visq_run: Path, tmp_path: Path) -> None:
+    command = [*qemu("max"), visq_run, tmp_path, tmp_path, "--level", "avx2"]
     done = subprocess.run([*map(str, command)], capture_output=True, check=False)
     assert done.returncode == 1 and done.stderr

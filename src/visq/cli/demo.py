@@ -49,6 +49,14 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help=f"Simulate every test image, not {SIMULATED:,} of them (slow).")
     ] = False,
+    web: Annotated[
+        bool,
+        typer.Option(
+            "--web",
+            help="Write a page instead, index.html in --out, and open it: the model in a browser, FP32 and 4 bits. "
+            "Needs a checkout and emscripten.",
+        ),
+    ] = False,
     limit: options.Limit = None,
     samples: options.Samples = 256,
     seed: options.Seed = 0,
@@ -57,6 +65,8 @@ def demo(
 ) -> None:
     """Quantize the embedded model in eight ways and measure each on the integer engine and in simulation."""
     output = Output(json_to)
+    if web:
+        return open_page(output, out, samples, seed, threads, full or limit is not None)
     from visq import analysis, pipeline
     from visq.analysis import report
     from visq.data import open_dataset
@@ -96,6 +106,22 @@ def demo(
     output.say(kept + look)
     output.say("Your own network and images: docs/quickstart.md")
     output.emit(report.to_json(rows))
+
+
+def open_page(output: Output, out: Path | None, samples: int, seed: int, threads: int | None, measures: bool) -> None:
+    """Writes the page of `--web` and opens it where there is a browser."""
+    import webbrowser
+
+    from visq.web import PAGE, write_demo
+
+    if measures:
+        raise VisqError("--web writes a page and measures nothing; leave --full and --limit out")
+    set_threads(threads)
+    page = write_demo(PAGE if out is None else out / "index.html", samples=samples, seed=seed)
+    where = page.path.absolute()
+    opened = webbrowser.open(where.as_uri())
+    output.say(f"{where}: {page.bytes:,} bytes, {'opened' if opened else 'open it in a browser'}")
+    output.emit({"file": str(where), "bytes": page.bytes, "network_bytes": list(page.networks), "opened": opened})
 
 
 def run_recipe(

@@ -19,7 +19,7 @@ except ImportError as error:  # installed without a compiler
     MISSING = f"the C++ extension visq._C is not installed ({error})"
 
 #: The engine's levels, fastest first.
-ENGINE_ISAS = ("amx", "avx512vnni", "avx512", "avx2", "neon", "scalar")
+ENGINE_ISAS = ("amx", "avx512vnni", "avx512", "avx2", "i8mm", "neondot", "neon", "scalar")
 #: `amx` with its matrix instructions emulated in C++, for tests on machines without them. Runs only when named.
 EMULATED = "amx-emulated"
 #: Vectors of 16 bytes without intrinsics, for tests and as the start of ports. Runs only when named.
