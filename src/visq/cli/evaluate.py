@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visq.cli import options
+from visq.cli.other_outputs import check_data, evaluate_classes_of_pixels, evaluate_pairs
 from visq.cli.output import Output, megabytes, set_threads
-from visq.cli.restoration import check_data, evaluate_pairs
 from visq.cli.understood import say_understood
 from visq.errors import VisqError
 
@@ -37,6 +37,21 @@ def evaluate(
         int | None,
         typer.Option("--border", min=0, help="Pixels that PSNR and SSIM leave out at each side; the scale by default."),
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks", metavar="DIR", help="For a class for each pixel: a folder or tar of `images` and `labels`."
+        ),
+    ] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            "--ignore",
+            min=0,
+            max=255,
+            help="A class number of the masks that does not count; by default all unknown ones.",
+        ),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option("--backend", help="fp32 (models by name), sim, int or cuda (artifacts); sim by default."),
@@ -57,7 +72,7 @@ def evaluate(
     interpolation: options.Interpolation = None,
     classes: options.Classes = None,
 ) -> None:
-    """Measure top-1 and top-5 of an FP32 model or of an artifact, or PSNR and SSIM of one that enlarges images."""
+    """Measure a model or an artifact: top-1 and top-5, PSNR and SSIM of pairs, or mean IoU of masks."""
     output = Output(json_to)
     from visq import analysis, parallel
     from visq.analysis.labels import label_hint
@@ -65,7 +80,7 @@ def evaluate(
     from visq.device import resolve_device
     from visq.runtime import engine_backends
 
-    check_data(data, hr, lr)
+    check_data(data, hr, lr, masks)
     set_threads(threads)
     where = resolve_device(device)
     if backend == "int" and where.type != "cpu":
@@ -83,6 +98,9 @@ def evaluate(
         output.kernels(where)
     if hr is not None and lr is not None:
         evaluate_pairs(output, model, used, size, hr, lr, border)
+        return
+    if masks is not None:
+        evaluate_classes_of_pixels(output, model, used, size, masks, ignore, limit)
         return
     parallel.start()
     try:
