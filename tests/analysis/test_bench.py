@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import visq
+from tests.other_device import other_device
 from visq.analysis.bench import bench, example, expected_seconds, first_batch, spoken, sqnr_db, timed, top1
 from visq.analysis.contenders import Contender, make_contenders, optional_contenders, without_quantizers
 from visq.analysis.evaluate import evaluate
@@ -52,6 +53,17 @@ def test_they_compute_what_pytorch_computes(backend: str, artifact: Path) -> Non
     if backend == "eager-fp32":
         assert torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pytorch_on_another_device(artifact: Path) -> None:
+    """Images and outputs are on the CPU; runtimes of others do not take part."""
+    with other_device() as device:
+        rows, _ = bench(artifact, batches=[2], threads=1, seconds=0, backends=["int", "eager-fp32"], device=device)
+        assert [row["backend"] for row in rows] == ["int", "eager-fp32"]
+        assert rows[1]["sqnr_db"] is None or rows[1]["sqnr_db"] > 100
+        with pytest.raises(VisqError, match="openvino-fp32 is unknown or needs"):
+            bench(artifact, batches=[1], threads=1, backends=["int", "openvino-fp32"], device=device)
+    assert [c.backend for c in make_contenders(load(artifact), None) if "fp16" in c.backend] == []
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

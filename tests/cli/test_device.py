@@ -20,6 +20,7 @@ COMMANDS = {
     "reproduce": lambda w: ["qmamba", "--checkpoint", w.checkpoint, "--calib", w.images, "--data", w.images],
     "train": lambda w: ["configs/train/vim_nano_fmnist.yaml", "--out", w.images / "out"],
     "backends": lambda w: [],
+    "bench": lambda w: [w.artifact],
 }
 
 

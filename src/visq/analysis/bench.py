@@ -22,6 +22,7 @@ from visq.analysis.evaluate import check_labels
 from visq.analysis.roofline import Rates, Work, count_work, measure_rates, roofline
 from visq.artifact import is_artifact, load
 from visq.data import Dataset, Preprocess
+from visq.device import CPU, on_its_device, too_little_memory
 from visq.errors import VisqError
 from visq.progress import Progress
 from visq.quant.site_error import decibels
@@ -48,6 +49,7 @@ def bench(
     repeats: int = 1,
     data: Dataset | None = None,
     progress: Progress | None = None,
+    device: torch.device = CPU,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns rows of latency by backend and batch, and the engine's profile.
 
@@ -62,6 +64,9 @@ def bench(
         repeats: how many calls like this one are still to come, this one included; the forecast counts them all.
         data: labelled images, on which every contender's top-1 is measured; contenders are then warmed up on them, and
             torchao is calibrated on their first batch. Noise by default.
+        device: where PyTorch computes. Runtimes of others and torchao take part on the CPU only.
+    Raises:
+        VisqError: a contender that is not there, images without labels, a GPU whose memory is full.
     """
     progress = progress or Progress("silent")
     folder = Path(target) if isinstance(target, str | Path) else None
@@ -70,8 +75,10 @@ def bench(
     network: Any = target if folder is None else load(folder)
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)
-    contenders = [c for c in make_contenders(network, engine) if backends is None or c.backend in backends]
+    contenders = [c for c in make_contenders(network, engine, device) if backends is None or c.backend in backends]
     optional = optional_contenders(network, folder, engine, threads)
+    if device != CPU:
+        optional = {backend: make for backend, make in optional.items() if backend == "cuda"}
     for backend, make in optional.items():
         if backend in backends if backends is not None else backend != "cuda" or torch.cuda.is_available():
             try:
@@ -88,22 +95,25 @@ def bench(
     least = None if folder is None or engine is None else least_time(folder, engine)
     with using_threads(threads), torch.no_grad():
         start = time.perf_counter()
-        without_quantizers(network)(torch.from_numpy(example(network.card.preprocess, 1)))
+        on_its_device(without_quantizers(network))(torch.from_numpy(example(network.card.preprocess, 1)))
         one_image = time.perf_counter() - start
         forecast = repeats * expected_seconds(contenders, batches, seconds, one_image)
         progress.say(f"this takes about {spoken(forecast)}; --seconds, --batch and --backends make it shorter")
         for batch in batches:
             images = example(network.card.preprocess, batch) if data is None else first_batch(data, batch)
             torch._dynamo.reset()
-            exact = without_quantizers(network)(torch.from_numpy(images)).numpy()
+            exact = on_its_device(without_quantizers(network))(torch.from_numpy(images)).numpy()
             ready: dict[str, Callable[[], object]] = {}
             errors: dict[str, float | None] = {}
             right: dict[str, float | None] = {}
             for contender in contenders:
                 progress.say(f"batch {batch}: warming up {contender.backend}")
                 run = contender.make(images)
-                for _ in range(WARM_UP):
-                    outputs = run(images)
+                try:
+                    for _ in range(WARM_UP):
+                        outputs = run(images)
+                except torch.OutOfMemoryError as error:
+                    raise too_little_memory(device, batch) from error
                 errors[contender.backend] = sqnr_db(torch.as_tensor(outputs).float().numpy(), exact)
                 right[contender.backend] = None if data is None else top1(run, data, batch)
                 ready[contender.backend] = partial(run, images)

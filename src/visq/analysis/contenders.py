@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from visq.device import CPU
 from visq.errors import VisqError
 from visq.export.network import artifact_to_onnx, network_to_onnx
 from visq.export.runtimes import RUNTIMES, open_in
@@ -43,34 +44,47 @@ class Contender:
     compiles: bool = False
 
 
-def make_contenders(network: Any, engine: Engine | None) -> list[Contender]:
-    """Returns what runs the network without other packages. PyTorch has visq's fp32 scan, the reference a loop."""
-    plain = without_quantizers(network)
+#: Types of PyTorch's forward pass beside float32, by the type of device.
+HALF = {"cuda": {"fp16": torch.float16, "bf16": torch.bfloat16}}
+HALF_ON_CPU = {"bf16": torch.bfloat16}
+
+
+def make_contenders(network: Any, engine: Engine | None, device: torch.device = CPU) -> list[Contender]:
+    """Returns what runs the network without other packages. PyTorch has visq's fp32 scan, the reference a loop.
+
+    Arguments:
+        device: where PyTorch computes. A call takes images to it and outputs back, as the engine on a GPU does.
+    """
+    plain = without_quantizers(network).to(device)
 
     def eager(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
-        return lambda example: lambda images: autocast(plain, torch.from_numpy(images), dtype)
+        return lambda example: lambda images: autocast(plain, torch.from_numpy(images).to(device), dtype).cpu()
 
-    def compiled(dtype: torch.dtype) -> Callable[[np.ndarray], Run]:
+    def compiled(dtype: torch.dtype, mode: str | None = None) -> Callable[[np.ndarray], Run]:
         def make(example: np.ndarray) -> Run:
-            run = torch.compile(lambda x: autocast(plain, x, dtype))
-            return lambda images: run(torch.from_numpy(images))
+            run = torch.compile(lambda x: autocast(plain, x, dtype), mode=mode)
+            return lambda images: run(torch.from_numpy(images).to(device)).cpu()
 
         return make
 
     def reference(example: np.ndarray) -> Run:
         def run(images: np.ndarray) -> object:
             with naive_ops():
-                return plain(torch.from_numpy(images))
+                return plain(torch.from_numpy(images).to(device)).cpu()
 
         return run
+
+    half = HALF.get(device.type, HALF_ON_CPU)
+    graphs = [Contender("graph-fp16", compiled(torch.float16, "reduce-overhead"), compiles=True)]
 
     found = [] if engine is None else [Contender("int", lambda example: engine)]
     return [
         *found,
         Contender("eager-fp32", eager(torch.float32)),
-        Contender("eager-bf16", eager(torch.bfloat16)),
+        *(Contender(f"eager-{name}", eager(dtype)) for name, dtype in half.items()),
         Contender("compile-fp32", compiled(torch.float32), compiles=True),
-        Contender("compile-bf16", compiled(torch.bfloat16), compiles=True),
+        *(Contender(f"compile-{name}", compiled(dtype), compiles=True) for name, dtype in half.items()),
+        *(graphs if device.type == "cuda" else ()),
         Contender("plain-pytorch", reference, slow=True),
     ]
 
@@ -137,7 +151,8 @@ def torchao(network: Any) -> Contender:
 
 
 def autocast(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    half = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(images.device.type, dtype)
+    with half:
         result: torch.Tensor = network(images)
         return result
 

@@ -36,6 +36,7 @@ def bench(
         typer.Option("--data", help="Labelled images, as in `visq eval`: the top-1 of every contender on them."),
     ] = None,
     limit: options.Limit = None,
+    device: options.Device = "cpu",
     json_to: options.JsonTo = None,
 ) -> None:
     """Time the integer engine beside PyTorch (eager, compiled, torchao's int8), onnxruntime and OpenVINO."""
@@ -45,15 +46,19 @@ def bench(
     from visq.analysis.bench import bench as measure
     from visq.analysis.machine import machine, versions
     from visq.artifact import artifact_bytes, is_artifact
+    from visq.device import described, resolve_device
     from visq.models import load_model
     from visq.native.threads import checked_threads
 
+    where = resolve_device(device)
     counts = [torch.get_num_threads()] if threads is None else options.integers("--threads", threads)
     counts = [checked_threads(count) for count in counts]
     batches = options.integers("--batch", batch, least=1)
     folder = Path(target)
     subject = folder if is_artifact(folder) or folder.is_dir() else load_model(target)
     images = None if data is None else labelled_images(subject, data, limit)
+    if where.type != "cpu":
+        output.kernels(where)
     rows, profiles = [], []
     for index, count in enumerate(counts):
         found, profile = measure(
@@ -65,6 +70,7 @@ def bench(
             repeats=len(counts) - index,
             data=images,
             progress=output.progress,
+            device=where,
         )
         rows += found
         profiles.append(profile)
@@ -125,6 +131,7 @@ def bench(
             "engine_profile_ms": profiles[0],
             "engine_profile_ms_by_threads": dict(zip(map(str, counts), profiles, strict=True)),
             "bytes": size,
+            "device": described(where),
             "machine": machine(),
             "versions": versions(),
         }
