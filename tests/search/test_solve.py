@@ -64,3 +64,18 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     solve(np.array([[2.0, 1.0]] * 4), [(0, 1, 0.5)], [Limit(np.array([[1.0, 2.0]] * 4), 6.0)])
     print("after", flush=True)
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_what_a_budget_leaves_is_spent() -> None:
+    """A group whose bits make no difference still gets the bits that are free."""
+    losses = np.array([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    costs = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    for most, expected in ((6.0, (2, 2)), (5.0, (2, 1)), (4.0, (2, 0))):
+        found = solve(losses, [], [Limit(costs, most)])
+        assert found is not None and found.choice == expected
+
+
+def test_losses_far_below_the_largest_count() -> None:
+    losses = np.array([[1.0, 0.0], [2e-8, 0.0], [1e-8, 0.0]])
+    found = solve(losses, [], [Limit(np.array([[0.0, 1.0]] * 3), 2.0)])
+    assert found is not None and found.choice == (1, 1, 0)

@@ -19,6 +19,10 @@ Array = NDArray[np.float64]
 TIME_LIMIT = 120.0
 
 
+#: The largest loss in the objective; HiGHS stops where no choice is better by 1e-6.
+FINENESS = 1e4
+
+
 @dataclass(frozen=True)
 class Limit:
     """The sum of costs[g, width of g] must be at most `most`."""
@@ -64,7 +68,7 @@ def solve(
         raise VisqError("visq search needs scipy; install it with `pip install 'visq[search]'`") from None
     groups, widths = losses.shape
     finite = np.where(np.isfinite(losses), losses, 0.0)
-    unit = finite.max() or 1.0
+    unit = (finite.max() or 1.0) / FINENESS
     crosses = [2 * rho * np.sqrt(np.outer(finite[a], finite[b])) for a, b, rho in pairs]
     objective = np.concatenate([finite.ravel(), *(cross.ravel() for cross in crosses)]) / unit
     chosen = groups * widths
@@ -106,8 +110,23 @@ def solve(
         )
     if found.x is None:
         return None
-    choice = tuple(int(i) for i in found.x[:chosen].reshape(groups, widths).argmax(1))
+    choice = filled(found.x[:chosen].reshape(groups, widths).argmax(1).tolist(), losses, limits)
     return Solution(choice, total(choice, losses, pairs), float(found.mip_gap or 0.0))
+
+
+def filled(choice: list[int], losses: Array, limits: Sequence[Limit]) -> tuple[int, ...]:
+    """Returns a choice whose limits leave no room to put a group up: bits that cost nothing are spent.
+
+    The loss never grows, because it falls with every width and pairs add to it.
+    """
+    everyone = np.arange(len(choice))
+    for g in sorted(range(len(choice)), key=lambda g: -losses[g, choice[g]]):
+        while choice[g] + 1 < losses.shape[1]:
+            choice[g] += 1
+            if any(limit.costs[everyone, choice].sum() > limit.most * (1 + 1e-12) for limit in limits):
+                choice[g] -= 1
+                break
+    return tuple(choice)
 
 
 @contextmanager
