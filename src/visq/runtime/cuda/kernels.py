@@ -87,7 +87,7 @@ def count_below(x, THRESHOLDS, COUNT: tl.constexpr, STEPS: tl.constexpr):
     """
     found = tl.zeros(x.shape, tl.int32)
     for i in tl.static_range(STEPS):
-        step: tl.constexpr = 1 << (STEPS - 1 - i)
+        step = 1 << (STEPS - 1 - i)
         middle = tl.load(THRESHOLDS + found + (step - 1))
         found = tl.where(middle >= x, found, found + step)
     return tl.minimum(found, COUNT)
@@ -152,9 +152,8 @@ def butterflies(X, INVERSE, OUT, W: tl.constexpr, ORDER: tl.constexpr, RUNS: tl.
     has = (j < ORDER) & (column < W)
     x = tl.load(X + row * W + column, mask=has, other=0.0) * tl.load(INVERSE + column, mask=has, other=0.0)
     for level in tl.static_range(12):
-        distance: tl.constexpr = 1 << level
-        if distance < RUNS:
-            pairs = tl.reshape(x, [RUNS // (2 * distance), 2, distance * WIDE])
+        if (1 << level) < RUNS:
+            pairs = tl.reshape(x, [RUNS // (2 << level), 2, WIDE << level])
             first, second = tl.split(tl.permute(pairs, [0, 2, 1]))
             pairs = tl.permute(tl.join(first + second, first - second), [0, 2, 1])
             x = tl.reshape(pairs, [RUNS, WIDE])
@@ -271,8 +270,7 @@ def taps(
     total = tl.zeros(has.shape, tl.int32)
     zero = tl.load(ZERO + c, mask=c < W, other=0)
     for k in tl.static_range(TAPS):
-        away: tl.constexpr = k - (TAPS - 1)
-        shift: tl.constexpr = -away if REVERSE else away
+        shift = (TAPS - 1) - k if REVERSE else k - (TAPS - 1)
         there = has & (t + shift >= 0) & (t + shift < L)
         x = tl.load(X + (row + shift) * W + c, mask=there, other=0).to(tl.int32) - zero
         w = tl.load(WEIGHT + c * TAPS + k, mask=c < W, other=0).to(tl.int32)
