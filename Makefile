@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | sanitize | fuzz | test-arm | web | lint | bench. Everything happens in .venv, which `setup` creates.
+# make setup | demo | test | test-slow | gpu-check | sanitize | fuzz | test-arm | web | lint | bench. Everything happens in .venv, which `setup` creates.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt packages/visq-models/pyproject.toml 
 REQUIRE_KERNELS := $(if $(shell command -v $(CXX)),1,0)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow sanitize fuzz test-arm web wheels docs lint bench clean
+.PHONY: setup demo test test-slow sanitize fuzz test-arm web wheels docs lint bench gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -64,6 +64,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench_scan.py
+
+# What a GPU is asked in 8 minutes: the engine's bits, its speed beside PyTorch. A dry run where there is no GPU.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build
