@@ -7,9 +7,9 @@ import pytest
 
 from tests.runtime.cuda.agreement import check, check_program
 from tests.runtime.programs import QUANTIZERS, Maker, weight
-from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan
+from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan, start_scan
 from visq.integer import operations as ir
-from visq.integer.arithmetic import gelu, silu, softplus
+from visq.integer.arithmetic import gelu, gelu_tanh, relu, silu, softplus
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import FloatConv2d, FloatLinear, IntegerConv2d, IntegerLinear, WideLinear
@@ -17,6 +17,7 @@ from visq.integer.fused_scan import FusedScan
 from visq.integer.instructions import ELEMENTWISE
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import Constant
+from visq.runtime.cuda import sources
 from visq.runtime.cuda.engine import CudaEngine
 from visq.runtime.cuda.instructions import EXPRESSIONS
 from visq.runtime.cuda.sources import pack_nibbles
@@ -105,7 +106,8 @@ def test_functions_of_any_number() -> None:
     maker.step(ir.Unary(op="neg", dst=3, src=infinite), 256)
     nan = maker.step(ir.Binary(op="add", dst=4, a=infinite, b=3), 256)
     found = {}
-    for op, function in (("silu", silu), ("softplus", softplus), ("gelu", gelu), ("neg", np.negative)):
+    functions = {"silu": silu, "softplus": softplus, "gelu": gelu, "neg": np.negative}
+    for op, function in {**functions, "gelu_tanh": gelu_tanh, "relu": relu}.items():
         for register in (0, large, infinite, nan):
             result = maker.step(ir.Unary(op=op, dst=maker.register(), src=register), 256)
             found[maker.store(result)] = (function, register)
@@ -159,6 +161,67 @@ def test_packed_weights_of_4_bits_take_half_a_byte() -> None:
     assert found[5] - found[4] == 64 * 192 / 2
     packed = pack_nibbles(np.arange(-8, 8, dtype=np.int8).reshape(1, 16), 16)
     assert packed.tolist() == [[(low & 15 | high << 4) for low, high in zip(range(-8, 0), range(8), strict=True)]]
+
+
+@pytest.mark.parametrize("kind", ["token", "channel"])
+def test_sequences_one_after_the_other(kind: str) -> None:
+    """Token scales are those of each sequence; convolutions and scans begin anew with each."""
+    length, width = 4, 6
+    maker = Maker(4)
+    x = maker.random(2 * length, width)
+    maker.operation(ir.Concat(parts=((x, 0, 2 * length),)), 2 * length, width)
+    name = maker.store()
+    site = maker.quantizer(kind, length, width)
+    decl = maker.tensors[name]
+    maker.tensors[name] = decl.model_copy(update={"site": site, "length": length})
+    maker.store(maker.step(ir.Round(dst=1, src=0, site=site, length=length), width))
+    w = maker.site(weight(width, (1, 4), maker.rng))
+    maker.operation(ir.Conv1d(input=name, weight=w, ahead=1, length=length), 2 * length, width)
+    maker.store()
+    for options in (FUSED, {"h": "states"}):
+        start_scan(maker, length, width, 2, **options)
+        scan = maker.operations.pop()
+        inputs = {}
+        for letter in ("u", "delta", "B", "C"):
+            tensor = getattr(scan["source"], letter)
+            inputs[letter] = tensor
+            found = maker.tensors[tensor]
+            size = found.width
+            maker.operation(ir.Concat(parts=((tensor, 0, length),) * 2), 2 * length, size)
+            twice = f"twice {tensor}"
+            maker.tensors[twice] = found.model_copy(update={"rows": 2 * length, "length": length})
+            maker.operations[-1]["body"].append(ir.Store(src=0, tensor=twice))
+            inputs[letter] = twice
+        source = scan["source"].model_copy(update={**inputs, "length": length})
+        maker.operation(source, 2 * length, width)
+        output = maker.store()
+    oracle = check(maker, output)
+    assert np.array_equal(oracle.tensors[output][:length], oracle.tensors[output][length:])
+
+
+def test_the_engine_knows_every_field_of_what_it_runs() -> None:
+    """A field that someone adds must not be ignored: support it, or refuse it, and add it here."""
+    known = {
+        ir.Patches: "kind patch stride padding input",
+        ir.Linear: "kind input weight bias",
+        ir.Conv1d: "kind input weight bias reverse ahead length",
+        ir.Conv2d: "kind input weight bias kernel padding",
+        ir.DenseConv2d: "kind input weight bias kernel stride padding",
+        ir.PixelShuffle: "kind input scale",
+        ir.Transpose: "kind input height width",
+        ir.Mean: "kind input",
+        ir.Scan: "kind u delta A B C abar bbar h reverse length",
+        ir.Concat: "kind parts",
+        ir.Rows: "kind",
+        ir.Round: "op dst src site reverse length",
+        ir.Load: "op dst tensor row",
+        ir.Rotate: "op dst src site",
+        ir.TensorDecl: "rows width height site reverse length",
+    }
+    assert {kind: set(kind.model_fields) for kind in known} == {
+        kind: set(names.split()) for kind, names in known.items()
+    }
+    assert {*sources._SOURCES, ir.Scan} == {kind for kind in known if "kind" in kind.model_fields}
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -122,7 +122,11 @@ class Body:
     def codes_of(self, tensor: str) -> SiteCodes | None:
         """Returns the codes a tensor of the program holds; None for float32."""
         decl = self.program.tensors[tensor]
-        return None if decl.site is None else site_codes(self.bundle, decl.site, decl.rows, decl.width, decl.reverse)
+        return (
+            None
+            if decl.site is None
+            else site_codes(self.bundle, decl.site, decl.rows, decl.width, decl.reverse, decl.length)
+        )
 
     def temporary(self, what: str, width: int) -> Place:
         """Returns a place for a float32 row of the operation, which nothing after it reads."""
@@ -245,7 +249,9 @@ class Values:
 
     def round(self, step: Round, offset: int) -> str:
         x, at, operation = self.value(step.src, offset), self.shifted(offset), self.body.operation
-        codes = site_codes(self.body.bundle, step.site, operation.rows, self.body.widths[step.src], step.reverse)
+        codes = site_codes(
+            self.body.bundle, step.site, operation.rows, self.body.widths[step.src], step.reverse, step.length
+        )
         return codes.decode(self.text, codes.encode(self.text, x, at), at)
 
     def rms_norm(self, step: RmsNorm, offset: int) -> str:

@@ -15,10 +15,16 @@ from visq.runtime.cuda.text import At, Text
 
 @dataclass(frozen=True)
 class SiteCodes:
-    """The codes of a site in a tensor [rows, width]; with `reverse`, token scales count from the last row."""
+    """The codes of a site in a tensor [rows, width].
+
+    Attributes:
+        reverse: whether token scales count from the last row.
+        sequences: how many sequences the rows are; each has all token scales.
+    """
 
     codec: Codec
     reverse: bool
+    sequences: int = 1
 
     def encode(self, text: Text, x: str, at: At) -> str:
         """Writes the byte of x, int32."""
@@ -57,6 +63,7 @@ class SiteCodes:
         return text.vector(x, at.column, at.has_column, "0.0")
 
     def _by_token(self, text: Text, x: np.ndarray, at: At) -> str:
+        x = np.tile(x, self.sequences)
         return text.vector(x[::-1] if self.reverse else x, at.token, at.has_row)
 
     def _zero(self, text: Text, zero: np.ndarray, at: At) -> str:
@@ -68,12 +75,12 @@ class SiteCodes:
         return text.vector(zero, at.column, at.has_column)
 
 
-def site_codes(bundle: Bundle, site: str, rows: int, width: int, reverse: bool) -> SiteCodes:
-    """Returns the codes of a site in a tensor [rows, width].
+def site_codes(bundle: Bundle, site: str, rows: int, width: int, reverse: bool, length: int | None) -> SiteCodes:
+    """Returns the codes of a site in a tensor [rows, width], of sequences of `length` rows where that is given.
 
     Raises:
         VisqError: the site was made for another shape, or its numbers are beyond the engine's.
     """
     codec = bundle.codec(site)
-    codec_arrays(site, codec, rows, width, reverse)
-    return SiteCodes(codec, reverse)
+    codec_arrays(site, codec, rows, width, reverse, length)
+    return SiteCodes(codec, reverse, rows // (length or rows))

@@ -249,7 +249,7 @@ def _decoder(program: Program, bundle: Bundle) -> Callable[[np.ndarray], Floats]
     if decl.site is None:
         return lambda x: x
     codec = bundle.codec(decl.site)
-    rows = np.arange(decl.rows)[:: -1 if decl.reverse else 1]
+    rows = (np.arange(decl.rows) % (decl.length or decl.rows))[:: -1 if decl.reverse else 1]
     return lambda x: codec.decode(x, rows[: x.shape[1]])
 
 

@@ -7,6 +7,8 @@ EXPRESSIONS = {
     "silu": "k.silu({a})",
     "softplus": "k.softplus({a})",
     "gelu": "k.gelu({a})",
+    "gelu_tanh": "k.gelu_tanh({a})",
+    "relu": "k.positive({a})",
     "neg": "-{a}",
     "add": "{a} + {b}",
     "mul": "{a} * {b}",

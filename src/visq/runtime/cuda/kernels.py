@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from visq.integer.arithmetic import EXP2, GELU, GELU_END, GELU_T, LANES, LOG1P, LOG2E
+from visq.integer.arithmetic import EXP2, GELU, GELU_END, GELU_T, GELU_TANH, LANES, LOG1P, LOG2E
 
 _LOG2E = tl.constexpr(float(LOG2E))
 _GELU_RATE = tl.constexpr(float(LOG2E * type(LOG2E)(-0.5)))
@@ -16,6 +16,7 @@ _GELU_T, _GELU_END = tl.constexpr(float(GELU_T)), tl.constexpr(float(GELU_END))
 _E0, _E1, _E2, _E3, _E4 = (tl.constexpr(float(c)) for c in EXP2)
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7 = (tl.constexpr(float(c)) for c in LOG1P)
 _G0, _G1, _G2, _G3, _G4 = (tl.constexpr(float(c)) for c in GELU)
+_T0, _T1 = (tl.constexpr(float(c)) for c in GELU_TANH)
 _LANES = tl.constexpr(LANES)
 #: Adding it to a float32 below 2^22 and taking it away again rounds to a whole number, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
@@ -77,6 +78,11 @@ def gelu(x):
     p = (((_G4 * t + _G3) * t + _G2) * t + _G1) * t + _G0
     tail = (p * t) * exp2((a * a) * _GELU_RATE)
     return positive(x) - a * tail
+
+
+@triton.jit
+def gelu_tanh(x):
+    return tl.math.div_rn(x, 1.0 + exp2((x * x * _T1 + _T0) * x))
 
 
 @triton.jit
@@ -264,13 +270,17 @@ def window_product(
 
 @triton.jit
 def taps(
-    X, WEIGHT, ZERO, row, t, c, has, L: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr, REVERSE: tl.constexpr
+    X, WEIGHT, ZERO, row, t, c, has, L: tl.constexpr, W: tl.constexpr,
+    TAPS: tl.constexpr, AHEAD: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Returns the causal convolution sum_k (byte[t - TAPS + 1 + k, c] - zero[c]) weight[c, k], int32; or backwards."""
+    """Returns sum_k (byte[t - TAPS + 1 + AHEAD + k, c] - zero[c]) weight[c, k], int32; or the same backwards.
+
+    t is the row in its sequence of L rows; rows outside add nothing.
+    """
     total = tl.zeros(has.shape, tl.int32)
     zero = tl.load(ZERO + c, mask=c < W, other=0)
     for k in tl.static_range(TAPS):
-        shift = (TAPS - 1) - k if REVERSE else k - (TAPS - 1)
+        shift = (TAPS - 1 - AHEAD) - k if REVERSE else k - (TAPS - 1 - AHEAD)
         there = has & (t + shift >= 0) & (t + shift < L)
         x = tl.load(X + (row + shift) * W + c, mask=there, other=0).to(tl.int32) - zero
         w = tl.load(WEIGHT + c * TAPS + k, mask=c < W, other=0).to(tl.int32)

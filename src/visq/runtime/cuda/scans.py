@@ -154,7 +154,8 @@ class ScanText:
 
     def by_step(self, x: np.ndarray, t: str) -> str:
         dtype = np.float32 if x.dtype.kind == "f" else np.int32
-        return self.text.load(f"{self.text.parameter(np.broadcast_to(x, self.rows).astype(dtype))} + {t}", None)
+        x = np.tile(x, self.rows // x.size)  # a number for all steps, for those of a sequence, or for each
+        return self.text.load(f"{self.text.parameter(x.astype(dtype))} + {t}", None)
 
     def by_state(self, x: np.ndarray) -> str:
         return self.text.load(f"{self.text.parameter(x)} + c * {self.states} + n", "has_c & has_n")
@@ -276,6 +277,10 @@ class FloatText(ScanText):
             w, u = let(f"{delta} * {self.inverse}"), let(f"{u} * {self.divisor}")
         y = self.text.fresh()
         self.text.line(f"{y} = tl.zeros([BLOCK], tl.float32)")
+        if source.length is not None:  # each sequence begins without a state
+            begins = let(f"(c * 0 + {t}) % {source.length} == 0")
+            for n in range(self.states):
+                self.text.line(f"h{n} = tl.where({begins}, 0.0, h{n})")
         for n in range(self.states):
             at = self._one(state, n)
             B, C = (self.decoded(f"{name}{n}_{index}", getattr(source, name), at) for name in "BC")
@@ -326,8 +331,6 @@ def scan_text(body: Body, form: Form, store: Store) -> Text:
         VisqError: the engine has no such form, or more states than a program can hold.
     """
     make = _TEXTS.get(type(form))
-    if isinstance(body.operation.source, Scan) and body.operation.source.length is not None:
-        raise unsupported(body.operation, "scan of several sequences")
     if make is None:
         raise unsupported(body.operation, f"scan of the form {type(form).__name__}")
     text = make(body, form, store)

@@ -80,9 +80,6 @@ def add_source(source: Source, text: Text, at: At, offset: int) -> str:
     make = _SOURCES.get(type(source.operation.source))
     if make is None:
         raise unsupported(source.operation, f"source {source.operation.source.kind}")
-    step = source.operation.source
-    if isinstance(step, Conv1d) and (step.ahead or step.length):
-        raise unsupported(source.operation, "convolution that looks ahead, or over several sequences")
     return make(source, source.operation.source, text, shifted(text, at, offset))
 
 
@@ -263,21 +260,23 @@ def _integer_operands(form: IntegerConv1d | IntegerConv2d, text: Text) -> str:
 
 def _conv1d(source: Source, step: Conv1d, text: Text, at: At) -> str:
     form, operation = source.form, source.operation
-    rows, width = operation.rows, operation.width
+    length, width, ahead = step.length or operation.rows, operation.width, step.ahead or 0
+    t = at.token if step.length is None else text.let(f"{at.token} % {length}")
     x = text.place(source.body.places[step.input])
     if isinstance(form, IntegerConv1d):
         taps = form.weight.shape[1]
-        names = f"{x}, {_integer_operands(form, text)}, {at.row}, {at.token}, {at.column}, {at.has}"
-        return _scaled(form, text.let(f"k.taps({names}, {rows}, {width}, {taps}, {step.reverse})"), text, at)
+        names = f"{x}, {_integer_operands(form, text)}, {at.row}, {t}, {at.column}, {at.has}"
+        return _scaled(form, text.let(f"k.taps({names}, {length}, {width}, {taps}, {ahead}, {step.reverse})"), text, at)
     assert isinstance(form, FloatConv1d)
     taps = form.weight.shape[1]
     weight, total = text.parameter(form.weight), text.fresh()
     text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
     with text.loop(f"for i in range({taps}):"):
-        shift = text.let(f"{taps - 1} - i" if step.reverse else f"i - {taps - 1}")
-        token = text.let(f"{at.token} + {shift}")
-        inside = text.let(f"({at.has_row}) & ({token} >= 0) & ({token} < {rows})")
-        there = At(text.let(f"{at.row} + {shift}"), token, at.column, inside, at.has_column)
+        away = taps - 1 - ahead
+        shift = text.let(f"{away} - i" if step.reverse else f"i - {away}")
+        inside = text.let(f"({at.has_row}) & ({t} + {shift} >= 0) & ({t} + {shift} < {length})")
+        row, token = text.let(f"{at.row} + {shift}"), text.let(f"{at.token} + {shift}")
+        there = At(row, token, at.column, inside, at.has_column)
         value = text.let(f"tl.where({inside}, {source.read(text, step.input, there)}, 0.0)")
         w = text.load(f"{weight} + {at.column} * {taps} + i", at.has_column, "0.0")
         text.line(f"{total} = {total} + {value} * {w}")
