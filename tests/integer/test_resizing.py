@@ -48,6 +48,14 @@ def test_positions_of_one_size_are_refused() -> None:
         resized(program, 56, 56, lambda constant: tuple(model.get_parameter(constant.name).shape))
 
 
+def test_attention_over_windows_of_one_size_is_refused() -> None:
+    geometry = {"image_size": 48, "stem_dim": 4, "embed_dim": 8, "depths": [1, 1, 2, 2], "num_heads": [2, 4]}
+    model = create_model("mambavision", **geometry, windows=[3, 2], norm="folded", d_state=2, num_classes=3).eval()
+    program = lower(model)
+    with pytest.raises(VisqError, match=r"made for images of 48 x 48 pixels: .* counts positions of one size"):
+        resized(program, 96, 96, lambda constant: tuple(model.get_parameter(constant.name).shape))
+
+
 @pytest.mark.parametrize(("size", "message"), [((0, 5), "too small"), ((2**11, 2**11), "less than or equal")])
 def test_sizes_that_no_program_has_are_refused(size: tuple[int, int], message: str) -> None:
     model, shape_of = made("dvmsr")

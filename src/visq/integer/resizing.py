@@ -16,13 +16,17 @@ from visq.errors import VisqError, first_problem
 from visq.integer.operations import (
     Concat,
     Constant,
+    Conv1d,
     Conv2d,
     DenseConv2d,
+    Linear,
     Load,
     Mean,
     Operation,
     Patches,
     PixelShuffle,
+    Rows,
+    Scan,
     Source,
     Store,
     TensorDecl,
@@ -32,6 +36,8 @@ from visq.integer.operations import (
 )
 from visq.integer.program import Program
 
+#: Sources whose rows follow from their inputs; any other one is refused.
+_RESIZED = (Patches, Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, Mean, Scan, Rows)
 #: (height, width) of a map; (rows, 1) of a sequence that is none.
 Size = tuple[int, int]
 
@@ -60,6 +66,8 @@ def positions(program: Program, shape_of: Callable[[Constant], tuple[int, ...]])
     for operation in program.operations:
         if isinstance(operation.source, Concat):
             yield f"{operation.name} joins sequences of given lengths"
+        elif not isinstance(operation.source, _RESIZED):
+            yield f"{operation.name} ({operation.source.kind}) counts positions of one size"
         for step in operation.body:
             if isinstance(step, Load) and step.row is not None and program.tensors[step.tensor].rows > 1:
                 yield f"{operation.name} reads row {step.row}"
