@@ -29,7 +29,7 @@ RECIPES = [
     ),
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("ptq4vm-w4a4", "quarot-w4a4", "mambaquant-w4a4", "visq-ladder-w8a8-fused")
+        for name in ("ptq4vm-grid-w4a4", "quarot-w4a4", "mambaquant-w4a4", "visq-ladder-w8a8-fused")
     ),
 ]
 #: All that learns, each for one epoch.
@@ -44,13 +44,13 @@ LEARNERS = [
 
 @pytest.fixture
 def model() -> VisionMamba:
-    sizes = dict(image_size=8, patch_size=4, stride=4, channels=1, embed_dim=8, depth=1, d_state=2, num_classes=5)
+    sizes = dict(image_size=12, patch_size=4, stride=4, channels=1, embed_dim=8, depth=1, d_state=2, num_classes=5)
     return create_model("vim", **sizes).eval().requires_grad_(False)
 
 
 @pytest.fixture
 def images() -> Images:
-    return Images(torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    return Images(torch.randn(6, 1, 12, 12, generator=torch.Generator().manual_seed(1)))
 
 
 def calibrated(model: VisionMamba, recipe: str | Recipe, images: Images, work: Path) -> dict[str, Tensor]:

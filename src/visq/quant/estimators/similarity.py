@@ -117,7 +117,7 @@ class ScaleSearch:
     def best(self) -> Tensor:
         """Returns the best scale of each group, [G]; of equal scores the one nearest the present scale."""
         total = self.total.sum(0, keepdim=True).expand_as(self.total) if self.joint else self.total
-        order = torch.tensor(self.order, device=total.device)
+        order = torch.tensor(self.order).to(total.device)
         choice = order[total[:, order].argmax(1)]
         return self.candidates.gather(1, choice[:, None])[:, 0]
 
