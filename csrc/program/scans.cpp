@@ -180,7 +180,8 @@ void Engine::fixed_scan(int u, int delta, int B, int C, int y, bool reverse, con
   p.decay = kept;
   for (int64_t i = 0; i < 4; ++i) p.abar_power[i] = abar_power.at(i);
   p.abar_fraction = s.abar_fraction, p.abar_high = s.abar_high, p.abar_bits = s.abar_bits;
-  p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high, p.bbar_bits = s.bbar_bits;
+  p.bbar_bits = s.bbar_bits;
+  if (!bbar_lut.size) p.bbar_low = s.bbar_low, p.bbar_high = s.bbar_high;  // unchecked where a table takes their place
   p.state_low = s.state_low, p.state_high = s.state_high, p.point = s.point;
   p.abar_table = scan_table(abar_lut, 0), p.bbar_table = scan_table(bbar_lut, -32768);
   for (int64_t i = 0; i < bbar_lut.size; ++i)
