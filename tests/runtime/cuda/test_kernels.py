@@ -134,7 +134,7 @@ def test_functions_of_any_number() -> None:
     [
         ("token asymmetric", 5, 12, 44, 8, IntegerLinear),
         ("tensor", 17, 65, 16, 4, IntegerLinear),
-        ("token", 33, 130, 70, 4, IntegerLinear),
+        pytest.param("token", 33, 130, 70, 4, IntegerLinear, marks=pytest.mark.slow),
         ("groups asymmetric", 5, 70, 17, 8, WideLinear),
         ("token twin table", 5, 33, 17, 8, WideLinear),
         ("channel", 3, 9, 5, 8, FloatLinear),
@@ -163,7 +163,7 @@ def test_packed_weights_of_4_bits_take_half_a_byte() -> None:
     assert packed.tolist() == [[(low & 15 | high << 4) for low, high in zip(range(-8, 0), range(8), strict=True)]]
 
 
-@pytest.mark.parametrize("kind", ["token", "channel"])
+@pytest.mark.parametrize("kind", ["token", pytest.param("channel", marks=pytest.mark.slow)])
 def test_sequences_one_after_the_other(kind: str) -> None:
     """Token scales are those of each sequence; convolutions and scans begin anew with each."""
     length, width = 4, 6

@@ -23,13 +23,14 @@ SIZES = dict(image_size=28, channels=1, embed_dim=16, depth=2, d_state=4, num_cl
 #: Of 5 tokens, for `make test`, and of 10, for recipes that group steps.
 FEW_TOKENS, VIM = {**SIZES, "patch_size": 14, "stride": 14}, {**SIZES, "patch_size": 9, "stride": 9}
 VMAMBA = dict(image_size=32, embed_dim=16, depths=[1, 1], mlp_ratio=2, num_classes=10, d_state=1)
-#: Recipes that differ in what their programs hold; `make test` runs these.
+#: Recipes that differ in what their programs hold; `make test` runs those of QUICK.
 FEW = ("visq-w8a8-fused", "visq-rotated-w4a4", "kscaled-w8a8-linear")
+QUICK = ("visq-w8a8-fused", "kscaled-w8a8-linear")
 
 
 def recipes() -> list[Any]:
     names = [recipe.name for recipe in list_recipes() if recipe.family != "fp32"]
-    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def vim(geometry: dict[str, int]) -> Any:
@@ -65,7 +66,7 @@ def test_a_vim(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [name for name in recipes() if isinstance(name, str)] + ["visq-w8a8", "minmax-w4a4"])
+@pytest.mark.parametrize("recipe", [*FEW, "visq-w8a8", "minmax-w4a4"])
 def test_a_vmamba(recipe: str, tmp_path: Path) -> None:
     quantized_vmamba(recipe, tmp_path / "a")
     check_network(tmp_path / "a", batch=1)
