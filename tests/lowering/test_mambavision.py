@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +54,19 @@ def images(calibration: Dataset) -> Tensor:
     return torch.cat([batch for batch, _ in calibration.batches(3)])[:3]
 
 
-RECIPES = ["minmax-w8a8-full", "kscaled-w4a4-full", "visq-w6a6-full", "visq-w4a8-fused", "visq-rotated-w4a4-fused"]
+def slow(*recipes: str) -> list[Any]:
+    """Marks recipes that `make test-slow` runs."""
+    return [pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "kscaled-w8a8-linear"])
+RECIPES = [
+    "minmax-w8a8-full",
+    "visq-rotated-w4a4-fused",
+    *slow("kscaled-w4a4-full", "visq-w6a6-full", "visq-w4a8-fused", "kscaled-w8a8-linear"),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_quantized_program_computes_what_the_simulation_does(
     recipe: str, model: MambaVision, calibration: Dataset, images: Tensor, tmp_path: Path
 ) -> None:
@@ -100,7 +110,7 @@ def test_a_map_smaller_than_its_window_is_padded() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["visq-w8a8-full", "visq-rotated-w4a4-fused", "visq-ladder-w8a8", "minmax-w8a8-linear"]
+    "recipe", ["visq-w8a8-full", *slow("visq-rotated-w4a4-fused", "visq-ladder-w8a8", "minmax-w8a8-linear")]
 )
 def test_each_window_is_a_sequence_of_its_own(
     recipe: str, calibration: Dataset, images: Tensor, tmp_path: Path
