@@ -52,6 +52,7 @@ def images() -> Images:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_trained_network_comes_closer_to_fp32_on_its_images(tmp_path: Path) -> None:
     """On images it has not seen it may not: docs/methods/visq.md."""
     exact = visq.load_model("vim_nano_fmnist")

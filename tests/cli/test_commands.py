@@ -168,6 +168,7 @@ def test_processes_of_torchrun_share_the_work(workplace: Workplace, tmp_path: Pa
 
 
 @pytest.mark.skipif(not (PRETRAINED / "vim_nano_fmnist.safetensors").exists(), reason="the weights are not there yet")
+@pytest.mark.slow
 def test_full_demo(tmp_path: Path) -> None:
     command = ("demo", "--full", "--out", tmp_path / "demo", "--limit", 50, "--samples", 8)
     command = (*command, "--json", tmp_path / "d.json")

@@ -19,6 +19,7 @@ def command(place: Workplace, out: Path, *more: object) -> list[object]:
     return [*model, "--samples", 8, "--holdout", 8, "--base", "omse", "--bits", "4,8", "-o", out, "--threads", 1, *more]
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_it_ends_in_the_same_bytes(
     workplace: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

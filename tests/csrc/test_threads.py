@@ -90,4 +90,4 @@ def test_the_engine_refuses_a_number_of_threads_by_name(threads: int) -> None:
     network = engine(1)
     x = images(network, 1)
     with pytest.raises(ValueError, match=f"threads is {threads}, not between 1 and 1024"):
-        network._engine.run(x, np.empty((1, network.classes), np.float32), threads)
+        network._engine.run(x, np.empty_like(network(x)), threads)

@@ -126,7 +126,7 @@ def pairs(hr: Path, lr: Path, scale: int) -> dict[str, tuple[Pixels, Pixels]]:
         high, low = _read(path), _read(partner)
         high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
         if high.shape[:2] != (low.shape[0] * scale, low.shape[1] * scale):
-            raise VisqError(f"{partner} has {_size(low)} pixels, a {scale}th of {path} would be {_size(high, scale)}")
+            raise VisqError(f"{partner} has {_size(low)} pixels, {path} over {scale} would be {_size(high, scale)}")
         found[name] = (high, low)
     return found
 

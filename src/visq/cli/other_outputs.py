@@ -7,19 +7,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from visq.cli.output import Output, megabytes
 from visq.errors import VisqError
 
 
 def check_data(data: str | None, hr: Path | None, lr: Path | None, masks: Path | None) -> None:
-    """Raises VisqError unless there is one of a data set, a pair of folders, and masks."""
+    """Refuses anything but one of a data set, a pair of folders, and masks.
+
+    Raises:
+        VisqError: two of them, or half a pair.
+        typer.BadParameter: none of them.
+    """
     if (hr is None) != (lr is None):
         raise VisqError("--hr and --lr belong together: a folder of images, and one of the same images made small")
-    if (data is not None) + (hr is not None) + (masks is not None) != 1:
-        raise VisqError(
-            "give --data with labelled images for top-1, or --hr and --lr with pairs of images for PSNR, or --masks "
-            "with a class for each pixel for mean IoU"
-        )
+    given = (data is not None) + (hr is not None) + (masks is not None)
+    ways = (
+        "give --data with labelled images for top-1, or --hr and --lr with pairs of images for PSNR, or --masks with a "
+        "class for each pixel for mean IoU"
+    )
+    if given > 1:
+        raise VisqError(ways)
+    if given == 0:
+        raise typer.BadParameter(ways, param_hint="'--data'")
 
 
 def evaluate_classes_of_pixels(

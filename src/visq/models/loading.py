@@ -115,12 +115,12 @@ def _network(family: Family, card: ModelCard, read: Checkpoint, tensors: Tensors
         raise VisqError(f"{read.path}: its names are those of {sum(depths):,} layers; {_MOST_LAYERS:,} is the most")
     with torch.device("meta"):
         expected = family.pack(config, official_parameters(family.network(config)))
-    try:
-        tensors = family.pack(config, family.unpack(config, tensors))
-    except (RuntimeError, IndexError, KeyError, TypeError) as error:
-        raise VisqError(
-            f"{read.path}: its tensors have shapes that no {family.title} has ({str(error).splitlines()[0][:100]})"
-        ) from error
+    with _naming(read.path):
+        try:
+            tensors = family.pack(config, family.unpack(config, tensors))
+        except (RuntimeError, IndexError, KeyError, TypeError) as error:
+            first = str(error).splitlines()[0][:100]
+            raise VisqError(f"its tensors have shapes that no {family.title} has ({first})") from error
     check_shapes(shapes_of(expected), shapes_of(tensors), card, read)
     check_values(tensors, read)
     with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten shall not move the caller's seed
