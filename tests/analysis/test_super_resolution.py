@@ -76,7 +76,7 @@ def test_pairs_and_their_mean(folders: tuple[Path, Path]) -> None:
 
 def test_pairs_that_are_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
     hr, lr = folders
-    with pytest.raises(VisqError, match=r"a\.png has 6x8 pixels, a 3th of .* would be 4x5"):
+    with pytest.raises(VisqError, match=r"a\.png has 6x8 pixels, .* over 3 would be 4x5"):
         pairs(hr, lr, scale=3)
     (lr / "bx2.png").unlink()
     with pytest.raises(VisqError, match=r"b\.png has no partner in .*lr: neither bx2 nor b"):
