@@ -52,6 +52,7 @@ OF_THE_NETWORK = (
     "architecture.family",
     "architecture.geometry: missing or unknown",  # its keys are the family's
     "matches no site of this model",  # the sites that a recipe skips are not in the artifact
+    "targeted sites without a quantizer",  # for the same reason
 )
 
 Outcome = np.ndarray | VisqError
