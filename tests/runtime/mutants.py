@@ -34,7 +34,7 @@ class Artifact:
     @staticmethod
     def read(folder: Path) -> Artifact:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        return Artifact(config, load((folder / TENSOR_FILE).read_bytes()))
+        return Artifact(config, dict(sorted(load((folder / TENSOR_FILE).read_bytes()).items())))  # load has no order
 
     def write(self, folder: Path, rng: random.Random) -> None:
         """Writes the files with hashes that fit. The table of tensors fits too, nine times in ten."""
