@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import visq
 from tests.lowering.bundles import ParameterBundle
+from tests.runtime.mutants import Artifact
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.integer.forms import FloatLinear
@@ -101,6 +103,23 @@ def test_a_quantized_program_computes_what_the_simulation_does(
     reasons = set(Oracle(program, bundle).in_float.values())
     left = {"the input is not quantized", "not quantized: delta, C, Abar, Bbar, h"}
     assert reasons == (left if recipe.endswith("linear") else set())
+
+
+@pytest.mark.parametrize("recipe", ["minmax-w8a8-full", "visq-w4a4-full"])
+def test_an_artifact_with_stored_windows_loads_and_gives_the_same_bits(
+    recipe: str, model: VMamba, calibration: Dataset, images: Tensor, tmp_path: Path
+) -> None:
+    """Artifacts made before convolutions over maps were one operation cut windows, stored them and multiplied."""
+    simulation, program, _ = quantized(model, recipe, calibration, tmp_path / "a")
+    older = Artifact.read(tmp_path / "a")
+    older.config["program"] = lower(simulation, stored_windows=True).to_json()
+    kinds = {operation["source"]["kind"] for operation in older.config["program"]["operations"]}
+    assert "dense_conv2d" not in kinds and "dense_conv2d" in {op.source.kind for op in program.operations}
+    older.write(tmp_path / "b", random.Random(0))
+    with torch.no_grad():
+        expected = simulation(images).numpy()
+        assert np.array_equal(visq.load(tmp_path / "b")(images).numpy(), expected)
+    assert np.array_equal(visq.load(tmp_path / "b", backend="int", threads=1)(images.numpy()), expected)
 
 
 def test_an_fp32_model_has_a_program_too(model: VMamba, images: Tensor) -> None:

@@ -83,8 +83,9 @@ def verify(path: Path | str) -> ArtifactConfig:
 
 
 def _check_program(model: Any, folder: Path) -> None:
-    """Raises VisqError unless a loaded model's program equals the one lowered from its network and sites."""
-    if (model.artifact.program, model.artifact.no_program) != lowered(model):
+    """Raises VisqError unless a loaded model's program is one lowered from its network and sites, now or before."""
+    found = model.artifact.program, model.artifact.no_program
+    if found != lowered(model) and found != lowered(model, stored_windows=True):
         raise VisqError(f"{folder / CONFIG_FILE}: program is not that of the network and its sites; quantize again")
 
 

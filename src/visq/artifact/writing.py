@@ -84,15 +84,16 @@ def serialize(model: Any, recipe: Recipe, provenance: Provenance) -> tuple[Artif
     return ArtifactConfig.model_validate(values), {TENSOR_FILE: data, CONFIG_FILE: render(values).encode()}
 
 
-def lowered(model: Any) -> tuple[Program | None, str | None]:
+def lowered(model: Any, *, stored_windows: bool = False) -> tuple[Program | None, str | None]:
     """Returns (program, None) for a model that can be lowered, otherwise (None, the reason).
 
     Its images have the size of the model's preprocessing; an engine makes programs for other sizes from it.
+    `stored_windows` is that of `visq.lowering.lower`.
     """
     training = model.training
     side = model.card.preprocess.image_size
     try:
-        return lower(model.eval(), (side, side)), None
+        return lower(model.eval(), (side, side), stored_windows=stored_windows), None
     except LoweringError as error:
         return None, str(error)
     finally:

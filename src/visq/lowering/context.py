@@ -19,16 +19,17 @@ class Lowering:
         size, channels: (height, width) of the image [pixels], and its channels.
         builder: writes the program.
         ladders: the sites lowered so far that hold a decay ladder.
+        stored_windows: convolutions over maps store their windows, as in programs made before `dense_conv2d`.
     """
 
-    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: Any, size: tuple[int, int] | None = None, stored_windows: bool = False) -> None:
         side = image_size(model.config)
         if size is None:
             if side is None:
                 raise LoweringError("a program is made for images of one size, and this network takes any")
             size = side, side
         self.model, self.channels, self.size = model, model.config.channels, size
-        self.builder = Builder()
+        self.builder, self.stored_windows = Builder(), stored_windows
         self.ladders: set[str] = set()
 
     def site(self, x: Value, name: str, site: Site) -> Value:

@@ -65,12 +65,16 @@ def each_row(function: Callable[..., Value], lowering: Lowering, module: nn.Modu
 
 
 def product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
-    """Rounds x and returns x W^T + bias. A convolution's weight also has one row for each output channel.
+    """Rounds x and returns x W^T + bias. A convolution's weight also has one row for each output channel."""
+    return matrix_product(lowering, module, name, lowering.site(x, f"{name}.in", module.site_in))
+
+
+def matrix_product(lowering: Lowering, module: Linear | PatchConv2d | Conv2d, name: str, x: Value) -> Value:
+    """Returns x W^T + bias for x that is already rounded.
 
     Raises:
         LoweringError: only one of the input and the weight is rotated.
     """
-    x = lowering.site(x, f"{name}.in", module.site_in)
     if x.rotated != isinstance(module.site_weight.quantizer, RotatedQuantizer):
         raise LoweringError(f"{name}: of its input and weight one is rotated and the other is not")
     source = ir.Linear(input=lowering.builder.tensor(x), weight=f"{name}.weight", bias=bias(module, name))
@@ -148,6 +152,8 @@ def dense_conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, 
             return product(
                 lowering, module, name, lowering.builder.operation(f"{name}.patches", source, rows, elements)
             )
+    if lowering.stored_windows and len({*kernel}) == len({*stride}) == len({*padding}) == 1:
+        return product_of_windows(lowering, module, name, x, rows)
     dense = ir.DenseConv2d(
         input=map_input(lowering, module, name, x),
         weight=f"{name}.weight",
@@ -158,6 +164,18 @@ def dense_conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, 
     )
     out = lowering.builder.operation(name, dense, rows, module.out_channels)
     return lowering.site(out, f"{name}.out", module.site_out)
+
+
+def product_of_windows(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, rows: int) -> Value:
+    """Cuts windows, stores them, and multiplies matrices. A site with one scale rounds after the cut, others before."""
+    kernel, stride, padding = module.kernel_size[0], module.stride[0], padding_of(name, module)[0]
+    if isinstance(x, Map) and one_scale(module.site_in.quantizer):
+        multiply, tensor = product, lowering.builder.tensor(x.value)
+    else:
+        multiply, tensor = matrix_product, map_input(lowering, module, name, x)
+    source = ir.Patches(patch=kernel, stride=stride, padding=padding, input=tensor)
+    windows = lowering.builder.operation(f"{name}.patches", source, rows, module.in_channels * kernel * kernel)
+    return multiply(lowering, module, name, windows)
 
 
 def depthwise_conv2d(lowering: Lowering, module: Conv2d, name: str, x: Map | Image, rows: int) -> Value:

@@ -16,15 +16,16 @@ from visq.models.layers import CheckImages, DropPath
 from visq.quant.site import site_name
 
 
-def lower(model: nn.Module, size: tuple[int, int] | None = None) -> Program:
+def lower(model: nn.Module, size: tuple[int, int] | None = None, *, stored_windows: bool = False) -> Program:
     """Returns the integer program of a quantized model in eval mode.
 
     Arguments:
         size: (height, width) of its images; by default those of the network's configuration.
+        stored_windows: writes the form of older programs, which has the same bits (`Lowering`).
     Raises:
         LoweringError: the engine has no form for a node; the message names it.
     """
-    return _Walk(model, size).run()
+    return _Walk(model, size, stored_windows).run()
 
 
 #: Modules that lowering skips: inference drops no paths, and the engine checks images itself.
@@ -41,8 +42,8 @@ class _Tracer(fx.Tracer):
 class _Walk(Lowering):
     """A walk over the nodes of a graph; `values` holds the lowered value of each node."""
 
-    def __init__(self, model: Any, size: tuple[int, int] | None) -> None:
-        super().__init__(model, size)
+    def __init__(self, model: Any, size: tuple[int, int] | None, stored_windows: bool) -> None:
+        super().__init__(model, size, stored_windows)
         self.modules = dict(model.named_modules())
         self.values: dict[fx.Node, Any] = {}
 
