@@ -98,3 +98,12 @@ def test_a_rotation_is_the_kronecker_product() -> None:
 def test_what_cannot_be_turned_back_is_refused(matrix: Tensor, divisor: Tensor | None, message: str) -> None:
     with pytest.raises(VisqError, match=message):
         RotatedQuantizer(Spec(bits=8), torch.ones(1), rotation=matrix, divisor=divisor)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-45, float("inf"), float("nan")])
+def test_a_divisor_has_a_reciprocal(value: float) -> None:
+    """With 1 / divisor infinite, simulation and engine gave other bits (found by mutating artifacts)."""
+    plain = Quantizer(Spec(bits=4), scale=torch.ones(1))
+    divisor = torch.tensor([1.0, value])
+    with pytest.raises(VisqError, match="divisor must be finite and not 0, and so must 1 / divisor"):
+        RotatedQuantizer.around(plain, Rotation(torch.eye(2), divisor))

@@ -176,7 +176,8 @@ def _check_rotation(name: str, parts: Mapping[str, np.ndarray]) -> None:
     need(matrix.shape == (order, order) and runs > 0, f"sites.{name}: its rotation and divisor do not fit each other")
     close = np.abs(matrix @ matrix.T - np.eye(order, dtype=np.float32) / runs).max() <= 1e-4 / runs
     need(close, f"sites.{name}: rotation must be an orthogonal matrix")
-    need(divisor is None or (divisor != 0).all(), f"sites.{name}: divisor must not be 0")
+    usable = divisor is None or fault_of_scale(np.abs(divisor)) is None
+    need(usable, f"sites.{name}: divisor must not be 0, nor so near it that 1 / divisor is infinite")
 
 
 def code_offset(quantizer: QuantizerRecord, has_table: bool) -> int:

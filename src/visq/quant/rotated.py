@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visq.errors import VisqError
 from visq.integer.arithmetic import runs_of
+from visq.integer.scales import fault_of_scale
 from visq.integer.spec import Spec
 from visq.quant.quantizer import Quantizer
 
@@ -89,8 +90,8 @@ class RotatedQuantizer(Quantizer):
         identity = torch.eye(size, device=rotation.device) / max(runs, 1)
         if not runs or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
             raise VisqError("a quantizer's rotation must be an orthogonal matrix")
-        if divisor is not None and not (torch.isfinite(divisor).all() and (divisor != 0).all()):
-            raise VisqError("a quantizer's divisor must be finite and not 0")
+        if divisor is not None and fault_of_scale(divisor.abs().float().numpy(force=True)) is not None:
+            raise VisqError("a quantizer's divisor must be finite and not 0, and so must 1 / divisor")
         self.register_buffer("rotation", rotation.float().clone())
         self.register_buffer("divisor", None if divisor is None else divisor.float().clone())
 
