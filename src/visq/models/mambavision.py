@@ -30,7 +30,7 @@ from visq.models.layers import (
     TokenMean,
 )
 from visq.models.mlp import Mlp
-from visq.models.ssm import SSM, selective
+from visq.models.ssm import SSM, reset_linears_and_scans, selective
 from visq.models.stage import Stage, StagedNetwork
 from visq.models.windows import EnterWindows, JoinWindows, LeaveWindows, SplitWindows, Windows
 
@@ -245,7 +245,7 @@ class MambaVision(StagedNetwork):
         features = config.dim(len(config.depths) - 1)
         self.norm = Affine(features) if config.norm == "folded" else BatchNorm(features)
         self.pool, self.head = TokenMean(), Linear(features, config.num_classes)
-        self.reset_parameters()
+        reset_linears_and_scans(self)
 
     def stages(self) -> list[Stage]:
         stages = [Stage("embed", self.embed, ("patch_embed",))]
@@ -260,18 +260,6 @@ class MambaVision(StagedNetwork):
     def classify(self, x: Tensor) -> tuple[Tensor]:
         """Returns the logits of the mean of all normalized positions."""
         return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Initializes linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]; the rest as PyTorch."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, SSM):
-                module.reset_parameters()
 
 
 def fold_norms(model: MambaVision) -> MambaVision:

@@ -150,3 +150,19 @@ def init_delta(dt_proj: nn.Linear) -> None:
     nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
     dt = torch.exp(torch.rand_like(dt_proj.bias) * math.log(0.1 / 0.001) + math.log(0.001)).clamp_min(1e-4)
     dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+@torch.no_grad()
+def reset_linears_and_scans(network: nn.Module) -> None:
+    """Initializes as the public VMamba: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1].
+
+    Everything else keeps PyTorch's initialization.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, SSM):
+            module.reset_parameters()

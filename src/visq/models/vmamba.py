@@ -23,7 +23,7 @@ from visq.models.layers import (
     TokenMean,
 )
 from visq.models.mlp import Mlp
-from visq.models.ssm import SS2D, SSM
+from visq.models.ssm import SS2D, reset_linears_and_scans
 from visq.models.stage import Stage, StagedNetwork
 
 
@@ -169,7 +169,7 @@ class VMamba(StagedNetwork):
         self.norm = LayerNorm(config.embed_dim * 2 ** (len(config.depths) - 1))
         self.pool = TokenMean()
         self.head = Linear(config.embed_dim * 2 ** (len(config.depths) - 1), config.num_classes)
-        self.reset_parameters()
+        reset_linears_and_scans(self)
 
     def stages(self) -> list[Stage]:
         stages = [Stage("embed", self.embed, ("patch_embed",))]
@@ -187,15 +187,3 @@ class VMamba(StagedNetwork):
     def classify(self, x: Tensor) -> tuple[Tensor]:
         """Returns the logits of the mean of all normalized tokens."""
         return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Initializes as in the public code: linears normal with deviation 0.02, delta log-uniform in [1e-3, 1e-1]."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, SSM):
-                module.reset_parameters()
