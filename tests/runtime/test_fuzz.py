@@ -43,8 +43,10 @@ CASES = [
 ]
 #: Numbers of mutants of the normal run and of the slow run, over all cases.
 USUAL, MANY = 300, 50_000
-#: Seconds, and bytes beyond the process's present size, that a mutant may take.
+#: Seconds of processor time, and bytes beyond the process's present size, that a mutant may take.
 SECONDS, MEMORY = 20, 3 << 30
+#: Seconds on the clock after which a mutant hangs; far more than SECONDS, because other people use the machine too.
+HANGS = 600
 #: Words of errors that only the simulation can find: they need the network, which the engine does not have.
 OF_THE_NETWORK = (
     "program is not that of the network",
@@ -104,21 +106,27 @@ def verdict(found: dict[str, Outcome]) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Raises an error in a block that takes too long or too much memory."""
+    """Raises an error in a block that takes too much processor time, hangs, or takes too much memory.
+
+    Processor time does not depend on other people's load; the clock ends what waits for ever.
+    """
 
     def late(*_: Any) -> None:
-        raise TimeoutError(f"a mutant took more than {SECONDS} s")
+        raise TimeoutError(f"a mutant took more than {SECONDS} s of processor time, or {HANGS} s")
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.alarm(HANGS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

@@ -64,8 +64,8 @@ def get_card(name: str) -> ModelCard:
         short = [known for known in _CARDS if len(known) < 30]
         known = f"known: {', '.join(short[:6])}, ...; `visq models` lists them"
         meant = f"did you mean {', '.join(close)}?" if close else known
-        generic = " and ".join(f"`{family}`" for family in families())
-        raise VisqError(f"unknown model {name!r}; {meant} ({generic} take any geometry)")
+        generic = ", ".join(sorted(families()))
+        raise VisqError(f"unknown model {name!r}; {meant} (families that take a checkpoint of any geometry: {generic})")
     return _CARDS[name]()
 
 
