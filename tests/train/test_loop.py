@@ -47,7 +47,7 @@ def test_learns_and_leaves_a_model(config_file: Path, tmp_path: Path, capsys: py
     config = load_config(config_file, ["epochs=8", "augment={}", "eval_every=3"])
     result = train(config, out=out)
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's generator is left alone
-    assert result.top1 > 90 and result.n == 30 and result.top1_ema is not None and result.seconds > 0
+    assert result.score > 90 and result.n == 30 and result.score_ema is not None and result.seconds > 0
     entries = log(out)
     assert [e["epoch"] for e in entries if "top1_raw" in e] == [3, 6, 8]
     assert entries[-1]["train_loss"] < entries[0]["train_loss"] and entries[-1]["images_per_second"] > 0
@@ -60,7 +60,7 @@ def test_learns_and_leaves_a_model(config_file: Path, tmp_path: Path, capsys: py
     model = load_model("vim", result.model)
     assert model.card.classes == config.data.classes and model.card.preprocess == config.preprocess
     again = train(config, out=out, resume=True, progress=False)  # a finished run only reports
-    assert (again.top1, again.top1_raw, again.top1_ema) == (result.top1, result.top1_raw, result.top1_ema)
+    assert (again.score, again.score_raw, again.score_ema) == (result.score, result.score_raw, result.score_ema)
 
 
 def test_interrupted_run_ends_in_the_same_bytes(
@@ -173,7 +173,7 @@ def test_what_does_not_fit(config_file: Path, tmp_path: Path, override: str, mes
 def test_holdout_raw_weights_and_bf16(config_file: Path, tmp_path: Path) -> None:
     overrides = ["epochs=1", "warmup_epochs=0", "data.holdout=20", "ema_decay=0", "save=raw", "precision=bf16"]
     result = train(load_config(config_file, overrides), out=tmp_path / "run", progress=False)
-    assert result.n == 20 and result.top1_ema is None
+    assert result.n == 20 and result.score_ema is None
 
 
 def test_fine_tuning_starts_from_a_checkpoint(config_file: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_vmamba_trains_on_crops_of_larger_images(config_file: Path, tmp_path: Pa
     overrides = ["epochs=8", "model.name=vmamba", f"model.geometry={geometry}", "save=raw", "ema_decay=0"]
     crops = ["data.train_size=10", "augment={resized_crop: [0.8, 1.0]}"]
     result = train(load_config(config_file, [*overrides, *crops]), out=tmp_path / "run")
-    assert result.top1 > 90
+    assert result.score > 90
     model = load_model(None, result.model)
     assert model.card.name == "vmamba" and model.config.depths == (1, 1) and model.config.image_size == 8
 

@@ -38,5 +38,7 @@ def train(
     folder = out or Path("runs") / config.stem
     output.kernels(where)
     result = trainer.train(settings, out=folder, resume=resume, progress=output.progress.mode != "silent")
-    output.say(f"top-1 {result.top1:.2f} % on {result.n} images; {result.seconds:.0f} s; weights in {result.model}")
-    output.emit({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
+    score = "top-1" if result.metric == "top1" else "mean IoU"
+    output.say(f"{score} {result.score:.2f} % on {result.n} images; {result.seconds:.0f} s; weights in {result.model}")
+    values = {key.replace("score", result.metric): value for key, value in asdict(result).items() if key != "metric"}
+    output.emit({key: str(value) if isinstance(value, Path) else value for key, value in values.items()})

@@ -69,6 +69,7 @@ class Family:
         preprocess: the transform of a checkpoint that names none.
         any_size: whether the network takes images of any size. Its config then has no `image_size`, and its quantizers
             cannot have a scale per position in the sequence.
+        per_pixel: whether the network gives each position a class, logits [B, num_classes, h, w].
         roles: patterns over module names that this family adds to a role of recipes (`visq.recipes.roles`), or to a
             role of its own. Each starts with `?`, because other networks lack such modules.
         repeats: regular expressions for the parts of a site's name that tell only layers and directions apart. A site's
@@ -86,6 +87,7 @@ class Family:
     fold: Callable[[Any], Any] = lambda model: model
     preprocess: Callable[[Any], Preprocess] = default_preprocess
     any_size: bool = False
+    per_pixel: bool = False
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     repeats: tuple[str, ...] = (LAYER, DIRECTION)
 

@@ -27,6 +27,7 @@ from visq.models.mambavision_checkpoint import MAMBAVISION as MAMBAVISION  # reg
 from visq.models.vim import VimConfig
 from visq.models.vmamba import VMambaConfig
 from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
+from visq.models.vmamba_seg_checkpoint import VMAMBA_SEG as VMAMBA_SEG  # registers the family
 
 #: Folder of the weights that come with the package.
 PRETRAINED = Path(__file__).parent / "pretrained"

@@ -34,18 +34,22 @@ class ModelConfig(_Strict):
         name: a registered name.
         geometry: sizes that replace those of the name; with `vim` they give the network its sizes.
         checkpoint: a `.safetensors` or official `.pth` file to start from (fine-tuning); None starts at random weights.
+        backbone: a classifier, by packaged name or file, whose layers the backbone of a network with a head starts from.
         interpolate_positions: the checkpoint is of another image size, so its position embedding is resampled.
     """
 
     name: str = "vim"
     geometry: dict[str, Any] = {}
     checkpoint: str | None = None
+    backbone: str | None = None
     interpolate_positions: bool = False
 
     @model_validator(mode="after")
     def _something_to_interpolate(self) -> ModelConfig:
         if self.interpolate_positions and self.checkpoint is None:
             raise ValueError("interpolate_positions needs a checkpoint")
+        if self.backbone is not None and self.checkpoint is not None:
+            raise ValueError("backbone and checkpoint both say where to start")
         return self
 
 
@@ -117,6 +121,35 @@ class AugmentConfig(_Strict):
         return scale
 
 
+class MasksConfig(_Strict):
+    """How networks that give each pixel a class are trained.
+
+    `data.train` and `data.eval` are then as `open_masks` takes them. Of `augment`, flip, brightness, contrast and saturation apply.
+
+    Attributes:
+        crop: height and width of what a step sees of an image [pixels].
+        scale: smallest and largest factor by which an image is resized before it is cropped.
+        ignore: class number that does not count, such as that of unlabelled pixels.
+        weighting: power p of the loss's factor for each class, (share of the pixels)^-p; 0 for none.
+    """
+
+    crop: tuple[AtLeastOne, AtLeastOne]
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    ignore: Annotated[int, Field(ge=0, le=255)] | None = None
+    weighting: Rate = 0.0
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("needs low <= high")
+        return scale
+
+
+#: What `augment` may have where images have masks.
+_WITH_MASKS = {"flip", "brightness", "contrast", "saturation"}
+
+
 class TrainConfig(_Strict):
     """Everything a training run depends on.
 
@@ -130,6 +163,7 @@ class TrainConfig(_Strict):
         label_smoothing: share of a target that is spread over all classes.
         drop_path: largest probability that a block is skipped.
         ema_decay: decay of the weights' moving average, approached as (1 + step) / (10 + step); 0 for none.
+        masks: for networks that give each pixel a class; None for classifiers of images.
         precision: type of the forward pass; weights are float32 in both.
         compile: runs the model through torch.compile.
         device: `cpu`, `cuda`, `cuda:1` or `auto`, which takes a GPU where there is one (`visq.device`).
@@ -153,6 +187,7 @@ class TrainConfig(_Strict):
     drop_path: Fraction = 0.0
     ema_decay: Fraction = 0.999
     augment: AugmentConfig = AugmentConfig()
+    masks: MasksConfig | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     device: str = "auto"
@@ -175,7 +210,20 @@ class TrainConfig(_Strict):
             raise ValueError(f"data.train_size {kept} needs augment.resized_crop, which brings images to {size} pixels")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+        if self.masks is not None:
+            self._consistent_with_masks()
         return self
+
+    def _consistent_with_masks(self) -> None:
+        """Raises ValueError for keys that mean nothing where images have masks."""
+        changed = {name for name, value in self.augment if value != AugmentConfig.model_fields[name].default}
+        wrong = sorted(changed - _WITH_MASKS)
+        if wrong:
+            raise ValueError(f"augment.{wrong[0]} does not change masks; known there: {', '.join(sorted(_WITH_MASKS))}")
+        if self.data.train_size is not None:
+            raise ValueError("data.train_size is for labels; masks.crop says what a step sees")
+        if self.data.classes is None:
+            raise ValueError("masks need data.classes, the names in the order of their numbers")
 
     @property
     def preprocess(self) -> Preprocess:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
-from visq.models import create_model, load_model
-from visq.models.family import num_classes
+from visq.models import create_model, list_models, load_model
+from visq.models.family import family_of, image_size, num_classes
 from visq.models.positions import load_other_resolution
 from visq.train.config import TrainConfig
 
@@ -92,11 +92,16 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
     elif config.model.checkpoint is not None:
         checkpoint = config.model.checkpoint
         model = load_model(config.model.name, checkpoint, geometry=geometry, resample=False, fold=False).train()
+    if config.model.backbone is not None:
+        _start_from(model, config.model.backbone)
     got, transform = model.config, config.preprocess
     if num_classes(got) is None:
         raise VisqError(f"visq trains classifiers only, and {config.model.name} has no classes")
+    if family_of(got).per_pixel != (config.masks is not None):
+        kind = "gives each pixel a class and needs masks" if config.masks is None else "gives an image one class"
+        raise VisqError(f"{config.model.name} {kind}; see `masks` of the configuration")
     pairs = (
-        ("image_size", got.image_size, transform.image_size),
+        ("image_size", image_size(got) or transform.image_size, transform.image_size),
         ("channels", got.channels, transform.channels),
         ("num_classes", got.num_classes, len(classes)),
     )
@@ -104,3 +109,15 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> Any:
         if has != needs:
             raise VisqError(f"model.geometry.{name} is {has} but the data has {needs}")
     return model
+
+
+def _start_from(model: Any, backbone: str) -> None:
+    """Gives a network the backbone of a classifier, a packaged name or a file."""
+    if not hasattr(model, "take_backbone"):
+        raise VisqError(f"model.backbone: {model.card.name} has no backbone; give model.checkpoint")
+    named = backbone in {card.name for card in list_models()}
+    classifier = load_model(backbone) if named else load_model(None, backbone, fold=False)
+    try:
+        model.take_backbone(classifier)
+    except VisqError as error:
+        raise VisqError(f"model.backbone {backbone}: {error}") from error

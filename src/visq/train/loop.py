@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,14 +19,13 @@ from visq.device import described, resolve_device, too_little_memory
 from visq.errors import VisqError
 from visq.models.checkpoint import geometry_notes, read_checkpoint
 from visq.models.family import family_of
-from visq.train.augment import Augment
 from visq.train.config import TrainConfig, differences
-from visq.train.inputs import Images, build_model, load_images, open_data
+from visq.train.inputs import build_model
+from visq.train.masks import Masks
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
 from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors, write_text
-
-Forward = Callable[[Tensor], Tensor]
+from visq.train.task import Forward, Labels, Task
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,9 @@ class TrainResult:
     Attributes:
         model: file of the float16 weights.
         log: file with one JSON line an epoch.
-        top1: top-1 of the written file, read back and run in float32 [percent].
-        top1_raw, top1_ema: top-1 of the weights in memory [percent].
+        metric: name of the score: `top1`, or `mean_iou` of masks.
+        score: score of the written file, read back and run in float32 [percent].
+        score_raw, score_ema: scores of the weights in memory [percent].
         n: number of evaluated images.
         seconds: time trained, over all resumptions.
         images_per_second: speed of training.
@@ -46,9 +45,10 @@ class TrainResult:
 
     model: Path
     log: Path
-    top1: float
-    top1_raw: float
-    top1_ema: float | None
+    metric: str
+    score: float
+    score_raw: float
+    score_ema: float | None
     n: int
     seconds: float
     images_per_second: float
@@ -82,19 +82,17 @@ class _Run:
         self.config, self.out, self.progress = config, out, progress
         self.checkpoint = out / "checkpoint.safetensors"
         self.device = resolve_device(config.device)
-        train_set, eval_set = open_data(config)
-        self.classes = train_set.classes
-        self.data = train_set.fingerprint()
+        self.task: Task = Labels(config) if config.masks is None else Masks(config)
+        self.classes, self.data = self.task.classes, self.task.data
         self.model = build_model(config, self.classes).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.log = EpochLog(out / "log.jsonl")
         self.done = self._continue_from(resume, lock)
-        self.train_images, self.eval_images = (load_images(found).on(self.device) for found in (train_set, eval_set))
-        self.steps = len(self.train_images.labels) // config.batch_size
+        self.task.load(self.device)
+        self.steps = self.task.n // config.batch_size
         if self.steps == 0:
-            raise VisqError(f"batch_size {config.batch_size} is more than {len(self.train_images.labels)} images")
-        self.augment = Augment(config.augment, config.preprocess, len(self.classes), config.label_smoothing)
+            raise VisqError(f"batch_size {config.batch_size} is more than {self.task.n} images")
         self.forward: Forward = torch.compile(self.model) if config.compile else self.model
 
     def finish(self) -> TrainResult:
@@ -102,8 +100,8 @@ class _Run:
         config = self.config
         with Reporter(self.progress, config.epochs, self.steps, self.done.step) as reporter:
             reporter.say(
-                f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {len(self.train_images.labels)} "
-                f"training and {len(self.eval_images.labels)} evaluation images, "
+                f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {self.task.n} "
+                f"training and {self.task.eval_n} evaluation images, "
                 f"{config.precision} on {described(self.device)}"
             )
             if self.done.epoch:
@@ -120,10 +118,11 @@ class _Run:
         return TrainResult(
             model=path,
             log=self.log.path,
-            top1=top1(self.model, self.eval_images, config, self.device, precision="fp32"),
-            top1_raw=raw,
-            top1_ema=averaged,
-            n=len(self.eval_images.labels),
+            metric=self.task.metric,
+            score=self.task.score(self.model, self.model, "fp32"),
+            score_raw=raw,
+            score_ema=averaged,
+            n=self.task.eval_n,
             seconds=self.done.seconds,
             images_per_second=trained / self.done.seconds if self.done.seconds else 0.0,
         )
@@ -158,7 +157,7 @@ class _Run:
         config, start = self.config, time.perf_counter()
         epoch, step = self.done.epoch, self.done.step
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.train_images.labels), generator=generator)
+        order = torch.randperm(self.task.n, generator=generator)
         self.model.train()
         total = 0.0
         # Stochastic depth draws from the global generator, which belongs to the caller.
@@ -180,7 +179,7 @@ class _Run:
         }
         if last or (epoch + 1) % config.eval_every == 0:
             raw, averaged = self._evaluate()
-            entry |= {"top1_raw": raw, "top1_ema": averaged}
+            entry |= {f"{self.task.metric}_raw": raw, f"{self.task.metric}_ema": averaged}
         self.log.append(entry)
         reporter.epoch(entry)
         self.done = RunState(epoch + 1, step, self.done.seconds + seconds, self.done.config, self.data)
@@ -200,11 +199,10 @@ class _Run:
         rate = learning_rate(config, step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        pixels, labels = self.train_images.pixels[batch], self.train_images.labels[batch]
-        images, targets = self.augment(pixels.to(self.device), labels.to(self.device), generator)
+        images, targets = self.task.batch(batch, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), targets)
+        loss = self.task.loss(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
@@ -220,14 +218,12 @@ class _Run:
         return loss.item()
 
     def _evaluate(self) -> tuple[float, float | None]:
-        """Returns top-1 of the raw weights and of their average, None where there is none [percent]."""
-        raw = top1(self.forward, self.eval_images, self.config, self.device, self.config.precision, self.model)
+        """Returns the scores of the raw weights and of their average, None where there is none [percent]."""
+        raw = self.task.score(self.forward, self.model, self.config.precision)
         if self.ema is None:
             return raw, None
         with self.ema.applied():
-            return raw, top1(
-                self.forward, self.eval_images, self.config, self.device, self.config.precision, self.model
-            )
+            return raw, self.task.score(self.forward, self.model, self.config.precision)
 
     def _write(self, path: Path) -> None:
         """Writes the configured weights as float16, under their official names.
@@ -268,34 +264,3 @@ def averaged(weights: dict[str, Tensor], others: Sequence[str]) -> dict[str, Ten
             raise VisqError(f"average_with: {path} holds the weights of another network")
         total = {name: tensor + found[name] for name, tensor in total.items()}
     return {name: (tensor / (1 + len(others))).float() for name, tensor in total.items()}
-
-
-@torch.no_grad()
-def top1(
-    forward: Forward,
-    images: Images,
-    config: TrainConfig,
-    device: torch.device,
-    precision: str,
-    model: nn.Module | None = None,
-) -> float:
-    """Returns top-1 [percent].
-
-    Arguments:
-        forward: images [B, channels, size, size] float32 -> logits [B, classes].
-        precision: `fp32` or `bf16`.
-        model: the module to switch to evaluation where `forward` is its compiled form.
-    """
-    module = model or forward
-    assert isinstance(module, nn.Module)
-    module.eval()
-    size, correct = 2 * config.batch_size, 0
-    for start in range(0, len(images.labels), size):
-        pixels, labels = images.pixels[start : start + size], images.labels[start : start + size]
-        missing = size - len(labels)
-        if missing:  # a compiled model would be compiled again for the smaller last batch
-            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = forward(config.preprocess.normalize(pixels.to(device)))
-        correct += int((logits[: len(labels)].argmax(1).cpu() == labels).sum())
-    return 100 * correct / len(images.labels)

@@ -87,4 +87,9 @@ class Reporter:
         )
 
 
-_SCORES = (("top-1", "top1_raw"), ("top-1 EMA", "top1_ema"))
+_SCORES = (
+    ("top-1", "top1_raw"),
+    ("top-1 EMA", "top1_ema"),
+    ("mean IoU", "mean_iou_raw"),
+    ("mean IoU EMA", "mean_iou_ema"),
+)
