@@ -22,7 +22,9 @@ def test_shipped_configs_load(path: Path) -> None:
         stages = {f"runs/{shipped.stem}/model.safetensors" for shipped in SHIPPED}
         assert set(needed) < stages and f"runs/{path.stem}/model.safetensors" not in needed
     else:
-        assert config.model.geometry["image_size"] == config.preprocess.image_size
+        size = config.preprocess.image_size
+        assert config.model.geometry.get("image_size", size) == size
+        assert (config.masks is None) == ("image_size" in config.model.geometry)
 
 
 def test_the_one_copy_of_every_shipped_models_configuration() -> None:

@@ -34,7 +34,7 @@ class ModelConfig(_Strict):
         name: a registered name.
         geometry: sizes that replace those of the name; with `vim` they give the network its sizes.
         checkpoint: a `.safetensors` or official `.pth` file to start from (fine-tuning); None starts at random weights.
-        backbone: a classifier, by packaged name or file, whose layers the backbone of a network with a head starts from.
+        backbone: a classifier, a packaged name or a file, whose layers the backbone of a network with a head takes.
         interpolate_positions: the checkpoint is of another image size, so its position embedding is resampled.
     """
 
@@ -124,7 +124,8 @@ class AugmentConfig(_Strict):
 class MasksConfig(_Strict):
     """How networks that give each pixel a class are trained.
 
-    `data.train` and `data.eval` are then as `open_masks` takes them. Of `augment`, flip, brightness, contrast and saturation apply.
+    `data.train` and `data.eval` are then as `open_masks` takes them. Of `augment`, flip, brightness, contrast and
+    saturation apply.
 
     Attributes:
         crop: height and width of what a step sees of an image [pixels].

@@ -61,7 +61,8 @@ class Masks:
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Returns normalized images [B, channels, h, w] and class numbers [B, h, w] int64 of random crops."""
-        pairs = [random_view(*self.images[i], self.settings, self.config.augment.flip, generator) for i in indices]
+        chosen, flip = [self.images[i] for i in indices.tolist()], self.config.augment.flip
+        pairs = [random_view(image, mask, self.settings, flip, generator) for image, mask in chosen]
         pixels, masks = torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
         augment = self.config.augment
         if augment.brightness or augment.contrast or augment.saturation:
