@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import visq
 from visq.analysis import EngineModel
-from visq.analysis.segmentation import Segmentation, confusion, evaluate_masks
+from visq.analysis.segmentation import evaluate_masks
 from visq.cli.main import run
 from visq.data import Preprocess
+from visq.data.confusion import Segmentation, confusion
 from visq.data.masks import open_masks, subset
 from visq.errors import VisqError
 from visq.models import create_model, save_checkpoint

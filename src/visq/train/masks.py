@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visq.analysis.segmentation import Segmentation, confusion
+from visq.data.confusion import Segmentation, confusion
 from visq.data.masks import MaskPair, open_masks
 from visq.errors import VisqError
 from visq.train.augment import random_colour
