@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visq.models.layers import Conv2d
+from visq.models.layers import Conv2d, Linear
 
 
 class BatchNorm(nn.Module):
@@ -53,11 +53,11 @@ class Affine(nn.Module):
 
 
 @torch.no_grad()
-def fold_into(conv: Conv2d, norm: BatchNorm) -> None:
-    """Makes a convolution compute norm(conv(x)): its weight takes the factor, its bias the shift."""
+def fold_into(conv: Conv2d | Linear, norm: BatchNorm) -> None:
+    """Makes a convolution or linear compute norm(conv(x)): its weight takes the factor, its bias the shift."""
     factor, shift = norm.affine()
     bias = torch.zeros(len(factor)) if conv.bias is None else conv.bias
-    conv.weight.copy_(conv.weight.double() * factor.view(-1, 1, 1, 1))
+    conv.weight.copy_(conv.weight.double() * factor.view(-1, *[1] * (conv.weight.ndim - 1)))
     conv.bias = nn.Parameter((bias.double() * factor + shift).float())
 
 

@@ -144,6 +144,15 @@ class ReLU(Elementwise):
         return F.relu(x)
 
 
+class Sigmoid(Elementwise):
+    """Computes 1 / (1 + e^-x), with a site `out`."""
+
+    instruction = "sigmoid"
+
+    def function(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
 class Softplus(nn.Module):
     """Computes log(1 + e^x)."""
 
@@ -181,6 +190,13 @@ class TokenMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
+
+
+class GateChannels(nn.Module):
+    """Multiplies all tokens by one factor a channel. [B, L, C], [B, C] -> [B, L, C]."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate.unsqueeze(1)
 
 
 class LayerNorm(nn.Module):

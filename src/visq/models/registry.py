@@ -20,6 +20,8 @@ from visq.errors import VisqError
 from visq.models.card import ModelCard
 from visq.models.checkpoint import read_safetensors_header
 from visq.models.dvmsr import DVMSRConfig as DVMSRConfig  # registers the family
+from visq.models.efficientvmamba import EfficientVMambaConfig
+from visq.models.efficientvmamba_checkpoint import EFFICIENTVMAMBA as EFFICIENTVMAMBA  # registers the family
 from visq.models.family import default_preprocess, families, family_of, load_plugins, num_classes, override
 from visq.models.geometry import VIM as VIM  # registers the family
 from visq.models.mambavision import MambaVisionConfig
@@ -189,6 +191,23 @@ def _mambavision_card(name: str, config: MambaVisionConfig, crop: float, top1: f
 
 for _name, _hybrid, _crop, _top1 in _mambavision_official():
     register(_name)(partial(_mambavision_card, _name, _hybrid, _crop, _top1))
+
+
+def _efficientvmamba_official() -> Iterator[tuple[str, EfficientVMambaConfig, float]]:
+    """Yields (size, geometry, published top-1) of the checkpoints of https://github.com/TerryPei/EfficientVMamba."""
+    for size, dim, depth, top1 in (("tiny", 48, 4, 76.5), ("small", 64, 4, 78.7), ("base", 96, 9, 81.8)):
+        dims = tuple(dim * 2**level for level in range(4))
+        yield size, EfficientVMambaConfig(dims=dims, depths=(2, 2, depth, 2)), top1
+
+
+def _efficientvmamba_card(name: str, size: str, config: EfficientVMambaConfig, top1: float) -> ModelCard:
+    description = f"EfficientVMamba-{size.capitalize()}, ImageNet-1k, 224 pixels"
+    return ModelCard(name, config, default_preprocess(config), description=description, published_top1=top1)
+
+
+for _size, _efficient, _top1 in _efficientvmamba_official():
+    _name = f"efficient_vmamba_{_size}"
+    register(_name)(partial(_efficientvmamba_card, _name, _size, _efficient, _top1))
 
 
 #: name -> (family, package with the weights NAME.safetensors, description) of the models trained for visq.

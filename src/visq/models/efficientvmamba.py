@@ -1,0 +1,238 @@
+"""Defines EfficientVMamba (arXiv 2403.09977): skip-sampled scans beside convolutions, then inverted residuals.
+
+As in https://github.com/TerryPei/EfficientVMamba. Maps are [B, H, W, C] between blocks; inside a block they are token
+sequences [B, L, C], row by row. Convolutions of one position are matrix products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visq.errors import VisqError
+from visq.models.batch_norm import BatchNorm, fold_into
+from visq.models.excitation import ChannelAttention, SqueezeExcite
+from visq.models.layers import GELU, CheckImages, Conv2d, DropPath, LayerNorm, Linear, ReLU, TokenMean
+from visq.models.mlp import Mlp
+from visq.models.skipping import MergeSamples, SampleMap
+from visq.models.ssm import SS2D, reset_linears_and_scans
+from visq.models.stage import Stage, StagedNetwork
+
+#: Levels with scans; the others are made of inverted residuals.
+SCAN_LEVELS = 2
+
+
+@dataclass(frozen=True)
+class EfficientVMambaConfig:
+    """Holds the geometry of an EfficientVMamba.
+
+    Attributes:
+        dims, depths: channels and blocks of each level.
+        d_state, expand: states N of a scan, channels of the scan / channels of the block.
+        mlp_ratio: hidden channels of the MLP behind a scan / channels; 0 for none.
+        hidden_ratio: channels inside an inverted residual / channels.
+        reduction: channels in front of a gate / channels inside it.
+        norm: `batch` as trained, `folded` after `fold_norms`.
+    """
+
+    image_size: int = field(default=224, metadata={"minimum": 4})
+    channels: int = 3
+    dims: tuple[int, ...] = (48, 96, 192, 384)
+    depths: tuple[int, ...] = (2, 2, 4, 2)
+    d_state: int = 16
+    expand: int = 2
+    mlp_ratio: int = field(default=0, metadata={"minimum": 0})
+    hidden_ratio: int = 4
+    reduction: int = 8
+    num_classes: int = 1000
+    drop_path: float = 0.0
+    norm: str = field(default="batch", metadata={"choices": ("batch", "folded")})
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.depths):
+            raise VisqError(f"dims and depths need one number a level, not {len(self.dims)} and {len(self.depths)}")
+
+
+def batch_norm(channels: int, config: EfficientVMambaConfig) -> nn.Module:
+    """Returns the norm behind a convolution, which is nothing once it is folded."""
+    return nn.Identity() if config.norm == "folded" else BatchNorm(channels)
+
+
+def over_map(conv: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Convolves tokens [B, H W, C] as a map."""
+    return conv(tokens.unflatten(1, (height, width))).flatten(1, 2)
+
+
+class AtrousSS2D(SS2D):
+    """Mixes positions as SS2D does, but each direction scans a sample of its own: every second row and column.
+
+    Two samples go row by row, two column by column; none is reversed.
+    """
+
+    def __init__(self, dim: int, d_state: int = 16, expand: int = 2) -> None:
+        super().__init__(dim, d_state, expand)
+        samples = (SampleMap(0, 0), SampleMap(1, 0, True), SampleMap(0, 1), SampleMap(1, 1, True))
+        self.samples, self.merge = nn.ModuleList(samples), MergeSamples(samples)
+
+    def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
+        """Returns the four scans of u [B, L, C], each position from the scan of its sample; both go row by row."""
+        maps = u.unflatten(1, (height, width))
+        pairs = zip(self.samples, self.directions, strict=True)
+        return self.merge(*[scan(sample(maps).flatten(1, 2)) for sample, scan in pairs], height, width)
+
+
+class EVSSBlock(nn.Module):
+    """Computes x + se(op(y)) + se(conv_branch(y)) of y = norm(x), then x + mlp(norm2(x)) where there is an MLP.
+
+    [B, H, W, dim] -> same.
+    """
+
+    #: linear -> the norm that it alone reads, so that a factor per channel can move between the two.
+    norms_before: ClassVar[dict[str, str]] = {"mlp.fc1": "norm2"}
+
+    def __init__(self, dim: int, config: EfficientVMambaConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm, self.op = LayerNorm(dim), AtrousSS2D(dim, config.d_state, config.expand)
+        local = Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.conv_branch = nn.Sequential(local, batch_norm(dim, config), GELU(), Linear(dim, dim))
+        self.se = ChannelAttention(dim, max(1, dim // config.reduction))
+        self.norm2 = LayerNorm(dim) if config.mlp_ratio else None
+        self.mlp = Mlp(dim, config.mlp_ratio * dim) if config.mlp_ratio else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        tokens = x.flatten(1, 2)
+        y = self.norm(tokens)
+        local = over_map(self.conv_branch[0], y, height, width)
+        for layer in self.conv_branch[1:]:
+            local = layer(local)
+        tokens = tokens + self.drop_path(self.se(self.op(y, height, width)) + self.se(local))
+        if self.mlp is not None and self.norm2 is not None:
+            tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens.unflatten(1, (height, width))
+
+
+class InvertedResidual(nn.Module):
+    """Computes x + conv_pw2(se(conv_dw(conv_pw(x)))), with more channels inside. [B, H, W, dim] -> same."""
+
+    def __init__(self, dim: int, config: EfficientVMambaConfig, drop_path: float) -> None:
+        super().__init__()
+        inner, folded = config.hidden_ratio * dim, config.norm == "folded"
+        self.conv_pw = nn.Sequential(Linear(dim, inner, bias=folded), batch_norm(inner, config), ReLU())
+        local = Conv2d(inner, inner, 3, padding=1, groups=inner, bias=folded)
+        self.conv_dw = nn.Sequential(local, batch_norm(inner, config), ReLU())
+        self.se = SqueezeExcite(inner, max(1, inner // config.reduction))
+        self.conv_pw2 = nn.Sequential(Linear(inner, dim, bias=folded), batch_norm(dim, config))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        tokens = x.flatten(1, 2)
+        y = over_map(self.conv_dw[0], self.conv_pw(tokens), height, width)
+        for layer in self.conv_dw[1:]:
+            y = layer(y)
+        return (tokens + self.drop_path(self.conv_pw2(self.se(y)))).unflatten(1, (height, width))
+
+
+class PatchMerging(nn.Module):
+    """Merges 2 x 2 neighbours as Swin does: concatenate, norm, linear. [B, H, W, dim] -> [B, H', W', out].
+
+    H' = ceil(H / 2) and W' = ceil(W / 2): beyond an odd side lie zeros.
+    """
+
+    norms_before: ClassVar[dict[str, str]] = {"reduction": "norm"}
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.samples = nn.ModuleList(SampleMap(row, column) for column in (0, 1) for row in (0, 1))
+        self.norm, self.reduction = LayerNorm(4 * dim), Linear(4 * dim, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = torch.cat([sample(x) for sample in self.samples], dim=-1)
+        tokens = self.reduction(self.norm(merged.flatten(1, 2)))
+        return tokens.unflatten(1, merged.shape[1:3])
+
+
+class Level(nn.Module):
+    """Holds the blocks of one resolution and the downsampling to the next."""
+
+    blocks: nn.ModuleList
+    downsample: nn.Module | None
+
+    def __init__(self, config: EfficientVMambaConfig, level: int, rates: list[float]) -> None:
+        super().__init__()
+        dim, kind = config.dims[level], EVSSBlock if level < SCAN_LEVELS else InvertedResidual
+        self.blocks = nn.ModuleList(kind(dim, config, rate) for rate in rates)
+        last = level == len(config.dims) - 1
+        self.downsample = None if last else PatchMerging(dim, config.dims[level + 1])
+
+
+class Stem(nn.Module):
+    """Turns images [B, channels, H, W] into maps [B, H/4, W/4, dim]."""
+
+    def __init__(self, config: EfficientVMambaConfig) -> None:
+        super().__init__()
+        self.conv, self.norm = Conv2d(config.channels, config.dims[0], 4, 4), LayerNorm(config.dims[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv(images.permute(0, 2, 3, 1)))
+
+
+class EfficientVMamba(StagedNetwork):
+    """Classifies images: [B, channels, H, W] -> logits [B, num_classes].
+
+    Nothing in it belongs to a position, so that it takes any size. `image_size` is the size it was trained for, and the
+    only one after a calibration with scales per token or step.
+    """
+
+    def __init__(self, config: EfficientVMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.check_images = CheckImages(config.channels, None, "EfficientVMamba")
+        self.patch_embed = Stem(config)
+        total = sum(config.depths)
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
+        self.layers = nn.ModuleList()
+        for level, depth in enumerate(config.depths):
+            own, rates = rates[:depth], rates[depth:]
+            self.layers.append(Level(config, level, own))
+        self.norm, self.pool = LayerNorm(config.dims[-1]), TokenMean()
+        self.head = Linear(config.dims[-1], config.num_classes)
+        reset_linears_and_scans(self)
+
+    def stages(self) -> list[Stage]:
+        stages = [Stage("embed", self.embed, ("patch_embed",))]
+        for i, level in enumerate(self.layers):
+            assert isinstance(level, Level)
+            steps: dict[str, nn.Module] = {f"layers.{i}.blocks.{j}": block for j, block in enumerate(level.blocks)}
+            if level.downsample is not None:
+                steps[f"layers.{i}.downsample"] = level.downsample
+            stages += [Stage(name, lambda x, step=step: (step(x),), (name,)) for name, step in steps.items()]
+        return [*stages, Stage("classify", self.classify, ("norm", "head"))]
+
+    def embed(self, images: Tensor) -> tuple[Tensor]:
+        return (self.patch_embed(self.check_images(images)),)
+
+    def classify(self, x: Tensor) -> tuple[Tensor]:
+        """Returns the logits of the mean of all normalized positions."""
+        return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
+
+
+def fold_norms(model: EfficientVMamba) -> EfficientVMamba:
+    """Folds every batch norm into the convolution or linear in front of it.
+
+    Works in place and returns the network, which computes what it did in evaluation mode.
+    """
+    if model.config.norm == "folded":
+        return model
+    for module in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        conv, norm = module[0], module[1]
+        assert isinstance(conv, Conv2d | Linear) and isinstance(norm, BatchNorm)
+        fold_into(conv, norm)
+        module[1] = nn.Identity()
+    model.config = replace(model.config, norm="folded")
+    return model
