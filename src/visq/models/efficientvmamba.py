@@ -17,7 +17,7 @@ from visq.models.batch_norm import BatchNorm, fold_into
 from visq.models.excitation import ChannelAttention, SqueezeExcite
 from visq.models.layers import GELU, CheckImages, Conv2d, DropPath, LayerNorm, Linear, ReLU, TokenMean
 from visq.models.mlp import Mlp
-from visq.models.skipping import MergeSamples, SampleMap
+from visq.models.skipping import ORDER, MergeSamples, SampleMap
 from visq.models.ssm import SS2D, reset_linears_and_scans
 from visq.models.stage import Stage, StagedNetwork
 
@@ -74,8 +74,7 @@ class AtrousSS2D(SS2D):
 
     def __init__(self, dim: int, d_state: int = 16, expand: int = 2) -> None:
         super().__init__(dim, d_state, expand)
-        samples = (SampleMap(0, 0), SampleMap(1, 0, True), SampleMap(0, 1), SampleMap(1, 1, True))
-        self.samples, self.merge = nn.ModuleList(samples), MergeSamples(samples)
+        self.samples, self.merge = nn.ModuleList(SampleMap(*place) for place in ORDER), MergeSamples()
 
     def cross_scan(self, u: Tensor, height: int, width: int) -> Tensor:
         """Returns the four scans of u [B, L, C], each position from the scan of its sample; both go row by row."""
@@ -108,7 +107,7 @@ class EVSSBlock(nn.Module):
         tokens = x.flatten(1, 2)
         y = self.norm(tokens)
         local = over_map(self.conv_branch[0], y, height, width)
-        for layer in self.conv_branch[1:]:
+        for layer in list(self.conv_branch)[1:]:
             local = layer(local)
         tokens = tokens + self.drop_path(self.se(self.op(y, height, width)) + self.se(local))
         if self.mlp is not None and self.norm2 is not None:
@@ -133,7 +132,7 @@ class InvertedResidual(nn.Module):
         height, width = x.shape[1:3]
         tokens = x.flatten(1, 2)
         y = over_map(self.conv_dw[0], self.conv_pw(tokens), height, width)
-        for layer in self.conv_dw[1:]:
+        for layer in list(self.conv_dw)[1:]:
             y = layer(y)
         return (tokens + self.drop_path(self.conv_pw2(self.se(y)))).unflatten(1, (height, width))
 

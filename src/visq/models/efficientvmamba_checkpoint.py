@@ -143,8 +143,8 @@ def _levels(shapes: Shapes) -> tuple[tuple[int, ...], tuple[int, ...]]:
         dims.append(shapes[name][-1 if level < SCAN_LEVELS else 1] if fine else 0)
     if not fine:
         raise VisqError(
-            f"this EfficientVMamba variant is not supported; supported: {SCAN_LEVELS} levels with scans, then levels of "
-            "inverted residuals"
+            f"this EfficientVMamba variant is not supported; supported: {SCAN_LEVELS} levels with scans, then levels "
+            "of inverted residuals"
         )
     return tuple(depths[level] for level in sorted(depths)), tuple(dims)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 #: Distance of sampled positions along each side.
 STEP = 2
+#: (row, column, by columns) of the four samples: those of odd rows go column by column.
+ORDER = ((0, 0, False), (1, 0, True), (0, 1, False), (1, 1, True))
 
 
 class SampleMap(nn.Module):
@@ -32,21 +34,11 @@ class SampleMap(nn.Module):
 
 
 class MergeSamples(nn.Module):
-    """Undoes four `SampleMap`. Four [B, L, C] -> [B, H W, C], row by row.
-
-    Arguments:
-        samples: where each of the four comes from; together they have every position.
-    """
-
-    def __init__(self, samples: tuple[SampleMap, ...]) -> None:
-        super().__init__()
-        self.places = tuple((sample.row, sample.column, sample.by_columns) for sample in samples)
+    """Undoes the samples of `ORDER`, as sequences. Four [B, L, C] -> [B, H W, C], row by row."""
 
     def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor, height: int, width: int) -> Tensor:
         rows, columns = -(-height // STEP), -(-width // STEP)
-        maps = {}
-        for (row, column, by_columns), part in zip(self.places, (a, b, c, d), strict=True):
-            flipped = part.unflatten(1, (columns, rows)).transpose(1, 2) if by_columns else None
-            maps[row, column] = part.unflatten(1, (rows, columns)) if flipped is None else flipped
-        lines = [torch.stack([maps[row, column] for column in range(STEP)], 3).flatten(2, 3) for row in range(STEP)]
-        return torch.stack(lines, 2).flatten(1, 2)[:, :height, :width].flatten(1, 2)
+        even = torch.stack([part.unflatten(1, (rows, columns)) for part in (a, c)], 3)
+        odd = torch.stack([part.unflatten(1, (columns, rows)).transpose(1, 2) for part in (b, d)], 3)
+        lines = torch.stack([even.flatten(2, 3), odd.flatten(2, 3)], 2)
+        return lines.flatten(1, 2)[:, :height, :width].flatten(1, 2)
