@@ -65,10 +65,10 @@ def get_card(name: str) -> ModelCard:
             give = "give a model's name, and a file as its checkpoint"
             raise VisqError(f"unknown model {name!r}: it is a {kind}; {give}")
         short = [known for known in _CARDS if len(known) < 30]
-        known = f"known: {', '.join(short[:6])}, ...; `visq models` lists them"
+        known = f"known: {', '.join(short[:3])}, ...; `visq models` lists them"
         meant = f"did you mean {', '.join(close)}?" if close else known
         generic = ", ".join(sorted(families()))
-        raise VisqError(f"unknown model {name!r}; {meant} (families that take a checkpoint of any geometry: {generic})")
+        raise VisqError(f"unknown model {name!r}; {meant} (of any geometry: {generic})")
     return _CARDS[name]()
 
 
