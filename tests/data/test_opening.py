@@ -97,6 +97,21 @@ def test_opening_errors(tmp_path: Path) -> None:
             open_dataset(str(path), SMALL, split="test")
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"PK\x03\x04", "is a zip, not a tar; unpack it and give its folder"),
+        (b"\xff\xd8\xff\xe0", "is an image, not a tar; give the folder that holds it"),
+        (b"name,label\n", "give a tar or a folder of images"),
+    ],
+)
+def test_files_that_are_no_tar(head: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(head + bytes(600))
+    with pytest.raises(VisqError, match=message):
+        open_dataset(str(path), SMALL, split="test")
+
+
 def test_embedded_fashion_mnist() -> None:
     test = open_dataset("fashion-mnist", Preprocess.fashion_mnist(), split="test")
     calib = open_dataset("fashion-mnist", Preprocess.fashion_mnist(), split="calib")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models import VisionMamba, read_checkpoint, save_checkpoint
+from visq.models import VisionMamba, load_model, read_checkpoint, save_checkpoint
 from visq.quant.site import named_sites
 
 Tensors = dict[str, Tensor]
@@ -205,3 +205,8 @@ def test_damaged_notes(small_tensors: Tensors, tmp_path: Path, notes: str) -> No
 def test_headers_of_other_programs_are_ignored(small_tensors: Tensors, tmp_path: Path) -> None:
     save_file(small_tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert read_checkpoint(tmp_path / "model.safetensors").notes == {}
+
+
+def test_an_address_is_not_downloaded() -> None:
+    with pytest.raises(VisqError, match="visq downloads nothing: fetch the checkpoint first"):
+        load_model("vim", "https://example.com/vim.pth")

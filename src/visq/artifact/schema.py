@@ -266,7 +266,7 @@ def read_config(folder: Path) -> ArtifactConfig:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
         what = "it is no folder" if folder.exists() else "no such folder"
-        raise VisqError(f"{folder} is not an artifact: {what}")
+        raise VisqError(f"{folder} is not an artifact: {what}; give a folder that `visq quantize --out` wrote")
     try:
         values = parse_json(read_text(path))
     except FileNotFoundError:

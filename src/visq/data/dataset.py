@@ -113,7 +113,7 @@ class Dataset:
         if n < 1:
             raise VisqError(f"{self.name}: {n} images were asked for, at least 1 is needed ({len(self)} are there)")
         if n > len(self):
-            raise VisqError(f"{self.name}: {n} images were asked for but only {len(self)} are there")
+            raise VisqError(f"{self.name}: {n} images were asked for but only {len(self)} are there; ask for fewer")
         indices: list[int] = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)).tolist()
         return indices
 

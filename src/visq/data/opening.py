@@ -88,7 +88,8 @@ def _open_part(data: str, split: Split, classes: Sequence[str] | None) -> list[R
         return FolderSource(path).records(split)
     if is_file:
         return TarSource(path).records(split)
-    raise VisqError(f"data {_short(data)}: no such folder or tar, and not {FASHION_MNIST}")
+    has = f"{FASHION_MNIST} for the images that visq has"
+    raise VisqError(f"data {_short(data)}: no such folder or tar; give the path of one, or {has}")
 
 
 @cache

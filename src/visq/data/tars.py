@@ -64,7 +64,7 @@ class TarSource:
         except VisqError:
             raise
         except Exception as error:  # damaged metadata makes tarfile raise almost anything
-            raise VisqError(f"{self.path}: not a whole tar or tar.gz ({str(error) or type(error).__name__})") from error
+            raise VisqError(_no_tar(self.path, error)) from error
         self.extents = list(extents.values())
         return make_records({name: key for key, name in enumerate(extents)}, self, split, str(self.path))
 
@@ -94,6 +94,20 @@ def _open(path: Path) -> IO[bytes]:
         raise VisqError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def _no_tar(path: Path, error: Exception) -> str:
+    """Says why a file was not read as a tar, and what to give in its place."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    for name, begins in (("a zip", b"PK"), ("an image", b"\xff\xd8\xff"), ("an image", b"\x89PNG")):
+        if head.startswith(begins):
+            instead = "unpack it and give its folder" if name == "a zip" else "give the folder that holds it"
+            return f"{path} is {name}, not a tar; {instead}"
+    return (
+        f"{path}: not a whole tar or tar.gz ({str(error) or type(error).__name__}); "
+        "give a tar or a folder of images, or make this file again if it should be one"
+    )
+
+
 def _unpacked(path: Path) -> IO[bytes]:
     """Copies the images of a gzipped tar to an unnamed temporary tar, which vanishes with the process."""
     folder = tempfile.gettempdir()
@@ -117,8 +131,7 @@ def _unpacked(path: Path) -> IO[bytes]:
         unpacked.close()
         if isinstance(error, VisqError):
             raise
-        what = str(error) or type(error).__name__
-        raise VisqError(f"{path}: not a whole tar or tar.gz ({what})") from error
+        raise VisqError(_no_tar(path, error)) from error
     return unpacked
 
 
