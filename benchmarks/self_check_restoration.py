@@ -1,4 +1,4 @@
-"""Holds the self-check's verdict against the loss of PSNR, for a network that returns images. docs/self-check.md has the table.
+"""Holds the self-check's verdict against the loss of PSNR, for a network that returns images (docs/self-check.md).
 
     python benchmarks/self_check_restoration.py --checkpoint team07_DVMSR.pth --calib train-0.tar --pairs train-1.tar
         [--recipes minmax-w8a8,visq-w8a8] [--samples 64] [--images 20]

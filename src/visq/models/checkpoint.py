@@ -181,7 +181,7 @@ def _beginning(path: Path) -> bytes:
     except FileNotFoundError:
         if str(path).startswith(("http:", "https:")):
             raise VisqError(
-                "visq downloads nothing: fetch the checkpoint first and give the path of the file"
+                "visq downloads nothing: fetch the checkpoint first and give its path"
             ) from None
         raise VisqError(f"checkpoint {path} does not exist; give the path of a .safetensors or .pth file") from None
     except OSError as error:
