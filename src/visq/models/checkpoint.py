@@ -180,9 +180,7 @@ def _beginning(path: Path) -> bytes:
         raise VisqError(f"checkpoint {path} {in_folder(path)}") from None
     except FileNotFoundError:
         if str(path).startswith(("http:", "https:")):
-            raise VisqError(
-                "visq downloads nothing: fetch the checkpoint first and give its path"
-            ) from None
+            raise VisqError("visq downloads nothing: fetch the checkpoint first and give its path") from None
         raise VisqError(f"checkpoint {path} does not exist; give the path of a .safetensors or .pth file") from None
     except OSError as error:
         raise VisqError(f"checkpoint {path} cannot be read: {error.strerror}") from error
