@@ -256,18 +256,20 @@ class Values:
 
     def rms_norm(self, step: RmsNorm, offset: int) -> str:
         place, at = self.body.operands[step.dst], self.shifted(offset)
-        total = self.text.let(f"k.sum_of_squares({self.text.place(place)}, {at.row}, {at.has_row}, {place.width})")
-        mean = self.text.let(f"{total} * {self._number(1 / place.width)}")
-        factor = self.text.let(f"k.inverse(tl.math.sqrt_rn({mean} + {self._number(step.eps)}))")
+        with self.text.before_loop():
+            total = self.text.let(f"k.sum_of_squares({self.text.place(place)}, {at.row}, {at.has_row}, {place.width})")
+            mean = self.text.let(f"{total} * {self._number(1 / place.width)}")
+            factor = self.text.let(f"k.inverse(tl.math.sqrt_rn({mean} + {self._number(step.eps)}))")
         x = self.text.let(f"{read(self.text, place, None, at)} * {factor}")
         return self.text.let(f"{x} * {self._channels(step.weight, at)}")
 
     def layer_norm(self, step: LayerNorm, offset: int) -> str:
         place, at = self.body.operands[step.dst], self.shifted(offset)
         rows = f"{self.text.place(place)}, {at.row}, {at.has_row}"
-        mean = self.text.let(f"k.row_mean({rows}, {place.width})")
-        variance = self.text.let(f"k.row_variance({rows}, {mean}, {place.width})")
-        factor = self.text.let(f"k.inverse(tl.math.sqrt_rn({variance} + {self._number(step.eps)}))")
+        with self.text.before_loop():
+            mean = self.text.let(f"k.row_mean({rows}, {place.width})")
+            variance = self.text.let(f"k.row_variance({rows}, {mean}, {place.width})")
+            factor = self.text.let(f"k.inverse(tl.math.sqrt_rn({variance} + {self._number(step.eps)}))")
         x = self.text.let(f"({read(self.text, place, None, at)} - {mean}) * {factor}")
         return self.text.let(f"{x} * {self._channels(step.weight, at)} + {self._channels(step.bias, at)}")
 

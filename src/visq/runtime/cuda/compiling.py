@@ -25,6 +25,7 @@ def function(kernel: str) -> Any:
         return getattr(kernels, kernel)
     name = f"<visq kernel {hashlib.sha256(kernel.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = (len(kernel), None, kernel.splitlines(keepends=True), name)  # Triton reads the source
-    space: dict[str, Any] = {"tl": tl, "k": kernels, "s": scan_kernels, "__name__": "visq.runtime.cuda.generated"}
+    space: dict[str, Any] = {"triton": triton, "tl": tl, "k": kernels, "s": scan_kernels}
+    space["__name__"] = "visq.runtime.cuda.generated"
     exec(compile(kernel, name, "exec"), space)
     return triton.jit(do_not_specialize=["M"])(space["kernel"])

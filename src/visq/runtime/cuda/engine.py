@@ -23,7 +23,8 @@ from visq.integer.program import Program
 from visq.runtime.bundle import Bundle
 from visq.runtime.cuda.compiling import COMPILE_ERRORS, function
 from visq.runtime.cuda.device import find_device
-from visq.runtime.cuda.plan import Launch, make_plan
+from visq.runtime.cuda.phases import Launch
+from visq.runtime.cuda.plan import make_plan
 from visq.runtime.cuda.sources import IMAGES
 from visq.runtime.cuda.text import Place
 

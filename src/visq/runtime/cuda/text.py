@@ -53,34 +53,53 @@ class At:
         return " & ".join(f"({mask})" for mask in masks) or None
 
 
-class Text:
-    """The text of a kernel under construction.
+class Arguments:
+    """What a kernel takes, in order: places and parameters. Equal ones are one argument.
 
     Attributes:
-        arguments: what the kernel takes, in order: places by name, or parameters by value.
+        values: the arguments.
     """
 
     def __init__(self) -> None:
-        self.arguments: list[Place | np.ndarray] = []
+        self.values: list[Place | np.ndarray] = []
         self._names: dict[object, str] = {}
+
+    def name(self, value: Place | np.ndarray) -> str:
+        """Returns the name of the argument that points to a place or a parameter."""
+        key = value.name if isinstance(value, Place) else (value.dtype.str, value.shape, value.tobytes())
+        if key not in self._names:
+            self._names[key] = f"P{len(self.values)}"
+            self.values.append(value)
+        return self._names[key]
+
+    @property
+    def names(self) -> str:
+        """All names, with commas between them."""
+        return ", ".join(f"P{i}" for i in range(len(self.values)))
+
+
+class Text:
+    """The text of a Triton function under construction."""
+
+    def __init__(self) -> None:
+        self._arguments = Arguments()
         self._lines: list[str] = []
         self._known: list[dict[str, str]] = [{}]
+        self._starts: list[int] = []
         self._count = 0
+
+    @property
+    def arguments(self) -> list[Place | np.ndarray]:
+        """What the function takes, in order."""
+        return self._arguments.values
 
     def place(self, place: Place) -> str:
         """Returns the argument that points to a place."""
-        return self._argument(place.name, place)
+        return self._arguments.name(place)
 
     def parameter(self, value: np.ndarray) -> str:
         """Returns the argument that points to a parameter; equal ones share it."""
-        value = np.ascontiguousarray(value)
-        return self._argument((value.dtype.str, value.shape, value.tobytes()), value)
-
-    def _argument(self, key: object, value: Place | np.ndarray) -> str:
-        if key not in self._names:
-            self._names[key] = f"P{len(self.arguments)}"
-            self.arguments.append(value)
-        return self._names[key]
+        return self._arguments.name(np.ascontiguousarray(value))
 
     def let(self, expression: str) -> str:
         """Returns a name for the value of an expression without side effects; the same one for the same expression."""
@@ -102,10 +121,23 @@ class Text:
     @contextlib.contextmanager
     def loop(self, header: str) -> Iterator[None]:
         """Writes a loop; what is named inside is unknown after it."""
+        self._starts.append(len(self._lines))
         self.line(header)
         self._known.append({})
         yield
         self._known.pop()
+        self._starts.pop()
+
+    @contextlib.contextmanager
+    def before_loop(self) -> Iterator[None]:
+        """Writes in front of the innermost loop what is the same in all its turns."""
+        start, inside = self._starts.pop(), self._known.pop()
+        loop = self._lines[start:]
+        del self._lines[start:]
+        yield
+        self._starts.append(len(self._lines))
+        self._known.append(inside)
+        self._lines += loop
 
     def load(self, pointer: str, mask: str | None, other: str = "0") -> str:
         return self.let(f"tl.load({pointer})" if mask is None else f"tl.load({pointer}, mask={mask}, other={other})")
@@ -115,7 +147,6 @@ class Text:
         name = self.parameter(value)
         return self.load(name, None) if value.size == 1 else self.load(f"{name} + {index}", mask, other)
 
-    def source(self, constants: str) -> str:
-        """Returns the whole kernel; `constants` are its compile-time parameters."""
-        names = "".join(f"P{i}, " for i in range(len(self.arguments)))
-        return "\n".join([f"def kernel({names}M, {constants}):", *self._lines, ""])
+    def function(self, name: str, parameters: str) -> str:
+        """Returns the whole function; `parameters` follow its arguments."""
+        return "\n".join([f"def {name}({self._arguments.names}, {parameters}):", *self._lines, ""])

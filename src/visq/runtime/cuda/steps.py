@@ -1,0 +1,174 @@
+"""Cuts operations into steps: what a Triton function computes for a tile of rows, or for a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from visq.integer.operations import DenseConv2d, Linear, Load, Operation, Rotate, Scan, inputs
+from visq.runtime.cuda.bodies import Body, Piece, Stored, Values, read
+from visq.runtime.cuda.scans import scan_text
+from visq.runtime.cuda.sources import Source, add_source
+from visq.runtime.cuda.text import At, Place, Text
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one Triton function computes.
+
+    Attributes:
+        name: the operation, for errors.
+        kind: the kind of source, for profiles; what follows a source in steps of its own is its `body`.
+        arguments: places and parameters, in order.
+        writes: names of the places that it writes.
+    """
+
+    name: str
+    kind: str
+    arguments: tuple[Place | np.ndarray, ...]
+    writes: frozenset[str]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the places that it reads."""
+        return frozenset(x.name for x in self.arguments if isinstance(x, Place)) - self.writes
+
+
+@dataclass(frozen=True)
+class RowStep(Step):
+    """A step that computes a tile of rows, `BLOCK` channels at a time.
+
+    Attributes:
+        text: the function without its name.
+        rows: rows of an image.
+        elsewhere: names of the places of which it reads other rows than the tile's.
+        multiplies: whether it takes a product, whose tiles have a least size.
+    """
+
+    text: Text
+    rows: int
+    width: int
+    elsewhere: frozenset[str]
+    multiplies: bool
+
+
+@dataclass(frozen=True)
+class ScanStep(Step):
+    """A step that takes a block of channels of one image through all rows."""
+
+    text: Text
+    rows: int
+    width: int
+    states: int
+
+
+@dataclass(frozen=True)
+class RotationStep(Step):
+    """The sums and differences of a rotation: `kernels.butterflies`."""
+
+    rows: int
+    width: int
+    order: int
+
+
+def steps_of(source: Source) -> list[Step]:
+    """Returns the steps of one operation, in order.
+
+    Raises:
+        VisqError: the engine lacks something; the message names the operation.
+    """
+    body, operation = source.body, source.operation
+    pieces = body.pieces()
+    steps: list[Step] = []
+    filled: Place | None = None
+    if isinstance(operation.source, Scan):
+        inside = [piece for piece in pieces if _in_scan(piece, operation)]
+        pieces = [piece for piece in pieces if piece not in inside]
+        stores = [stored for piece in inside for stored in piece.stores]
+        if any(piece.offsets for piece in pieces):
+            filled = body.temporary("y", operation.width)
+            stores.append(Stored(0, filled, None))
+        steps.append(_scan(source, stores))
+    waiting = dict(body.turned)
+    for piece in pieces:
+        for register in [r for r in waiting if _stage(body, pieces, r) < piece.stage]:
+            steps.append(_rotation(body, register, waiting.pop(register)))
+        steps.append(_rows(source, piece, filled))
+    return steps
+
+
+def _stage(body: Body, pieces: list[Piece], register: int) -> int:
+    """Returns the stage after which the operand of a rotation is in memory; -1 where it is there from the start."""
+    operand = body.operands[register]
+    return max((p.stage for p in pieces if any(s.place == operand for s in p.stores)), default=-1)
+
+
+def _in_scan(piece: Piece, operation: Operation) -> bool:
+    """Returns whether the scan itself may store a piece: it reads nothing but y and parameters."""
+    return piece.elementwise and piece.stage == 0 and piece.offsets == (0,) and piece.width == operation.width
+
+
+def _written(stores: tuple[Stored, ...] | list[Stored]) -> frozenset[str]:
+    return frozenset(stored.place.name for stored in stores)
+
+
+def _scan(source: Source, stores: list[Stored]) -> ScanStep:
+    body, operation = source.body, source.operation
+
+    def store(text: Text, at: At, y: str) -> None:
+        values = Values(body, text, at, lambda offset: y)
+        for stored in stores:
+            values.store(stored)
+
+    text = scan_text(body, source.form, store)
+    assert isinstance(operation.source, Scan)
+    states = body.program.tensors[operation.source.B].width
+    arguments, writes = tuple(text.arguments), _written(stores)
+    return ScanStep(operation.name, "scan", arguments, writes, text, operation.rows, operation.width, states)
+
+
+def _rotation(body: Body, register: int, turned: Place) -> RotationStep:
+    step = body.steps[register]
+    assert isinstance(step, Rotate)
+    matrix, divisor = body.bundle.rotation(step.site)
+    inverse = np.float32(1) / np.broadcast_to(divisor, turned.width).astype(np.float32)
+    arguments = (body.operands[register], inverse, turned)
+    writes = frozenset([turned.name])
+    return RotationStep(body.operation.name, "rotation", arguments, writes, turned.rows, turned.width, len(matrix))
+
+
+def _rows(source: Source, piece: Piece, filled: Place | None) -> RowStep:
+    """Returns the step of one piece; `filled` holds register 0 where an earlier step computed it."""
+    operation, width, text = source.operation, piece.width, Text()
+    text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
+    text.line("has_m = m < M")
+    text.line("row = m.to(tl.int64)")
+    text.line(f"t = m % {operation.rows}")
+    at = At("row", "t", "c", "has_m", "has_c")
+
+    def register_0(offset: int) -> str:
+        if filled is None:
+            return add_source(source, text, at, offset)
+        column = text.let(f"c + {offset}")
+        return read(text, filled, None, At("row", "t", column, "has_m", "has_c"))
+
+    with text.loop(f"for first in range(0, {width}, BLOCK):"):
+        text.line("c = first + tl.arange(0, BLOCK)[None, :]")
+        text.line(f"has_c = c < {width}")
+        values = Values(source.body, text, at, register_0)
+        for stored in piece.stores:
+            values.store(stored)
+    multiplies = isinstance(operation.source, Linear | DenseConv2d) and bool(piece.offsets)
+    kind = operation.source.kind + ("" if filled is None and piece.offsets else " body")
+    arguments, writes = tuple(text.arguments), _written(piece.stores)
+    rows, elsewhere = operation.rows, _elsewhere(source)
+    return RowStep(operation.name, kind, arguments, writes, text, rows, width, elsewhere, multiplies)
+
+
+def _elsewhere(source: Source) -> frozenset[str]:
+    """Returns the names of the places of which an operation reads other rows than the one it computes."""
+    operation, places = source.operation, source.body.places
+    names = set() if isinstance(operation.source, Linear) else set(inputs(operation.source))
+    names |= {step.tensor for step in operation.body if isinstance(step, Load) and step.row is not None}
+    return frozenset(places[name].name for name in names)
