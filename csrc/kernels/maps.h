@@ -30,6 +30,66 @@ View shuffle_source(const Operation& op, const Frame& f, int64_t first, int64_t 
   return {f.scratch, stride};
 }
 
+// The two positions that one lies between, and the share of the second (visq/integer/resampling.py).
+struct Between {
+  int64_t low, high;
+  float share;
+};
+
+VISQ_INLINE Between between(int64_t position, int64_t length, int64_t target) {
+  const int64_t doubled = (2 * position + 1) * length - target, at = doubled < 0 ? 0 : doubled;
+  const int64_t low = at / (2 * target);
+  const double share = static_cast<double>(at - low * 2 * target) / static_cast<double>(2 * target);
+  return {low, low + 1 < length ? low + 1 : length - 1, static_cast<float>(share)};
+}
+
+template <class V>
+View bilinear_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), W = op.map_width;
+  const Tensor& t = f.tensors[op.inputs[0]];
+  float* room = f.scratch + op.tile_floats;
+  const auto one = V::set1(1.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    const Between y = between((first + i) / op.out_width, op.map_height, op.out_height);
+    const Between x = between((first + i) % op.out_width, W, op.out_width);
+    const float* a = float_row<V>(f, t, y.low * W + x.low, room);
+    const float* b = float_row<V>(f, t, y.low * W + x.high, room + stride);
+    const float* c = float_row<V>(f, t, y.high * W + x.low, room + 2 * stride);
+    const float* d = float_row<V>(f, t, y.high * W + x.high, room + 3 * stride);
+    const auto right = V::set1(x.share), left = V::sub(one, right), below = V::set1(y.share), above = V::sub(one, below);
+    float* out = f.scratch + i * stride;
+    for (int64_t k = 0; k < stride; k += V::W) {
+      const auto upper = V::add(V::mul(V::load(a + k), left), V::mul(V::load(b + k), right));
+      const auto lower = V::add(V::mul(V::load(c + k), left), V::mul(V::load(d + k), right));
+      V::store(out + k, V::add(V::mul(upper, above), V::mul(lower, below)));
+    }
+  }
+  return {f.scratch, stride};
+}
+
+// The means of the parts of a map; the rows of a part are added up in order.
+template <class V>
+View average_pool_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), H = op.map_height, W = op.map_width;
+  const Tensor& t = f.tensors[op.inputs[0]];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t y = (first + i) / op.out_width, x = (first + i) % op.out_width;
+    const int64_t top = y * H / op.out_height, bottom = ((y + 1) * H + op.out_height - 1) / op.out_height;
+    const int64_t left = x * W / op.out_width, right = ((x + 1) * W + op.out_width - 1) / op.out_width;
+    float* out = f.scratch + i * stride;
+    for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::zero());
+    for (int64_t r = top; r < bottom; ++r) {
+      for (int64_t s = left; s < right; ++s) {
+        const float* row = float_row<V>(f, t, r * W + s, f.scratch + op.tile_floats);
+        for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::add(V::load(out + k), V::load(row + k)));
+      }
+    }
+    const auto rows = V::set1(static_cast<float>((bottom - top) * (right - left)));
+    for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::div(V::load(out + k), rows));
+  }
+  return {f.scratch, stride};
+}
+
 // Rows of a map in the order of its windows, with zeros where a window leaves the map; or the way back.
 template <class V>
 View windows_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {

@@ -38,6 +38,8 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kFloatConv2d: return conv2d_source<V>(op, f, first, count);
     case Operation::kTranspose: return transpose_source<V>(op, f, first, count);
     case Operation::kShuffle: return shuffle_source<V>(op, f, first, count);
+    case Operation::kBilinear: return bilinear_source<V>(op, f, first, count);
+    case Operation::kAveragePool: return average_pool_source<V>(op, f, first, count);
     case Operation::kEnterWindows:
     case Operation::kLeaveWindows: return windows_source<V>(op, f, first, count);
     case Operation::kMean: return mean_source<V>(op, f);

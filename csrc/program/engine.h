@@ -86,6 +86,10 @@ class Engine {
   void transpose(int input, int64_t height, int64_t width);
   // Rearranges a map of scale^2 times as many channels into one that is `scale` times as high and wide.
   void pixel_shuffle(int input, int64_t scale);
+  // Resamples a map bilinearly to another height and width.
+  void bilinear(int input, int64_t height, int64_t width);
+  // Averages height x width parts of a map.
+  void average_pool(int input, int64_t height, int64_t width);
   void enter_windows(int input, int64_t side, int64_t window);
   void leave_windows(int input, int64_t side, int64_t window);
   void mean(int input);
@@ -240,6 +244,7 @@ class Engine {
   void pack(IntLinear& p, int64_t width, Array<int8_t> weight);
   bool in_place(const IntLinear& p, const Panels& weight) const;
   void start_windows(const char* name, Operation::Kind kind, int input, int64_t side, int64_t window);
+  void start_resampling(const char* name, Operation::Kind kind, int input, int64_t height, int64_t width);
   const Codec* attention_codec(const Check& need, int index, int64_t rows, int64_t width) const;
   Attention& start_attention(const Check& need, int q, int k, int v, int y, int64_t heads, int64_t length, int scores,
                              int probs);

@@ -265,14 +265,15 @@ struct Segment {
 };
 
 struct Operation {
-  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kEnterWindows, kLeaveWindows, kMean, kIntLinear,
+  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kBilinear, kAveragePool, kEnterWindows, kLeaveWindows, kMean, kIntLinear,
               kFloatLinear, kIntConv, kFloatConv, kIntConv2d, kFloatConv2d, kFixedScan, kFusedScan, kLadderScan,
               kFloatScan, kAttention };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
   Windows windows;  // of the image (inputs[0] < 0) or of a map; a linear with windows is a convolution
-  int64_t map_height, map_width;  // of the input of a transpose or a shuffle
+  int64_t map_height, map_width;  // of the input of a transpose, a shuffle or a resampling
+  int64_t out_height, out_width;  // of the map that a resampling makes
   int64_t scale;                  // of a shuffle
   int64_t side, window;           // of a square map, and of the square windows that its tokens are ordered by
   const Part* parts;

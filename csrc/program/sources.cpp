@@ -85,6 +85,26 @@ void Engine::pixel_shuffle(int input, int64_t scale) {
   op.extra_floats = padded(x.width);
 }
 
+void Engine::start_resampling(const char* name, Operation::Kind kind, int input, int64_t height, int64_t width) {
+  const Check need = next_operation(name);
+  need.size("the result's height", height);
+  need.size("the result's width", width);
+  const Tensor& x = tensor(need, input);
+  const MapSize map = map_of(need, x);
+  Operation& op = start(need, name, kind, height * width, x.width);
+  op.inputs[0] = input, op.map_height = map.height, op.map_width = map.width;
+  op.out_height = height, op.out_width = width;
+  op.extra_floats = 4 * padded(x.width);
+}
+
+void Engine::bilinear(int input, int64_t height, int64_t width) {
+  start_resampling("bilinear", Operation::kBilinear, input, height, width);
+}
+
+void Engine::average_pool(int input, int64_t height, int64_t width) {
+  start_resampling("average pool", Operation::kAveragePool, input, height, width);
+}
+
 void Engine::start_windows(const char* name, Operation::Kind kind, int input, int64_t side, int64_t window) {
   const Check need = next_operation(name);
   need.size("the map's side", side);

@@ -18,7 +18,7 @@ namespace visq::engine {
 namespace {
 
 constexpr const char* kKindNames[] = {
-    "patches",     "concat",            "rows",           "transpose",            "shuffle", "enter windows",
+    "patches",     "concat",            "rows",           "transpose",            "shuffle", "bilinear", "average pool", "enter windows",
     "leave windows", "mean", "linear", "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "ladder scan",
     "float scan",  "attention"};

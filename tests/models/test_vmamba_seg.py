@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import visq
+from visq.analysis.left_out import left_out
+from visq.data import Preprocess
 from visq.errors import VisqError
 from visq.models import create_model, load_model, save_checkpoint
+from visq.models.vmamba_seg import fold_norms
+from visq.native.extension import available
 from visq.quant.site import named_sites
+from visq.recipes import get_recipe
 
 SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 2), "mlp_ratio": 2}
 
@@ -68,3 +76,20 @@ def test_the_backbone_of_a_classifier(model: Any) -> None:
     assert taken and all(torch.equal(ours[name], theirs[name]) for name in taken)
     with pytest.raises(VisqError, match="embed_dim 16 there, 8 here"):
         model.take_backbone(create_model("vmamba", **{**SMALL, "embed_dim": 16}, image_size=32))
+
+
+@pytest.mark.skipif(not available(), reason="the C++ extension is not installed")
+@pytest.mark.parametrize("head", ["light", "upernet"])
+def test_engine_and_simulation_have_equal_bits_at_any_size(head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("vmamba_seg", embed_dim=8, depths=(1, 1), mlp_ratio=1, head=head, head_dim=8, num_classes=3)
+    model = fold_norms(model.eval().requires_grad_(False))
+    model.card = replace(model.card, config=model.config, preprocess=Preprocess.imagenet(32, 32))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    recipe = get_recipe("minmax-w8a8")
+    visq.quantize(model, recipe, images, samples=2, held_out=0, check=False, out=tmp_path / "artifact")
+    simulation, engine = visq.load(tmp_path / "artifact"), visq.load(tmp_path / "artifact", backend="int")
+    assert left_out(simulation, recipe) == [] and engine.in_float == {}
+    for height, width in ((32, 32), (30, 41)):
+        batch = torch.randn(2, 3, height, width)
+        assert np.array_equal(engine(batch.numpy()), simulation(batch).detach().numpy())

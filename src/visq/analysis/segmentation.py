@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from visq.data.confusion import Segmentation, confusion
-from visq.data.masks import MaskPair
+from visq.data.masks import MaskPair, Pixels
 from visq.errors import VisqError
 from visq.progress import Progress
+from visq.runtime.segmenting import enlarged
 
 
 @torch.no_grad()
 def evaluate_masks(
-    model: Any, pairs: Sequence[MaskPair], *, ignore: int | None = None, progress: Progress | None = None
+    model: Any,
+    pairs: Sequence[MaskPair],
+    *,
+    ignore: int | None = None,
+    progress: Progress | None = None,
+    show: Callable[[Pixels, Pixels, Pixels], None] | None = None,
 ) -> Segmentation:
     """Returns the confusion matrix of a network over images with masks, in their own sizes.
 
     Arguments:
         model: [1, C, H, W], normalized by `model.card.preprocess`, -> logits [1, classes, h, w]. A smaller map is
-            enlarged bilinearly to the mask's size.
+            enlarged bilinearly to the mask's size, by `visq.integer.resampling` for all backends.
+        show: takes an image, its mask and the classes found, each [H, W, ...].
         ignore: a class number that does not count, by default every number that the network has no class for.
     Raises:
         VisqError: the network does not return maps, a mask has a class that the network lacks and `ignore` is another
@@ -41,12 +47,13 @@ def evaluate_masks(
                 raise VisqError(f"{model.card.name} gives an image one class, not each pixel; evaluate it with --data")
             if not torch.isfinite(logits).all():
                 raise VisqError(f"the logits of {pair.name} hold NaN or Inf")
-            if logits.shape[2:] != mask.shape:
-                logits = F.interpolate(logits, mask.shape, mode="bilinear", align_corners=False)
             classes = logits.shape[1]
+            found = enlarged(logits[0].float().cpu().numpy(), *mask.shape).argmax(0)
             if not matrix.size:
                 matrix = np.zeros((classes, classes), np.int64)
-            matrix += confusion(logits.argmax(1)[0].numpy(), mask, classes, ignore, pair.name)
+            matrix += confusion(found, mask, classes, ignore, pair.name)
+            if show is not None:
+                show(pixels, mask, found)
             task.advance(1)
     if not matrix.sum():
         raise VisqError("no pixel of these masks has a class that counts")

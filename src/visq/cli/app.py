@@ -21,6 +21,7 @@ from visq.cli import (
     report,
     reproduce,
     search,
+    segment,
     train,
     upscale,
 )
@@ -62,6 +63,7 @@ app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("predict")(predict.predict)
 app.command("upscale")(upscale.upscale)
+app.command("segment")(segment.segment)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("diagnose")(diagnose.diagnose)

@@ -52,6 +52,10 @@ def evaluate(
             help="A class number of the masks that does not count; by default all unknown ones.",
         ),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="PNG", help="Draw images, masks and what was found, for the first --masks."),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option("--backend", help="fp32 (models by name), sim, int or cuda (artifacts); sim by default."),
@@ -81,6 +85,8 @@ def evaluate(
     from visq.runtime import engine_backends
 
     check_data(data, hr, lr, masks)
+    if picture is not None and masks is None:
+        raise VisqError("--picture draws classes of pixels; give --masks")
     set_threads(threads)
     where = resolve_device(device)
     if backend == "int" and where.type != "cpu":
@@ -100,7 +106,7 @@ def evaluate(
         evaluate_pairs(output, model, used, size, hr, lr, border)
         return
     if masks is not None:
-        evaluate_classes_of_pixels(output, model, used, size, masks, ignore, limit)
+        evaluate_classes_of_pixels(output, model, used, size, masks, ignore, limit, picture)
         return
     parallel.start()
     try:

@@ -34,17 +34,29 @@ def check_data(data: str | None, hr: Path | None, lr: Path | None, masks: Path |
 
 
 def evaluate_classes_of_pixels(
-    output: Output, model: Any, backend: str, size: int, masks: Path, ignore: int | None, limit: int | None
+    output: Output,
+    model: Any,
+    backend: str,
+    size: int,
+    masks: Path,
+    ignore: int | None,
+    limit: int | None,
+    picture: Path | None,
 ) -> None:
-    """Prints and emits the intersection over union of every class, and their mean."""
+    """Prints and emits the intersection over union of every class, and their mean; draws the first images."""
+    from visq.analysis.mask_picture import MaskPicture
     from visq.analysis.segmentation import evaluate_masks
     from visq.data.masks import open_masks, subset
 
     start = time.perf_counter()
-    found = evaluate_masks(model, subset(open_masks(masks), limit), ignore=ignore, progress=output.progress)
+    pairs, drawing = subset(open_masks(masks), limit), MaskPicture()
+    show = None if picture is None else drawing.add
+    found = evaluate_masks(model, pairs, ignore=ignore, progress=output.progress, show=show)
     seconds = time.perf_counter() - start
     names = model.card.classes or [str(index) for index in range(len(found.iou))]
     shares = found.matrix.sum(1) / found.matrix.sum()
+    if picture is not None:
+        drawing.write(list(names), picture)
     lines = [
         (name, "-" if iou is None else f"{100 * iou:.2f} %", f"{100 * share:.2f} %")
         for name, iou, share in zip(names, found.iou, shares, strict=True)

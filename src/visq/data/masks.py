@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -64,6 +64,16 @@ def open_masks(path: Path | str) -> list[MaskPair]:
         what = f"{lonely[0]} is not in both" if lonely else "they are empty"
         raise VisqError(f"{where}: {IMAGES} and {LABELS} hold the same names, but {what}")
     return [MaskPair(name, record, found[LABELS][name]) for name, record in sorted(found[IMAGES].items())]
+
+
+def without_masks(records: list[Record]) -> list[Record]:
+    """Returns the images of `images` and `labels`, without labels; all records where the folders are others."""
+    stems: dict[str | None, list[str]] = {}
+    for record in records:
+        stems.setdefault(record.class_name, []).append(PurePosixPath(record.name).stem)
+    if stems.keys() != {IMAGES, LABELS} or sorted(stems[IMAGES]) != sorted(stems[LABELS]):
+        return records
+    return [replace(record, class_name=None) for record in records if record.class_name == IMAGES]
 
 
 def subset(pairs: Sequence[MaskPair], limit: int | None) -> list[MaskPair]:

@@ -13,6 +13,7 @@ import numpy as np
 from visq.data.dataset import Dataset
 from visq.data.idx import has_idx, read_idx_pair
 from visq.data.labels import FASHION_MNIST_CLASSES, label
+from visq.data.masks import without_masks
 from visq.data.preprocess import Preprocess
 from visq.data.records import Record
 from visq.data.sources import ArraySource, FolderSource
@@ -38,7 +39,7 @@ def open_dataset(
         data: `fashion-mnist` (embedded: `test` has 10,000 images, `calib` and `train` the same 2,048 training images);
             a folder of class folders, of split folders of those (train, val), or of images without labels; a `.tar` or
             `.tar.gz` of one; a folder of idx files in MNIST's naming (`idx:FOLDER` says so outright); or several of
-            these joined with commas.
+            these joined with commas. Of `images` and `labels` with masks, the images are taken, without labels.
         split: what the images are for.
         classes: a checkpoint's class names in order, which labels follow. Without them classes are ordered by name,
             and by number where all of them are numbers.
@@ -52,7 +53,7 @@ def open_dataset(
     parts = [data] if _exists(data) else [part for part in data.split(",") if part]
     if not data.strip(",") or not parts:
         raise VisqError("the name of the data is empty; give a folder, a tar or fashion-mnist")
-    records = [record for part in parts for record in _open_part(part, split, classes)]
+    records = [record for part in parts for record in without_masks(_open_part(part, split, classes))]
     labels, names = label(records, classes, data, warn=split != "calib")
     return Dataset(data, records, labels, names, preprocess, strict=strict)
 

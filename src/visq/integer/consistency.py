@@ -12,6 +12,8 @@ from visq.integer.operations import (
     AddValues,
     Append,
     Attention,
+    AveragePool,
+    Bilinear,
     Binary,
     Concat,
     Constant,
@@ -191,6 +193,17 @@ class _Check:
         fits = (x.rows * square, x.width) == (self.operation.rows, self.operation.width * square)
         self.need(fits, "shape is not that of the shuffled input")
 
+    def bilinear(self, source: Bilinear) -> None:
+        self.map_of(source.input)
+        height, width = self.map_of(source.like)
+        shape = (height * width, self.declared(source.input).width)
+        self.need(shape == (self.operation.rows, self.operation.width), "shape is not that of the resampled input")
+
+    def average_pool(self, source: AveragePool) -> None:
+        self.map_of(source.input)
+        shape = (source.height * source.width, self.declared(source.input).width)
+        self.need(shape == (self.operation.rows, self.operation.width), "shape is not that of the parts' means")
+
     def transpose(self, source: Transpose) -> None:
         self.same_shape(source.input, "shape is not that of the input")
         self.need(source.height * source.width == self.operation.rows, "the map has another number of rows")
@@ -273,6 +286,8 @@ _SOURCES: dict[type, Callable[[_Check, Any], None]] = {
     Conv2d: _Check.conv2d,
     DenseConv2d: _Check.dense_conv2d,
     PixelShuffle: _Check.pixel_shuffle,
+    Bilinear: _Check.bilinear,
+    AveragePool: _Check.average_pool,
     Attention: _Check.attention,
     EnterWindows: _Check.enter_windows,
     LeaveWindows: _Check.leave_windows,

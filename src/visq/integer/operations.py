@@ -70,6 +70,8 @@ __all__ = [
     "Conv2d",
     "DenseConv2d",
     "PixelShuffle",
+    "Bilinear",
+    "AveragePool",
     "Transpose",
     "EnterWindows",
     "LeaveWindows",
@@ -159,6 +161,23 @@ class PixelShuffle(Strict):
     kind: Literal["pixel_shuffle"] = "pixel_shuffle"
     input: str
     scale: Annotated[int, Field(ge=1, le=64)]
+
+
+class Bilinear(Strict):
+    """Fills register 0 with a map resampled to the height and width of the map `like` (`visq.integer.resampling`)."""
+
+    kind: Literal["bilinear"] = "bilinear"
+    input: str
+    like: str
+
+
+class AveragePool(Strict):
+    """Fills register 0 with the means of height x width parts of a map (`visq.integer.resampling`)."""
+
+    kind: Literal["average_pool"] = "average_pool"
+    input: str
+    height: Size
+    width: Size
 
 
 class Transpose(Strict):
@@ -253,6 +272,8 @@ Source = Annotated[
     | Conv2d
     | DenseConv2d
     | PixelShuffle
+    | Bilinear
+    | AveragePool
     | Transpose
     | EnterWindows
     | LeaveWindows
@@ -283,9 +304,10 @@ def inputs(source: Source) -> tuple[str, ...]:
 #: Finds the names of a source's input tensors, by the type of the source.
 _INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
     **dict.fromkeys(
-        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, EnterWindows, LeaveWindows, Mean),
+        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, AveragePool, Transpose, EnterWindows, LeaveWindows, Mean),
         lambda source: (source.input,),
     ),
+    Bilinear: lambda source: (source.input, source.like),
     Attention: lambda source: (source.q, source.k, source.v),
     Patches: lambda source: () if source.input is None else (source.input,),
     Scan: lambda source: (source.u, source.delta, source.B, source.C),

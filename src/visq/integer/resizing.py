@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from visq.errors import VisqError, first_problem
 from visq.integer.operations import (
+    AveragePool,
+    Bilinear,
     Concat,
     Constant,
     Conv1d,
@@ -37,7 +39,20 @@ from visq.integer.operations import (
 from visq.integer.program import Program
 
 #: Sources whose rows follow from their inputs; any other one is refused.
-_RESIZED = (Patches, Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, Transpose, Mean, Scan, Rows)
+_RESIZED = (
+    Patches,
+    Linear,
+    Conv1d,
+    Conv2d,
+    DenseConv2d,
+    PixelShuffle,
+    Bilinear,
+    AveragePool,
+    Transpose,
+    Mean,
+    Scan,
+    Rows,
+)
 #: (height, width) of a map; (rows, 1) of a sequence that is none.
 Size = tuple[int, int]
 
@@ -121,6 +136,10 @@ class _Resizing:
         if isinstance(source, Patches):
             before = self.image if source.input is None else self.sizes[source.input]
             return _windows(before, (source.patch,) * 2, (source.stride,) * 2, (source.padding,) * 2)
+        if isinstance(source, AveragePool):
+            return source.height, source.width
+        if isinstance(source, Bilinear):
+            return self.sizes[source.like]
         read = inputs(source) or tuple(step.tensor for step in operation.body if isinstance(step, Load))
         if not read:
             self._refuse(operation)
@@ -144,7 +163,8 @@ class _Resizing:
 
 def _maps(source: Source) -> tuple[str, ...]:
     """Returns the tensors that a source reads as maps."""
-    return inputs(source) if isinstance(source, Patches | Conv2d | DenseConv2d | PixelShuffle) else ()
+    read_as_maps = Patches | Conv2d | DenseConv2d | PixelShuffle | Bilinear | AveragePool
+    return inputs(source) if isinstance(source, read_as_maps) else ()
 
 
 def _windows(size: Size, kernel: Size, stride: Size, padding: Size) -> Size:

@@ -15,6 +15,7 @@ from visq.integer import operations as ir
 from visq.integer.operations import Constant
 from visq.lowering.context import Lowering
 from visq.lowering.values import Image, LoweringError, Map, Parameter, Value
+from visq.models.dense_heads import AveragePool, Resize
 from visq.models.layers import (
     CausalConv1d,
     Conv2d,
@@ -234,6 +235,27 @@ def pixel_shuffle(lowering: Lowering, module: PixelShuffle, name: str, x: Map) -
     source = ir.PixelShuffle(input=lowering.builder.map_tensor(x), scale=scale)
     out = lowering.builder.operation(name, source, x.value.rows * scale**2, x.value.width // scale**2)
     return Map(out, x.height * scale, x.width * scale)
+
+
+@lowers(Resize)
+def resize(lowering: Lowering, module: Resize, name: str, x: Map, like: Map) -> Map:
+    """Lowers a bilinear resampling to the size of another map. Raises LoweringError for other inputs than maps."""
+    if not isinstance(x, Map) or not isinstance(like, Map):
+        raise LoweringError(f"{name}: a resampling reads maps")
+    x = Map(lowering.site(x.value, f"{name}.in", module.site_in), x.height, x.width)
+    source = ir.Bilinear(input=lowering.builder.map_tensor(x), like=lowering.builder.map_tensor(like))
+    out = lowering.builder.operation(name, source, like.value.rows, x.value.width)
+    return Map(out, like.height, like.width)
+
+
+@lowers(AveragePool)
+def average_pool(lowering: Lowering, module: AveragePool, name: str, x: Map) -> Map:
+    """Lowers the means of a map's parts. Raises LoweringError for other inputs than maps."""
+    if not isinstance(x, Map):
+        raise LoweringError(f"{name}: an average over parts reads a map")
+    height, width = module.size
+    source = ir.AveragePool(input=lowering.builder.map_tensor(x), height=height, width=width)
+    return Map(lowering.builder.operation(name, source, height * width, x.value.width), height, width)
 
 
 @lowers(Shift, by_row=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from visq.integer import operations as ir
 from visq.lowering.context import Lowering
-from visq.lowering.values import Image, LoweringError, Map, Parameter, Planes, Tokens, Value, Zeros
+from visq.lowering.values import Image, LoweringError, Map, Parameter, Planes, Tokens, Value, Zeros, has_map
 
 FUNCTIONS: dict[Callable[..., Any], str] = {
     operator.add: "add",
@@ -25,7 +26,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 RULES: dict[str, Callable[..., Any]] = {}
 #: Names of the rules that take a map.
-OF_MAPS = ("add", "flatten", "getattr", "permute", "transpose")
+OF_MAPS = ("add", "cat", "flatten", "getattr", "permute", "transpose")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,14 +193,21 @@ RULES["getattr"] = shape
 
 
 @rule
-def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value:
-    """Concatenates rows: parameters of one row, sequences and runs of their rows; or the channels of two sequences.
+def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value | Map:
+    """Concatenates rows: parameters of one row, sequences and runs of their rows; or channels of sequences or maps.
 
     Raises:
         LoweringError: another dimension, or a flipped sequence.
     """
     if dim == -1 and len(parts) == 2 and all(isinstance(part, Value) for part in parts):
         return lowering.append(*parts)
+    if dim == -1 and all(isinstance(part, Map) for part in parts):
+        if len({(part.height, part.width) for part in parts}) > 1:
+            raise LoweringError("channels beside those of a map of another size")
+        value = functools.reduce(lowering.append, [part.value for part in parts])
+        return Map(value, parts[0].height, parts[0].width)
+    if has_map(parts):
+        raise LoweringError(f"concatenation of maps along dimension {dim}")
     if dim != 1:
         raise LoweringError(f"concatenation along dimension {dim}")
     placed: list[Any] = []

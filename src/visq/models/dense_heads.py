@@ -31,6 +31,21 @@ class Resize(nn.Module):
         return larger.permute(0, 2, 3, 1)
 
 
+class AveragePool(nn.Module):
+    """Averages the parts of a map, as `F.adaptive_avg_pool2d`. [B, H, W, C] -> [B, *size, C]
+
+    Arguments:
+        size: number of parts along the height and along the width.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.size).permute(0, 2, 3, 1)
+
+
 class LightHead(nn.Module):
     """Adds a linear projection of every map, enlarged to the first one's size, and convolves the sum once.
 
@@ -48,8 +63,14 @@ class LightHead(nn.Module):
         self.classify = Linear(width, classes)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        total = self.laterals[0](maps[0])
-        for x, lateral, resize in zip(maps[1:], list(self.laterals)[1:], self.resize, strict=True):
-            total = total + resize(lateral(x), maps[0])
+        first, *others = (each_position(lateral, x) for lateral, x in zip(self.laterals, maps, strict=True))
+        total = first
+        for x, resize in zip(others, self.resize, strict=True):
+            total = total + resize(x, first)
         x = self.act(self.norm(total))
-        return self.classify(self.act2(self.norm2(self.fuse(x))))
+        return each_position(self.classify, self.act2(self.norm2(self.fuse(x))))
+
+
+def each_position(linear: nn.Module, x: Tensor) -> Tensor:
+    """Applies a linear to each position of a map; its sites see tokens [B, H W, C]."""
+    return linear(x.flatten(1, 2)).unflatten(1, x.shape[1:3])

@@ -161,6 +161,11 @@ def num_classes(config: Any) -> int | None:
     return getattr(config, "num_classes", None)
 
 
+def image_classes(config: Any) -> int | None:
+    """Returns the number of classes that an image as a whole can have; None where the network gives an image none."""
+    return None if family_of(config).per_pixel else num_classes(config)
+
+
 def override(config: Any, geometry: Mapping[str, Any]) -> Any:
     """Returns `config` with the fields of `geometry` replaced. Raises VisqError for unknown or impossible ones."""
     return replace(config, **check_fields(type(config), geometry))

@@ -6,7 +6,8 @@ level, in front of the downsampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from visq.models.dense_heads import LightHead
 from visq.models.layers import CheckImages, LayerNorm
 from visq.models.ssm import reset_linears_and_scans
 from visq.models.stage import Stage, StagedNetwork
+from visq.models.upernet import UperNetHead, fold_head
 from visq.models.vmamba import Level, Stem, VMambaConfig
 
 
@@ -26,6 +28,7 @@ class VMambaSegConfig:
     Attributes:
         embed_dim, depths, d_state, expand, mlp_ratio, forward_type: as in `VMambaConfig`.
         head, head_dim: kind of the head, and its channels.
+        norm: of UperNet's head, `batch` as trained, `folded` after `fold_norms`.
     """
 
     channels: int = 3
@@ -35,8 +38,9 @@ class VMambaSegConfig:
     expand: int = 1
     mlp_ratio: int = field(default=4, metadata={"minimum": 0})
     forward_type: str = field(default="v05_noz", metadata={"choices": ("v0", "v05_noz")})
-    head: str = field(default="light", metadata={"choices": ("light",)})
+    head: str = field(default="light", metadata={"choices": ("light", "upernet")})
     head_dim: int = 64
+    norm: str = field(default="batch", metadata={"choices": ("batch", "folded")})
     num_classes: int = 150
     drop_path: float = 0.0
 
@@ -60,6 +64,13 @@ class VMambaSegConfig:
     def dims(self) -> list[int]:
         """Returns the channels of each level."""
         return [self.embed_dim * 2**i for i in range(len(self.depths))]
+
+
+#: Builds the head of a geometry, by its kind.
+HEADS: dict[str, Callable[[VMambaSegConfig], nn.Module]] = {
+    "light": lambda config: LightHead(config.dims, config.head_dim, config.num_classes),
+    "upernet": lambda config: UperNetHead(config.dims, config.head_dim, config.num_classes, config.norm == "folded"),
+}
 
 
 class Backbone(nn.Module):
@@ -89,7 +100,7 @@ class VMambaSeg(StagedNetwork):
         multiple = 2 ** (1 + len(config.depths)) if backbone.gated else 1
         self.check_images = CheckImages(config.channels, None, "VMamba", multiple)
         self.backbone = Backbone(backbone)
-        self.decode_head = LightHead(config.dims, config.head_dim, config.num_classes)
+        self.decode_head = HEADS[config.head](config)
         reset_linears_and_scans(self)
 
     def stages(self) -> list[Stage]:
@@ -125,6 +136,14 @@ class VMambaSeg(StagedNetwork):
     def segment(self, *maps: Tensor) -> tuple[Tensor]:
         """Returns the logits [B, num_classes, H / 4, W / 4] of the levels' maps."""
         return (self.decode_head(*maps).permute(0, 3, 1, 2),)
+
+
+def fold_norms(model: VMambaSeg) -> VMambaSeg:
+    """Folds the batch norms of UperNet's head into its convolutions, in place, and returns the network."""
+    if isinstance(model.decode_head, UperNetHead):
+        fold_head(model.decode_head)
+        model.config = replace(model.config, norm="folded")
+    return model
 
 
 def on_last(block: nn.Module, *maps: Tensor) -> tuple[Tensor, ...]:

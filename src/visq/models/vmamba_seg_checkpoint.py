@@ -12,9 +12,11 @@ from visq.models.family import DIRECTION, Family, Shapes, Tensors, register_fami
 from visq.models.vmamba_checkpoint import infer_vmamba
 from visq.models.vmamba_checkpoint import pack as pack_backbone
 from visq.models.vmamba_checkpoint import unpack as unpack_backbone
-from visq.models.vmamba_seg import VMambaSeg, VMambaSegConfig
+from visq.models.vmamba_seg import VMambaSeg, VMambaSegConfig, fold_norms
 
 _BACKBONE = "backbone."
+#: Tensors of training: a second head for its loss, and counters of batches.
+_DROPPED = re.compile(r"^auxiliary_head\.|\.num_batches_tracked$")
 
 
 def _apart(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -25,7 +27,7 @@ def _apart(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def unpack(config: VMambaSegConfig, tensors: Tensors) -> Tensors:
     """Returns the network's parameters of official tensors."""
-    inside, rest = _apart(tensors)
+    inside, rest = _apart({name: tensor for name, tensor in tensors.items() if not _DROPPED.search(name)})
     inside = {re.sub(r"^outnorm(\d+)\.", r"outnorms.\1.", name): tensor for name, tensor in inside.items()}
     return {_BACKBONE + n: t for n, t in unpack_backbone(config.backbone, inside).items()} | rest
 
@@ -38,15 +40,25 @@ def pack(config: VMambaSegConfig, tensors: Tensors) -> Tensors:
     return {_BACKBONE + name: tensor for name, tensor in inside.items()} | rest
 
 
+#: Kind of a head -> the tensors whose first axis is its width, and its number of classes.
+_TELLING = {
+    "light": ("decode_head.laterals.0.weight", "decode_head.classify.weight"),
+    "upernet": ("decode_head.fpn_bottleneck.conv.weight", "decode_head.conv_seg.weight"),
+}
+
+
 def infer_vmamba_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] = ()) -> VMambaSegConfig:
     """Returns the geometry of a checkpoint. Raises VisqError unless it has a VMamba backbone and a head of ours."""
     inside, rest = _apart(shapes)
-    telling = {"decode_head.laterals.0.weight": 2, "decode_head.classify.weight": 2}
+    head = "upernet" if "decode_head.fpn_bottleneck.conv.weight" in rest else "light"
+    width, last = _TELLING[head]
+    axes_of_head = 4 if head == "upernet" else 2
+    telling = {width: axes_of_head, last: axes_of_head}
     missing = [name for name, axes in telling.items() if len(rest.get(name, ())) != axes]
     if missing or "outnorm0.weight" not in inside:
         what = ", ".join(missing) or "backbone.outnorm0.weight"
         raise VisqError(f"not a VMamba for segmentation: {what} missing or of another rank")
-    classes = rest["decode_head.classify.weight"][0]
+    classes = rest[last][0]
     found = infer_vmamba({**inside, "classifier.head.weight": (classes, 1)}, {}, ())
     return VMambaSegConfig(
         channels=found.channels,
@@ -56,7 +68,9 @@ def infer_vmamba_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[A
         expand=found.expand,
         mlp_ratio=found.mlp_ratio,
         forward_type=found.forward_type,
-        head_dim=rest["decode_head.laterals.0.weight"][0],
+        head=head,
+        head_dim=rest[width][0],
+        norm="folded" if head == "upernet" and "decode_head.bottleneck.bn.weight" not in rest else "batch",
         num_classes=classes,
     )
 
@@ -68,6 +82,9 @@ def preprocess(config: VMambaSegConfig) -> Preprocess:
     return Preprocess(352, 352, (0.5,) * config.channels, (0.5,) * config.channels, channels=config.channels)  # type: ignore[arg-type]
 
 
+#: Modules of both heads that recipes should treat as the ends of a network.
+_ENDS = ("laterals.*", "*resize.*", "fuse", "classify", "*.conv", "conv_seg")
+
 VMAMBA_SEG = register_family(
     Family(
         "vmamba_seg",
@@ -78,9 +95,10 @@ VMAMBA_SEG = register_family(
         unpack=unpack,
         pack=pack,
         preprocess=preprocess,
+        fold=fold_norms,
         any_size=True,
         per_pixel=True,
-        roles={"ends": ("?decode_head.laterals.*", "?decode_head.fuse", "?decode_head.classify")},
+        roles={"ends": tuple(f"?decode_head.{name}" for name in _ENDS)},
         repeats=(r"^backbone\.", r"^(layers|outnorms|decode_head\.\w+)\.\d+\.(blocks\.\d+\.)?(op\.)?", DIRECTION),
     )
 )

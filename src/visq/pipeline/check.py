@@ -15,7 +15,7 @@ from torch import Tensor
 from visq.artifact import Agreement, Check, save
 from visq.data import Dataset
 from visq.errors import VisqError
-from visq.models.family import num_classes
+from visq.models.family import image_classes
 from visq.native.extension import available
 from visq.pipeline.outputs import MOST_IMAGES, fp32_outputs, outputs
 from visq.pipeline.verdict import verdict
@@ -51,7 +51,7 @@ class SelfCheck:
 
 def reference(model: Any, images: Dataset, *, batch_size: int, progress: Progress) -> Reference:
     """Returns the outputs of the FP32 network; raises VisqError where they are not finite."""
-    keep = None if num_classes(model.config) is not None else MOST_IMAGES
+    keep = None if image_classes(model.config) is not None else MOST_IMAGES
     return Reference(images, fp32_outputs(model, images, batch_size=batch_size, progress=progress, keep=keep))
 
 

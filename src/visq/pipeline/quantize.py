@@ -26,7 +26,7 @@ from visq.errors import VisqError
 from visq.files import is_temporary
 from visq.integer.resizing import resized
 from visq.memory import peak_rss, reset_peak_rss
-from visq.models.family import family_of, num_classes
+from visq.models.family import family_of, image_classes
 from visq.pipeline.check import Reference, SelfCheck, reference, self_check
 from visq.pipeline.lock import held
 from visq.pipeline.outputs import fp32_outputs
@@ -146,7 +146,7 @@ def check_applies(model: Any, recipe: Recipe) -> None:
             f"({', '.join(positional)}); quantize it without them: --without-positions, or recipe.without_positions()"
         )
     guided = [name for name, spec in specs.items() if spec.estimator.params.get("score") == "hessian"]
-    if guided and num_classes(model.config) is None:
+    if guided and image_classes(model.config) is None:
         raise VisqError(
             f"recipe {recipe.name} weighs errors by the gradient of a classifier's loss, and {family.title} has no "
             "classes; use another recipe"

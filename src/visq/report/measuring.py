@@ -15,7 +15,7 @@ from visq.analysis.evaluate import check_labels, limited
 from visq.data import FASHION_MNIST_CLASSES, Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models import load_model
-from visq.models.family import image_size, num_classes
+from visq.models.family import image_classes, image_size, num_classes
 from visq.progress import Progress
 from visq.quant.site import named_sites
 from visq.report.outputs import decisions, logits_of
@@ -83,8 +83,8 @@ def measure(name: str, model: Any, engine: Engine | None, images: Images, missin
         VisqError: images or an FP32 model that were asked for and do not fit.
     """
     nothing: Row = {"decisions": None, "errors": None}
-    if num_classes(model.config) is None:
-        why = "the network has no classes; visq.analysis.super_resolution measures its PSNR"
+    if image_classes(model.config) is None:
+        why = "the network gives an image no class; visq eval measures it with --hr and --lr, or --masks"
         missing.append({"what": "accuracy, agreement and errors", "why": why, "option": None})
         return nothing
     dataset = images.dataset(model)

@@ -159,7 +159,9 @@ class Engine:
             VisqError: the network returns images.
         """
         if self.program.output_map:
-            raise VisqError(f"{self.folder}: this network returns images, not classes; `visq upscale` is for it")
+            larger = self.program.output_shape[1] >= self.program.height
+            what = "returns images, not classes; `visq upscale`" if larger else "gives pixels a class; `visq segment`"
+            raise VisqError(f"{self.folder}: this network {what} is for it")
         return self._predictor.each(images, top=top, upright=upright, batch=batch)
 
     def batching(self, *, batch: int = 16, delay: float = 0.0) -> Batching:

@@ -31,6 +31,8 @@ from visq.integer.operations import (
     AddValues,
     Append,
     Attention,
+    AveragePool,
+    Bilinear,
     Binary,
     Concat,
     Constant,
@@ -58,6 +60,7 @@ from visq.integer.operations import (
     WithScalar,
 )
 from visq.integer.program import Program
+from visq.integer.resampling import average_pool, bilinear
 from visq.integer.scans import integer_scan
 from visq.runtime.bundle import Bundle
 from visq.runtime.operation_forms import form_of, reason
@@ -222,6 +225,14 @@ class Oracle:
         parts = x.reshape(height, width, -1, scale, scale).transpose(0, 3, 1, 4, 2)
         return parts.reshape(height * width * scale**2, -1)
 
+    def _bilinear(self, source: Bilinear, form: Form) -> Floats:
+        x = self._map(source.input, self._decoded(source.input))
+        return bilinear(x, *map_size(self.program.tensors[source.like])).reshape(-1, x.shape[2])
+
+    def _average_pool(self, source: AveragePool, form: Form) -> Floats:
+        x = self._map(source.input, self._decoded(source.input))
+        return average_pool(x, source.height, source.width).reshape(-1, x.shape[2])
+
     def _map(self, name: str, x: np.ndarray) -> np.ndarray:
         """Returns the rows [height * width, C] of tensor `name` as a map [height, width, C]."""
         return x.reshape(*map_size(self.program.tensors[name]), -1)
@@ -298,6 +309,8 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     Conv2d: Oracle._conv2d,
     DenseConv2d: Oracle._dense_conv2d,
     PixelShuffle: Oracle._pixel_shuffle,
+    Bilinear: Oracle._bilinear,
+    AveragePool: Oracle._average_pool,
     Transpose: Oracle._transpose,
     EnterWindows: Oracle._enter_windows,
     LeaveWindows: Oracle._leave_windows,

@@ -58,10 +58,12 @@ def upscale(engine: Engine, image: Pixels, *, tile: int = TILE, overlap: int = O
         raise VisqError(f"{engine.folder}: this network returns classes, not images; `visq predict` is for it")
     channels, height, _ = program.output_shape
     scale = height // program.height
+    if scale < 1:
+        raise VisqError(f"{engine.folder}: this network gives pixels a class; `visq segment` is for it")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
         raise VisqError(f"an image to enlarge is uint8 [H, W, {channels}], not {image.dtype} {list(image.shape)}")
     out = np.zeros((image.shape[0] * scale, image.shape[1] * scale, channels), np.uint8)
-    for rows, columns in _tiles(image.shape[0], image.shape[1], tile, overlap):
+    for rows, columns in tiles(image.shape[0], image.shape[1], tile, overlap):
         part = image[None, rows.first : rows.end, columns.first : columns.end].transpose(0, 3, 1, 2)
         found = engine(engine.preprocess.normalize_array(part))[0].transpose(1, 2, 0)
         if not np.isfinite(found).all():
@@ -76,7 +78,8 @@ def upscale(engine: Engine, image: Pixels, *, tile: int = TILE, overlap: int = O
     return out
 
 
-def _tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[Span, Span]]:
+def tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[Span, Span]]:
+    """Yields the spans of rows and of columns of every tile of an image."""
     for rows in spans(height, tile, overlap):
         for columns in spans(width, tile, overlap):
             yield rows, columns

@@ -14,7 +14,7 @@ from visq.artifact import artifact_bytes
 from visq.calibrate.stage_store import weights_digest
 from visq.data import Dataset
 from visq.errors import VisqError
-from visq.models.family import family_of, num_classes
+from visq.models.family import family_of, image_classes
 from visq.pipeline import check_applies, quantize, work_folder
 from visq.pipeline.check import Reference, reference
 from visq.pipeline.lock import held
@@ -125,7 +125,7 @@ def check_wanted(model: Any, wanted: Search, held_out: Dataset | None) -> None:
     """Raises VisqError for a wish that makes no sense."""
     if not wanted.budgets and wanted.max_drop is None:
         raise VisqError("nothing limits the search; give --budget, --max-drop, or both")
-    if wanted.max_drop is not None and num_classes(model.config) is None:
+    if wanted.max_drop is not None and image_classes(model.config) is None:
         raise VisqError("--max-drop counts decisions, and this network has no classes; give --budget")
     if wanted.max_drop is not None and held_out is None:
         raise VisqError("--max-drop needs images beside the calibration images; give more with --calib")

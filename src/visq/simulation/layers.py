@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from visq import ops
 from visq.integer.forms import IntegerConv1d, IntegerConv2d
+from visq.integer.resampling import parts, taps
 from visq.models.attention import Attend
+from visq.models.dense_heads import AveragePool, Resize
 from visq.models.layers import (
     CausalConv1d,
     Conv2d,
@@ -175,6 +177,26 @@ def softplus(module: Softplus, x: Tensor) -> Tensor:
 @deploys(TokenMean)
 def token_mean(module: TokenMean, x: Tensor) -> Tensor:
     return exact.mean(x)
+
+
+@deploys(Resize)
+def resize(module: Resize, x: Tensor, like: Tensor) -> Tensor:
+    """Resamples a map bilinearly, in the order of `visq.integer.resampling`. [B, h, w, C] -> [B, H, W, C]"""
+    x = module.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+    (top, bottom, down), (left, right, across) = (
+        tuple(on_device(part, x) for part in taps(*sides)) for sides in zip(x.shape[1:3], like.shape[1:3], strict=True)
+    )
+    across, down = across[None, None, :, None], down[None, :, None, None]
+    rows = x[:, :, left] * (1 - across) + x[:, :, right] * across
+    return rows[:, top] * (1 - down) + rows[:, bottom] * down
+
+
+@deploys(AveragePool)
+def average_pool(module: AveragePool, x: Tensor) -> Tensor:
+    """Averages the parts of a map, each added up row by row. [B, h, w, C] -> [B, *size, C]"""
+    down, across = (parts(*sides) for sides in zip(x.shape[1:3], module.size, strict=True))
+    means = [exact.mean(x[:, top:bottom, a:b].flatten(1, 2).contiguous()) for top, bottom in down for a, b in across]
+    return torch.stack(means, 1).unflatten(1, module.size)
 
 
 @deploys(RMSNorm)

@@ -36,7 +36,9 @@ def squared_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) ->
 
 
 def total(outputs: tuple[Tensor, ...]) -> Tensor:
-    return sum(outputs[1:], start=outputs[0])
+    """Returns the sum of the outputs that have the last one's shape: maps of other sizes are passed on unchanged."""
+    alike = [output for output in outputs if output.shape == outputs[-1].shape]
+    return sum(alike[1:], start=alike[0])
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from visq.integer.fused_scan import FusedScan
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     Attention,
+    AveragePool,
+    Bilinear,
     Concat,
     Constant,
     Conv1d,
@@ -71,7 +74,8 @@ class Target:
 def add_source(target: Target, form: Form) -> None:
     """Starts an operation in the file with its source, in arithmetic form `form`."""
     source = target.operation.source
-    if isinstance(source, Patches | Conv2d | DenseConv2d | PixelShuffle) and source.input is not None:
+    of_maps = Patches | Conv2d | DenseConv2d | PixelShuffle | Bilinear | AveragePool
+    if isinstance(source, of_maps) and source.input is not None:
         height = target.heights[source.input]
         if height is not None:
             target.file.add("map", target.tensors[source.input], height)
@@ -164,6 +168,16 @@ def _pixel_shuffle(target: Target, source: PixelShuffle, form: Form) -> None:
     target.file.add("pixel_shuffle", target.tensors[source.input], source.scale)
 
 
+def _bilinear(target: Target, source: Bilinear, form: Form) -> None:
+    rows = target.operation.rows
+    height = target.heights[source.like] or math.isqrt(rows)
+    target.file.add("bilinear", target.tensors[source.input], height, rows // height)
+
+
+def _average_pool(target: Target, source: AveragePool, form: Form) -> None:
+    target.file.add("average_pool", target.tensors[source.input], source.height, source.width)
+
+
 def _enter_windows(target: Target, source: EnterWindows, form: Form) -> None:
     target.file.add("enter_windows", target.tensors[source.input], source.side, source.window)
 
@@ -214,5 +228,7 @@ _SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {
     Conv2d: _conv2d,
     DenseConv2d: _dense_conv2d,
     PixelShuffle: _pixel_shuffle,
+    Bilinear: _bilinear,
+    AveragePool: _average_pool,
     Scan: _scan,
 }
