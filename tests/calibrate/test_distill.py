@@ -153,7 +153,15 @@ def test_outputs_that_are_images_are_compared_by_their_squares() -> None:
     assert float(distance(exact + 1, exact)) == pytest.approx(1 / 5)
 
 
-@pytest.mark.parametrize(("params", "words"), [({"epochs": -1}, "epochs >= 0"), ({"holdout": 1.0}, "holdout < 1")])
+SETTINGS = [
+    ({"epochs": -1}, "epochs >= 0"),
+    ({"holdout": 1.0}, "holdout < 1"),
+    ({"drop": -0.1}, "drop < 1"),
+    ({"average": 1}, "average < 1"),
+]
+
+
+@pytest.mark.parametrize(("params", "words"), SETTINGS)
 def test_settings_out_of_range(params: dict[str, Any], words: str) -> None:
     with pytest.raises(VisqError, match=words):
         Distill(**params)

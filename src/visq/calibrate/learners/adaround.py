@@ -26,7 +26,7 @@ class AdaRound(Learner):
     nearest.
 
     Arguments:
-        epochs, batch, holdout: see `Reconstruction`.
+        epochs, batch, holdout, drop: see `Reconstruction`.
         lr: Adam's rate for V.
         penalty: weight of the penalty's mean over all weights, in units of the initial loss.
         warmup: share of the training without penalty.
@@ -42,8 +42,9 @@ class AdaRound(Learner):
         holdout: float = 0.125,
         penalty: float = 1.0,
         warmup: float = 0.2,
+        drop: float = 0.0,
     ) -> None:
-        self.reconstruction = Reconstruction(epochs, batch, holdout, squared_distance, clip=float("inf"))
+        self.reconstruction = Reconstruction(epochs, batch, holdout, squared_distance, clip=float("inf"), drop=drop)
         self.lr, self.penalty, self.warmup = lr, penalty, warmup
 
     def tune(self, run: StageRun) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from visq import parallel
 from visq.calibrate.learners.base import NetworkLearner, NetworkRun, register
+from visq.calibrate.learners.dropping import check_share, dropping
 from visq.calibrate.learners.reconstruction import gather, split
 from visq.errors import VisqError
 from visq.files import replacing
@@ -50,6 +53,9 @@ class Distill(NetworkLearner):
         lr: AdamW's rate for parameters; it falls along a cosine.
         lr_scale: the rate for logarithms of steps, that is, their relative change.
         holdout: share of the calibration images that is never trained on and chooses the best state.
+        drop: share of the activations' codes that each pass leaves out at random (`dropping`).
+        average: decay of the exponential average, over steps, that is judged and kept in the place of the last values;
+            it is less in the first steps, (1 + n) / (10 + n), and 0 keeps the last values.
     """
 
     def __init__(
@@ -60,11 +66,17 @@ class Distill(NetworkLearner):
         batch: int = 16,
         holdout: float = 0.125,
         at_once: int = 4,
+        drop: float = 0.0,
+        average: float = 0.0,
     ) -> None:
         if epochs < 0 or batch < 1 or at_once < 1 or not 0 <= holdout < 1:
             got = f"{epochs}, {batch}, {at_once}, {holdout}"
             raise VisqError(f"distill needs epochs >= 0, batch and at_once >= 1 and 0 <= holdout < 1, got {got}")
+        check_share("distill", drop)
+        if not 0 <= average < 1:
+            raise VisqError(f"distill needs 0 <= average < 1, got {average}")
         self.epochs, self.batch, self.holdout, self.at_once = epochs, batch, holdout, at_once
+        self.drop, self.average = drop, average
         self.lr, self.lr_scale = lr, lr_scale
 
     def tune(self, run: NetworkRun) -> None:
@@ -77,12 +89,14 @@ class Distill(NetworkLearner):
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         descent = Descent(run.folder / "distill.safetensors", student, optimizer)
-        if not descent.resume():
+        if not descent.resume(averaged=self.average > 0):
             descent.add(self.evaluate(run, student, data, held_back))
+            descent.average = student.values() if self.average > 0 else {}
         while len(descent.losses) <= self.epochs and math.isfinite(descent.losses[-1]):
             epoch = len(descent.losses)
-            finite = self.run_epoch(epoch, run, student, optimizer, data, training)
-            descent.add(self.evaluate(run, student, data, held_back) if finite else math.nan)
+            finite = self.run_epoch(epoch, run, descent, data, training)
+            with student.holding(descent.average):
+                descent.add(self.evaluate(run, student, data, held_back) if finite else math.nan)
             parallel.on_rank_zero(descent.save)
             falls = f"{descent.losses[0]:.3g} -> {descent.losses[-1]:.3g}"
             run.report(f"distilling, epoch {epoch} of {self.epochs} (held-back loss {falls})")
@@ -97,8 +111,7 @@ class Distill(NetworkLearner):
         self,
         epoch: int,
         run: NetworkRun,
-        student: Student,
-        optimizer: torch.optim.AdamW,
+        descent: Descent,
         data: tuple[Tensor, ...],
         training: Tensor,
     ) -> bool:
@@ -107,6 +120,8 @@ class Distill(NetworkLearner):
         Random numbers follow from the seed and the epoch, which counts from 1.
         """
         images, exact = data
+        student, optimizer = descent.student, descent.optimizer
+        sites = [site for _, site in named_sites(run.model)]
         generator = torch.Generator().manual_seed(run.seed * 2**32 + zlib.crc32(f"distill {epoch}".encode()))
         parts = training[torch.randperm(len(training), generator=generator)].split(self.batch)
         for index, part in enumerate(parts):
@@ -116,11 +131,14 @@ class Distill(NetworkLearner):
             optimizer.zero_grad()
             for some in part.split(self.at_once):
                 student.assign()
-                loss = distance(run.model(images[some]), exact[some])
+                with dropping(sites, self.drop, generator):
+                    loss = distance(run.model(images[some]), exact[some])
                 (loss * (len(some) / len(part))).backward()
             if not torch.isfinite(nn.utils.clip_grad_norm_(student.leaves().values(), CLIP)):
                 return False
             optimizer.step()
+            taken = (epoch - 1) * len(parts) + index
+            descent.move_average(min(self.average, (1 + taken) / (10 + taken)))
         return True
 
     @torch.no_grad()
@@ -181,6 +199,19 @@ class Student:
         for name, leaf in self.leaves().items():
             leaf.copy_(values[name])
 
+    @contextmanager
+    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Writes `values` into the leaves within the block; none leave them as they are."""
+        if not values:
+            yield
+            return
+        before = self.values()
+        self.load(values)
+        try:
+            yield
+        finally:
+            self.load(before)
+
     @torch.no_grad()
     def finish(self) -> None:
         """Bakes the weights, and rounds what has no codes to float16."""
@@ -197,12 +228,21 @@ class Descent:
     Attributes:
         losses: held-back losses, the initial state's first.
         best: the values of the student with the smallest of them.
+        average: the exponential average of the student's values; empty where there is none.
     """
 
     def __init__(self, path: Path, student: Student, optimizer: torch.optim.AdamW) -> None:
         self.path, self.student, self.optimizer = path, student, optimizer
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def move_average(self, decay: float) -> None:
+        """Moves the average towards the student as it is."""
+        leaves = self.student.leaves()
+        for name, value in self.average.items():
+            value.lerp_(leaves[name], 1 - decay)
 
     def add(self, loss: float) -> None:
         """Notes the held-back loss of the student as it is, and keeps the student if none was smaller."""
@@ -213,6 +253,7 @@ class Descent:
     def save(self) -> None:
         tensors = {f"now/{name}": x for name, x in self.student.values().items()}
         tensors |= {f"best/{name}": x for name, x in self.best.items()}
+        tensors |= {f"average/{name}": x for name, x in self.average.items()}
         steps: dict[str, float] = {}
         for name, leaf in self.student.leaves().items():
             for moment in _MOMENTS if leaf in self.optimizer.state else ():
@@ -222,8 +263,8 @@ class Descent:
         with replacing(self.path) as temporary:
             save_file({name: x.cpu().contiguous() for name, x in tensors.items()}, temporary, meta)
 
-    def resume(self) -> bool:
-        """Reads the file of a killed run; returns whether there was one."""
+    def resume(self, averaged: bool) -> bool:
+        """Reads the file of a killed run; returns whether there was one. `averaged`: it holds an average."""
         if not self.path.exists():
             return False
         try:
@@ -231,12 +272,14 @@ class Descent:
                 meta = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             self.losses, steps = json.loads(meta["losses"]), json.loads(meta["steps"])
-            now, self.best = (
+            now, self.best, average = (
                 {name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)}
-                for part in ("now/", "best/")
+                for part in ("now/", "best/", "average/")
             )
+            leaves = self.student.leaves()
+            self.average = {name: average[name].to(leaves[name].device) for name in leaves} if averaged else {}
             self.student.load(now)
-            for name, leaf in self.student.leaves().items():
+            for name, leaf in leaves.items():
                 if name in steps:
                     moments = {moment: tensors[f"{moment}/{name}"].to(leaf.device) for moment in _MOMENTS}
                     self.optimizer.state[leaf] = {"step": torch.tensor(steps[name]), **moments}

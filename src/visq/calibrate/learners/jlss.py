@@ -21,7 +21,7 @@ class JLSS(Learner):
     of an asymmetric activation stays where calibration put it: its zero point follows from the learned step.
 
     Arguments:
-        epochs, batch, holdout: see `Reconstruction`.
+        epochs, batch, holdout, drop: see `Reconstruction`.
         lr_scale: AdamW's rate for log s_a and log s_w, that is, the relative change of a step.
         lr_smooth: the rate for log sigma.
     """
@@ -29,9 +29,15 @@ class JLSS(Learner):
     needs_student = True
 
     def __init__(
-        self, epochs: int = 20, lr_scale: float = 5e-3, lr_smooth: float = 1e-2, batch: int = 32, holdout: float = 0.125
+        self,
+        epochs: int = 20,
+        lr_scale: float = 5e-3,
+        lr_smooth: float = 1e-2,
+        batch: int = 32,
+        holdout: float = 0.125,
+        drop: float = 0.0,
     ) -> None:
-        self.reconstruction = Reconstruction(epochs, batch, holdout, cosine_distance, weight_decay=0.0, clip=2.0)
+        self.reconstruction = Reconstruction(epochs, batch, holdout, cosine_distance, drop=drop)
         self.lr_scale, self.lr_smooth = lr_scale, lr_smooth
 
     def tune(self, run: StageRun) -> None:

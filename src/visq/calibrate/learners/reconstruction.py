@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visq.calibrate.learners.dropping import check_share, dropping
 from visq.errors import VisqError
 from visq.stages.stage_run import StageRun
 
@@ -50,6 +51,7 @@ class Reconstruction:
         holdout: share of the calibration images that is never trained on and chooses the best state.
         distance: the loss, and on held-back images the choice of the best state.
         weight_decay, clip: AdamW's decay; the largest gradient norm.
+        drop: share of the activations' codes that each step leaves out at random (`dropping`).
     """
 
     epochs: int
@@ -58,8 +60,10 @@ class Reconstruction:
     distance: Distance
     weight_decay: float = 0.0
     clip: float = 2.0
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
+        check_share("learning", self.drop)
         if self.epochs < 0 or self.batch < 1 or not 0 <= self.holdout < 1:
             got = f"{self.epochs}, {self.batch}, {self.holdout}"
             raise VisqError(f"learning needs epochs >= 0, batch >= 1 and 0 <= holdout < 1, got {got}")
@@ -105,7 +109,8 @@ class Reconstruction:
         while len(outcome.losses) <= self.epochs and not outcome.diverged:
             for part in training[torch.randperm(len(training), generator=generator)].split(self.batch):
                 assign(True)
-                loss = loss_of(part)
+                with dropping(run.sites().values(), self.drop, generator):
+                    loss = loss_of(part)
                 if penalty is not None:
                     loss = loss + outcome.losses[0] * penalty(schedule.last_epoch / steps)
                 optimizer.zero_grad()
