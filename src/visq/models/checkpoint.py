@@ -156,7 +156,7 @@ def save_checkpoint(
 
 
 #: Fields of a geometry that no tensor's shape tells.
-UNTOLD = ("image_size", "stride", "num_heads", "windows")
+UNTOLD = ("image_size", "stride", "num_heads", "windows", "directions")
 
 
 def geometry_notes(config: Any) -> dict[str, Any]:
@@ -228,6 +228,7 @@ def _parse_notes(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
         "stride": int,
         "num_heads": list,
         "windows": list,
+        "directions": list,
         "preprocess": dict,
         "classes": list,
         "model": str,

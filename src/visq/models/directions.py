@@ -25,11 +25,13 @@ STACKED = {
 _FLAT = ("A_logs", "Ds")
 
 
-def split_directions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def split_directions(tensors: dict[str, Tensor], count: int = FOUR) -> dict[str, Tensor]:
     """Returns the tensors with `op.A_logs` as `op.directions.0.A_log` to `op.directions.3.A_log`, and so on.
 
+    Arguments:
+        count: directions of a block.
     Raises:
-        VisqError: a stacked tensor does not hold four directions.
+        VisqError: a stacked tensor does not hold so many directions.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -37,9 +39,9 @@ def split_directions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if last not in STACKED:
             result[name] = tensor
             continue
-        if not tensor.ndim or tensor.shape[0] % FOUR or (last not in _FLAT and tensor.shape[0] != FOUR):
-            raise VisqError(f"{name} {list(tensor.shape)} does not hold the {FOUR} directions of SS2D")
-        for direction, part in enumerate(tensor.unflatten(0, (FOUR, -1)) if last in _FLAT else tensor):
+        if not tensor.ndim or tensor.shape[0] % count or (last not in _FLAT and tensor.shape[0] != count):
+            raise VisqError(f"{name} {list(tensor.shape)} does not hold the {count} directions of SS2D")
+        for direction, part in enumerate(tensor.unflatten(0, (count, -1)) if last in _FLAT else tensor):
             result[f"{head}{dot}directions.{direction}.{STACKED[last]}"] = part.clone()
     return result
 

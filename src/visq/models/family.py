@@ -175,7 +175,8 @@ def check_fields(config: type[Any], geometry: Mapping[str, Any]) -> dict[str, An
     """Returns `geometry` with lists as tuples. Raises VisqError for unknown fields and impossible values.
 
     The type of a field's default sets the rule. A whole number is positive, or at least the field's metadata `minimum`.
-    A tuple holds positive whole numbers, a float is a rate in [0, 1), and a text is one of the metadata's `choices`.
+    A tuple holds positive whole numbers, or texts that match the metadata's `pattern` (its `description` is for
+    messages). A float is a rate in [0, 1), and a text is one of the metadata's `choices`.
     """
     known = {declared.name: declared for declared in fields(config)}
     result = {}
@@ -193,6 +194,11 @@ def _expected(field: Field[Any], value: Any) -> str | None:
     """Returns a description of the values that a field takes, or None when its value is fine."""
     default = field.default
     assert default is not MISSING, f"{field.name} needs a default"
+    if isinstance(default, tuple) and isinstance(default[0], str):
+        pattern = field.metadata["pattern"]
+        texts = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        fine = texts and len(value) > 0 and all(re.fullmatch(pattern, item) for item in value)
+        return None if fine else str(field.metadata["description"])
     if isinstance(default, tuple):
         fine = isinstance(value, tuple) and len(value) > 0 and all(type(item) is int and item > 0 for item in value)
         return None if fine else "a list of positive whole numbers"

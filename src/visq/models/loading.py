@@ -19,10 +19,16 @@ from visq.models.mismatch import check_shapes, check_values, other_network, part
 from visq.models.names import candidates, printable
 from visq.models.positions import at_resolution
 from visq.models.registry import ModelCard, adapt, get_card, is_generic, list_models, rescaled
-from visq.models.resolution import check_image_size, native_config, registered_as
+from visq.models.resolution import check_image_size, native_config, registered_as, warn_of_directions
 
 #: Where the authors of a family publish their files, by its name.
-_PROJECTS = {"vim": "hustvl/Vim", "vmamba": "MzeroMiko/VMamba", "mambavision": "NVlabs/MambaVision"}
+_PROJECTS = {
+    "vim": "hustvl/Vim",
+    "vmamba": "MzeroMiko/VMamba",
+    "mambavision": "NVlabs/MambaVision",
+    "localvim": "hunto/LocalMamba",
+    "localvmamba": "hunto/LocalMamba",
+}
 
 #: Most layers of a network; the largest known has 48.
 _MOST_LAYERS = 1000
@@ -240,6 +246,8 @@ def _geometry(
         native, remarks = native_config(read, family, asked, known)
         config = override(native, geometry)
         base, registered = family.preprocess(config), registered_as(native, known)
+        if registered is None and not {"directions"} & {*read.notes, *geometry}:
+            warn_of_directions(read, family, config)
         if registered is not None and "preprocess" not in read.notes:
             theirs = get_card(registered).preprocess
             theirs = theirs if theirs.image_size == base.image_size else rescaled(theirs, base.image_size)

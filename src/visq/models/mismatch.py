@@ -17,7 +17,7 @@ from visq.models.registry import ModelCard, is_generic, list_models
 
 #: A = -exp(A_log) times log2(e), which the kernels compute with, must be a finite float32.
 _LARGEST_A_LOG = 88.3
-_A_LOGS = ("A_log", "A_b_log", "A_logs")
+_A_LOGS = re.compile(r"(^|\.)A_(log|b_log|logs|log_\d+)$")
 
 
 def check_shapes(expected: Shapes, found: Shapes, card: ModelCard, read: Checkpoint) -> None:
@@ -49,7 +49,7 @@ def check_values(tensors: Tensors, read: Checkpoint) -> None:
             f"{read.path}: NaN or infinite weights in {', '.join(broken[:5])}{more}; use another checkpoint"
         )
     for name, tensor in tensors.items():
-        if name.rpartition(".")[2] in _A_LOGS and tensor.numel() and float(tensor.max()) > _LARGEST_A_LOG:
+        if _A_LOGS.search(name) and tensor.numel() and float(tensor.max()) > _LARGEST_A_LOG:
             raise VisqError(
                 f"{read.path}: {name} reaches {float(tensor.max()):.4g}, and A = -exp({name.rpartition('.')[2]}) is "
                 f"infinite in float32 beyond {_LARGEST_A_LOG}; use another checkpoint"

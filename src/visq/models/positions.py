@@ -16,23 +16,23 @@ from visq.models.geometry import differences
 from visq.models.vim import VisionMamba
 
 
-def resize_positions(pos_embed: Tensor, patches: int) -> Tensor:
+def resize_positions(pos_embed: Tensor, patches: int, class_token: bool = True) -> Tensor:
     """Resamples positions [1, M + 1, E] bicubically to `patches` + 1 tokens; the middle one, the class token, is kept.
 
-    Raises VisqError unless both M and `patches` are squares.
+    Without a class token, positions are [1, M, E]. Raises VisqError unless both M and `patches` are squares.
     """
     tokens, width = pos_embed.shape[1:]
-    old, new = isqrt(max(tokens - 1, 0)), isqrt(patches)
-    if old == 0 or old * old != tokens - 1 or new * new != patches:
-        raise VisqError(
-            f"positions of {tokens} tokens cannot become {patches} + 1: both must be squares and a class token"
-        )
-    middle = (tokens - 1) // 2
-    grid = torch.cat([pos_embed[:, :middle], pos_embed[:, middle + 1 :]], dim=1)
+    count = tokens - class_token
+    old, new = isqrt(max(count, 0)), isqrt(patches)
+    if old == 0 or old * old != count or new * new != patches:
+        token = " + 1: both must be squares and a class token" if class_token else ": both must be squares"
+        raise VisqError(f"positions of {tokens} tokens cannot become {patches}{token}")
+    middle, last = (count // 2, count // 2 + 1) if class_token else (count, count)
+    grid = torch.cat([pos_embed[:, :middle], pos_embed[:, last:]], dim=1)
     grid = grid.reshape(1, old, old, width).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
     half = patches // 2
-    return torch.cat([resized[:, :half], pos_embed[:, middle : middle + 1], resized[:, half:]], dim=1)
+    return torch.cat([resized[:, :half], pos_embed[:, middle:last], resized[:, half:]], dim=1)
 
 
 def at_resolution(tensors: dict[str, Tensor], native: Any, config: Any) -> tuple[dict[str, Tensor], str | None]:
@@ -49,7 +49,7 @@ def at_resolution(tensors: dict[str, Tensor], native: Any, config: Any) -> tuple
         return tensors, trained
     wanted: int = config.num_patches
     before, after = isqrt(native.num_patches), isqrt(wanted)
-    resampled = {**tensors, "pos_embed": resize_positions(tensors["pos_embed"], wanted)}
+    resampled = {**tensors, "pos_embed": resize_positions(tensors["pos_embed"], wanted, config.num_tokens > wanted)}
     return resampled, f"{trained}: positions were resampled bicubically from {before} x {before} to {after} x {after}"
 
 

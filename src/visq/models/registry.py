@@ -24,6 +24,11 @@ from visq.models.efficientvmamba import EfficientVMambaConfig
 from visq.models.efficientvmamba_checkpoint import EFFICIENTVMAMBA as EFFICIENTVMAMBA  # registers the family
 from visq.models.family import default_preprocess, families, family_of, load_plugins, num_classes, override
 from visq.models.geometry import VIM as VIM  # registers the family
+from visq.models.local_directions import LOCAL_VIM, LOCAL_VSSM_SMALL, LOCAL_VSSM_TINY, PLAIN
+from visq.models.localvim import LocalVimConfig
+from visq.models.localvim_checkpoint import LOCALVIM as LOCALVIM  # registers the family
+from visq.models.localvmamba import LocalVMambaConfig
+from visq.models.localvmamba_checkpoint import LOCALVMAMBA as LOCALVMAMBA  # registers the family
 from visq.models.mambavision import MambaVisionConfig
 from visq.models.mambavision_checkpoint import MAMBAVISION as MAMBAVISION  # registers the family
 from visq.models.vim import VimConfig
@@ -208,6 +213,38 @@ def _efficientvmamba_card(name: str, size: str, config: EfficientVMambaConfig, t
 for _size, _efficient, _top1 in _efficientvmamba_official():
     _name = f"efficient_vmamba_{_size}"
     register(_name)(partial(_efficientvmamba_card, _name, _size, _efficient, _top1))
+
+
+def _localvim_official() -> Iterator[tuple[str, LocalVimConfig, float | None]]:
+    """Yields (name, geometry, published top-1) of hunto/LocalMamba."""
+    tiny = LocalVimConfig(directions=LOCAL_VIM)
+    yield "local_vim_tiny", tiny, 76.2
+    yield "local_vim_tiny_middle_cls_token", replace(tiny, variant="class_token"), 77.8
+    yield "local_vim_small", LocalVimConfig(embed_dim=384, reduced=96, directions=PLAIN), 81.1
+    yield "local_vim_tiny_wo_search", replace(tiny, directions=PLAIN), None
+
+
+def _localvim_card(name: str, config: LocalVimConfig, top1: float | None) -> ModelCard:
+    size = name.removeprefix("local_vim_").partition("_")[0].capitalize()
+    text = {"class_token": ", class token in the middle", "rope": ""}[config.variant]
+    text += "" if len(set(config.directions)) > 1 else ", the same directions in all layers"
+    description = f"LocalVim-{size}{text}, ImageNet-1k, 224 pixels"
+    return ModelCard(name, config, default_preprocess(config), description=description, published_top1=top1)
+
+
+for _name, _local, _top in _localvim_official():
+    register(_name)(partial(_localvim_card, _name, _local, _top))
+
+
+def _localvmamba_card(size: str, depth: int, directions: tuple[str, ...], top1: float) -> ModelCard:
+    config = LocalVMambaConfig(depths=(2, 2, depth, 2), directions=directions)
+    description = f"LocalVMamba-{size.capitalize()}, ImageNet-1k, 224 pixels"
+    preprocess = default_preprocess(config)
+    return ModelCard(f"local_vssm_{size}", config, preprocess, description=description, published_top1=top1)
+
+
+register("local_vssm_tiny")(partial(_localvmamba_card, "tiny", 9, LOCAL_VSSM_TINY, 82.7))
+register("local_vssm_small")(partial(_localvmamba_card, "small", 27, LOCAL_VSSM_SMALL, 83.7))
 
 
 #: name -> (family, package with the weights NAME.safetensors, description) of the models trained for visq.

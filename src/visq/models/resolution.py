@@ -76,6 +76,17 @@ def native_config(
     return natural, []
 
 
+def warn_of_directions(read: Checkpoint, family: Family, config: Any) -> None:
+    """Warns that the scan directions of a network that nothing names are a guess; most networks have none."""
+    lines = getattr(config, "directions", None)
+    if lines is not None:
+        warnings.warn(
+            f"{read.path}: nothing says in which directions this {family.title} scans; '{lines[0]}' in every layer is "
+            "a guess, say geometry={'directions': [...]}, a line for each layer",
+            stacklevel=5,
+        )
+
+
 def size_is_free(family: Family, read: Checkpoint, config: Any) -> bool:
     """Returns whether every image size gives the same tensors, so that they tell no size."""
     if image_size(config) is None:

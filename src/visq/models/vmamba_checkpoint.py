@@ -113,6 +113,8 @@ def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] 
     mlp = found.get("layers.0.blocks.0.mlp.fc1.weight")
     if "layers.0.blocks.0.conv_branch.0.weight" in found:
         raise VisqError("not a VMamba checkpoint: a convolution lies beside the scans, as in EfficientVMamba")
+    if f"{first}multi_scan.attn.norm.weight" in found:
+        raise VisqError("not a VMamba checkpoint: gates lie behind the scans, as in LocalVMamba")
     if f"{first}out_norm.weight" not in found or f"{first}conv2d.weight" not in found or gated == (mlp is not None):
         raise VisqError("this VMamba variant is not supported; supported: v0 (gated) and v05_noz, both with out_norm")
     in_rows, dim = found[f"{first}in_proj.weight"]
