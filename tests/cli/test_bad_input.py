@@ -320,3 +320,9 @@ def test_what_was_given_is_said(
     taken = refused(capfd, *quantize(workplace, workplace.images.parent, name=workplace.images.name))
     assert "exists and is not an artifact, so it is not overwritten" in taken
     assert list(out.iterdir()) == []
+
+
+def test_wrong_usage_shows_where_an_argument_goes(capfd: pytest.CaptureFixture[str]) -> None:
+    line = refused(capfd, "eval", "--model", "vim_nano_fmnist", "--data", "fashion-mnist", code=2)
+    assert "usage: visq eval [OPTIONS] TARGET" in line and "`visq eval --help`" in line
+    assert "usage" not in refused(capfd, "quantize", "vim_nano_fmnist", code=2)

@@ -75,7 +75,8 @@ def bench(
     network: Any = target if folder is None else load(folder)
     name = folder.name if folder is not None else network.card.name
     engine = None if folder is None else load_engine(folder, threads=threads)
-    contenders = [c for c in make_contenders(network, engine, device) if backends is None or c.backend in backends]
+    ours = make_contenders(network, engine, device)
+    contenders = [c for c in ours if backends is None or c.backend in backends]
     optional = optional_contenders(network, folder, engine, threads)
     if device != CPU:
         optional = {backend: make for backend, make in optional.items() if backend == "cuda"}
@@ -87,8 +88,12 @@ def bench(
                 if not contenders:
                     raise
                 progress.say(f"no {backend}: {error}")
-    if unknown := sorted(set(backends or ()) - {*optional, *(c.backend for c in contenders)}):
-        raise VisqError(f"backend {', '.join(unknown)} is unknown or needs an artifact or a package that is not there")
+    there = {*optional, *(c.backend for c in ours)}
+    if unknown := sorted(set(backends or ()) - there):
+        raise VisqError(
+            f"backend {', '.join(unknown)} cannot run here; there are {', '.join(sorted(there))} (others need an artifact "
+            "or a package that is missing)"
+        )
     if data is not None:
         check_labels(network, data)
     rows: list[dict[str, Any]] = []

@@ -79,12 +79,21 @@ def _explain(error: Exception, command: str) -> int:
     if hasattr(error, "format_message"):  # wrong usage, said by typer
         unknown = type(error).__name__ == "NoSuchCommand" or "No such command" in error.format_message()
         help_of = "visq" if unknown or not command else f"visq {command}"
-        _line(f"error: {error.format_message()} (see `{help_of} --help`)")
+        _line(f"error: {error.format_message().rstrip('.')} ({_usage(error)}see `{help_of} --help`)")
         return int(getattr(error, "exit_code", 2))
     if type(error).__name__ == "Abort":
         return 130
     _line(f"error: {type(error).__name__}: {error}; this is not expected, use --debug for the traceback")
     return 1
+
+
+def _usage(error: Exception) -> str:
+    """Returns the usage of a command that takes arguments, for whoever gave an option in their place; "" else."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.parent is None or type(error).__name__ not in ("NoSuchOption", "UsageError"):
+        return ""
+    words = context.get_usage().removeprefix("Usage: ").replace("{", "").replace("}", "")
+    return "" if words.endswith("[OPTIONS]") else f"usage: {words}; "
 
 
 def _line(text: str) -> None:

@@ -87,7 +87,7 @@ class ModelOptions:
         given = [key for key, value in vars(self).items() if value and key != "image_size"]
         if given:
             raise VisqError(
-                f"--{given[0].replace('_', '-')} is for models by name; {folder} is an artifact and fixes it"
+                f"--{given[0].replace('_', '-')} is for models by name; {folder} is an artifact, which has its own"
             )
 
     def _preprocess(self) -> dict[str, Any]:
