@@ -91,8 +91,8 @@ def bench(
     there = {*optional, *(c.backend for c in ours)}
     if unknown := sorted(set(backends or ()) - there):
         raise VisqError(
-            f"backend {', '.join(unknown)} cannot run here; there are {', '.join(sorted(there))} (others need an artifact "
-            "or a package that is missing)"
+            f"backend {', '.join(unknown)} cannot run here; there are {', '.join(sorted(there))} (others need "
+            "an artifact or a package that is missing)"
         )
     if data is not None:
         check_labels(network, data)

@@ -61,11 +61,8 @@ def test_chains_and_scans_run_side_by_side() -> None:
     steps += [scan("bc", "d"), rows("d", "e", elsewhere="d"), scan("pq", "r"), rows("er", "f")]
     phase, scans, last = launches_of(steps)
     assert names([phase, scans, last]) == ["abcpq", "bcdpqr", "derf"]
-    assert barriers(phase) == ["if tl.program_id", *barriers(launches_of(steps[:2])[0]), "else:"] + [
-        "step_0",
-        "tl.debug_barrier",
-        "step_0",
-    ]
+    joined = barriers(launches_of(steps[:2])[0])
+    assert barriers(phase) == ["if tl.program_id", *joined, "else:", "step_0", "tl.debug_barrier", "step_0"]
     assert phase.shape(2)[0][1] == 2 and scans.shape(2)[0] == (2, 24, 2)
 
 
