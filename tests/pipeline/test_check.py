@@ -24,6 +24,7 @@ from visq.native.extension import available
 from visq.pipeline import check as self_checks
 from visq.pipeline.check import agreement
 from visq.pipeline.verdict import below, verdict
+from visq.pipeline.wording import described
 from visq.pipeline.worst_sites import worst_sites
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
@@ -149,6 +150,18 @@ def test_agreement_of_images_is_psnr() -> None:
     counted = agreement(exact + 0.01, exact)
     assert counted.agree is None and counted.psnr_db == pytest.approx(40, abs=0.01)
     assert counted.sqnr_db == pytest.approx(20 * np.log10(50), abs=0.01)
+
+
+def test_agreement_of_positions() -> None:
+    exact = torch.zeros(2, 3, 2, 5)
+    exact[:, 1] = 2.0
+    found = exact.clone()
+    found[0, 0, 0, :4] = 5.0  # four positions of twenty get another class
+    found[1] += 3.0  # all classes alike: no error
+    counted = agreement(found, exact, per_pixel=True)
+    assert (counted.images, counted.positions, counted.agree, counted.psnr_db) == (2, 20, 16, None)
+    assert verdict([counted]) == "broken" and verdict([agreement(exact, exact, per_pixel=True)]) == "good"
+    assert described(counted).startswith("16 of 20 decisions at positions of 2 images are FP32's (80.0 %)")
 
 
 def test_the_verdict_is_that_of_the_worse_set() -> None:

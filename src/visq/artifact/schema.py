@@ -108,7 +108,8 @@ class Agreement(Strict):
 
     Attributes:
         images: number of images compared.
-        agree: number of images with FP32's decision; null where the network has no classes.
+        agree: number of decisions that are FP32's; null where the network has no classes.
+        positions: number of positions compared, where the network gives each a class; missing where images have one.
         sqnr_db: SQNR in dB over images with finite outputs; null where the outputs are equal or none is finite.
         psnr_db: PSNR in dB of outputs in 0..1, for networks without classes; null where `sqnr_db` would be.
         non_finite: number of images whose outputs hold NaN or Inf.
@@ -119,6 +120,12 @@ class Agreement(Strict):
     sqnr_db: float | None
     psnr_db: float | None = None
     non_finite: int = 0
+    positions: int | None = None
+
+    @property
+    def decisions(self) -> int:
+        """Returns how many classes were compared."""
+        return self.images if self.positions is None else self.positions
 
 
 class LossySite(Strict):
@@ -184,6 +191,11 @@ class ArtifactConfig(Strict):
         left_out = {"program", "sites", *(key for key in ("check", "deploy_sizes") if not getattr(self, key))}
         values = self.model_dump(mode="json", exclude=left_out)
         values["sites"] = {name: site.model_dump(mode="json", exclude_none=True) for name, site in self.sites.items()}
+        for found in (values.get("check") or {}).values():
+            if (
+                isinstance(found, dict) and found.get("positions", 0) is None
+            ):  # artifacts of classifiers have no such key
+                del found["positions"]
         values["program"] = None if self.program is None else self.program.to_json()
         values["self_hash"] = self_hash(values)
         return values

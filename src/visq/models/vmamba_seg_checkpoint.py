@@ -99,6 +99,11 @@ VMAMBA_SEG = register_family(
         any_size=True,
         per_pixel=True,
         roles={"ends": tuple(f"?decode_head.{name}" for name in _ENDS)},
-        repeats=(r"^backbone\.", r"^(layers|outnorms|decode_head\.\w+)\.\d+\.(blocks\.\d+\.)?(op\.)?", DIRECTION),
+        repeats=(
+            r"^backbone\.",
+            r"^layers\.\d+\.(blocks\.\d+\.)?(op\.)?",
+            r"(?<=norms|erals|esize|dules|convs)\.\d+(\.\d+)?",
+            DIRECTION,
+        ),
     )
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from visq.artifact import Agreement, Check, save
 from visq.data import Dataset
 from visq.errors import VisqError
-from visq.models.family import image_classes
+from visq.models.family import family_of, image_classes
 from visq.native.extension import available
 from visq.pipeline.outputs import MOST_IMAGES, fp32_outputs, outputs
 from visq.pipeline.verdict import verdict
@@ -34,10 +34,12 @@ class Reference:
 
     Attributes:
         outputs: [n, ...] float32, of the first n images.
+        per_pixel: the outputs are logits of positions, [n, classes, h, w].
     """
 
     images: Dataset
     outputs: Tensor
+    per_pixel: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class SelfCheck:
 def reference(model: Any, images: Dataset, *, batch_size: int, progress: Progress) -> Reference:
     """Returns the outputs of the FP32 network; raises VisqError where they are not finite."""
     keep = None if image_classes(model.config) is not None else MOST_IMAGES
-    return Reference(images, fp32_outputs(model, images, batch_size=batch_size, progress=progress, keep=keep))
+    found = fp32_outputs(model, images, batch_size=batch_size, progress=progress, keep=keep)
+    return Reference(images, found, family_of(model.config).per_pixel)
 
 
 def self_check(
@@ -107,17 +110,23 @@ def compared(network: Callable[[Tensor], Tensor], exact: Reference, batch_size: 
         name="checking the result",
         keep=len(exact.outputs),
     )
-    return agreement(found, exact.outputs)
+    return agreement(found, exact.outputs, exact.per_pixel)
 
 
-def agreement(found: Tensor, exact: Tensor) -> Agreement:
-    """Compares outputs with FP32's: logits [n, classes], without what all classes of an image share, or images."""
+def agreement(found: Tensor, exact: Tensor, per_pixel: bool = False) -> Agreement:
+    """Compares outputs with FP32's: logits [n, classes, ...], without what all classes share, or images.
+
+    Arguments:
+        per_pixel: maps are logits of positions, not images.
+    """
     finite = torch.isfinite(found.flatten(1)).all(1)
     signal, noise = exact[finite].double(), (found[finite] - exact[finite]).double()
     counts: dict[str, Any] = {"images": len(exact), "non_finite": int((~finite).sum())}
-    if exact.ndim == 2:
+    if exact.ndim == 2 or per_pixel:
         signal, noise = (x - x.mean(1, keepdim=True) for x in (signal, noise))
         counts["agree"] = int((found[finite].argmax(1) == exact[finite].argmax(1)).sum())
+        if per_pixel:
+            counts["positions"] = exact[:, 0].numel()
     else:
         counts["agree"] = None
         counts["psnr_db"] = _rounded(decibels(1.0, float(noise.square().mean())))

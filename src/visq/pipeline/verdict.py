@@ -19,7 +19,7 @@ class Threshold:
     """Holds the least that a set of images must reach for a verdict.
 
     Attributes:
-        agreement: share of the images with FP32's decision.
+        agreement: share of the decisions that are FP32's.
         sqnr_db: of the logits.
         restoration_db: SQNR of the outputs of a network without classes.
     """
@@ -54,5 +54,5 @@ def _of(found: Agreement) -> Verdict:
 def _reaches(found: Agreement, least: Threshold) -> bool:
     if found.agree is None:
         return found.sqnr_db is None or found.sqnr_db >= least.restoration_db
-    enough = found.agree >= least.agreement * found.images
+    enough = found.agree >= least.agreement * found.decisions
     return enough and (found.sqnr_db is None or found.sqnr_db >= least.sqnr_db)

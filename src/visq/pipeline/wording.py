@@ -47,8 +47,9 @@ def described(found: Agreement) -> str:
         return "not run"
     words = []
     if found.agree is not None:
-        share = 100 * found.agree / found.images
-        words.append(f"{found.agree} of {found.images} decisions are FP32's ({share:.1f} %)")
+        of = "decisions" if found.positions is None else f"decisions at positions of {found.images} images"
+        share = 100 * found.agree / found.decisions
+        words.append(f"{found.agree} of {found.decisions} {of} are FP32's ({share:.1f} %)")
         words.append(f"logits {_db(found.sqnr_db, 'equal')}")
     else:
         words.append(f"{found.images} images, SQNR {_db(found.sqnr_db, 'equal')}, PSNR {_db(found.psnr_db, 'equal')}")

@@ -29,6 +29,8 @@ class Masks:
     def __init__(self, config: TrainConfig) -> None:
         assert config.masks is not None and config.data.classes is not None  # the configuration's rules
         self.config, self.settings, self.classes = config, config.masks, config.data.classes
+        if len(self.classes) > LEFT_OUT:
+            raise VisqError(f"data.classes has {len(self.classes)} names; masks have at most {LEFT_OUT}")
         train = open_masks(config.data.train)
         if config.data.holdout:
             if config.data.holdout >= len(train):
