@@ -115,9 +115,11 @@ def test_other_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
         load_model("vmamba", tmp_path / "variant.safetensors")
 
 
-def test_image_size_must_halve() -> None:
+def test_image_size_must_halve_where_patches_are_merged() -> None:
     with pytest.raises(VisqError, match="image_size 20 does not halve 3 times"):
-        create_model("vmamba", **{**NOZ, "image_size": 20})
+        create_model("vmamba", **{**V0, "image_size": 20})
+    model = create_model("vmamba", **{**NOZ, "image_size": 21}).eval()
+    assert model(torch.randn(1, 3, 21, 21)).shape == (1, 5)
     with pytest.raises(VisqError, match="forward_type must be one of v0, v05_noz"):
         create_model("vmamba", **{**NOZ, "forward_type": "v3"})
     with pytest.raises(VisqError, match="depths must be a list of positive whole numbers"):
