@@ -29,8 +29,9 @@ struct Call {
 #define VISQ_CALL(name) {#name, [](Engine& e, Arguments& from) { call(e, &Engine::name, from); }}
 constexpr Call kCalls[] = {
     VISQ_CALL(add_codec), VISQ_CALL(add_tensor), VISQ_CALL(map), VISQ_CALL(windows),
-    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(pixel_shuffle), VISQ_CALL(bilinear), VISQ_CALL(average_pool), VISQ_CALL(enter_windows),
-    VISQ_CALL(leave_windows), VISQ_CALL(mean), VISQ_CALL(concat), VISQ_CALL(concat_part),
+    VISQ_CALL(patches), VISQ_CALL(transpose), VISQ_CALL(pixel_shuffle), VISQ_CALL(bilinear), VISQ_CALL(average_pool),
+    VISQ_CALL(enter_windows), VISQ_CALL(leave_windows), VISQ_CALL(sample), VISQ_CALL(merge_samples), VISQ_CALL(mean),
+    VISQ_CALL(concat), VISQ_CALL(concat_part),
     VISQ_CALL(rows), VISQ_CALL(wide_linear), VISQ_CALL(int_linear), VISQ_CALL(float_linear),
     VISQ_CALL(int_conv), VISQ_CALL(float_conv), VISQ_CALL(reach), VISQ_CALL(int_conv2d), VISQ_CALL(float_conv2d),
     VISQ_CALL(fixed_scan), VISQ_CALL(fused_scan), VISQ_CALL(ladder_scan), VISQ_CALL(float_scan), VISQ_CALL(sequences),

@@ -74,6 +74,13 @@ VISQ_INLINE void gelu(typename V::T* x) {
   VISQ_EACH x[j] = V::sub(V::max(x[j], V::zero()), V::mul(a[j], p[j]));
 }
 
+template <class V, int U>
+VISQ_INLINE void sigmoid(typename V::T* x) {
+  VISQ_EACH x[j] = V::mul(x[j], V::set1(-kLog2e));
+  exp2<V, U>(x);
+  VISQ_EACH x[j] = V::div(V::set1(1.0f), V::add(V::set1(1.0f), x[j]));
+}
+
 // x / (1 + 2^((c0 + c1 x^2) x))
 template <class V, int U>
 VISQ_INLINE void gelu_tanh(typename V::T* x) {

@@ -26,6 +26,8 @@ struct Element {
       gelu<V, U>(out);
     } else if constexpr (kOp == Instruction::kGeluTanh) {
       gelu_tanh<V, U>(out);
+    } else if constexpr (kOp == Instruction::kSigmoid) {
+      sigmoid<V, U>(out);
     } else if constexpr (kOp == Instruction::kRelu) {
       VISQ_EACH out[j] = V::max(V::zero(), a[j]);  // NaN stays, and so does -0
     } else if constexpr (kOp == Instruction::kNeg) {

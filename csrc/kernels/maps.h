@@ -115,6 +115,39 @@ View windows_source(const Operation& op, const Frame& f, int64_t first, int64_t 
   return {f.scratch, stride};
 }
 
+// Every second row and column of a map, with zeros beyond an odd side.
+template <class V>
+View sample_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), rows = half(op.map_height), columns = half(op.map_width);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = first + i, down = op.by_columns ? at % rows : at / columns;
+    const int64_t across = op.by_columns ? at / rows : at % columns;
+    const int64_t y = op.first_row + 2 * down, x = op.first_column + 2 * across;
+    float* out = f.scratch + i * stride;
+    if (y >= op.map_height || x >= op.map_width) {
+      __builtin_memset(out, 0, op.width * sizeof(float));
+      continue;
+    }
+    const float* from = float_row<V>(f, f.tensors[op.inputs[0]], y * op.map_width + x, out);
+    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
+// The map whose four samples are the inputs, each position from the sample that has it.
+template <class V>
+View merge_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  const int64_t stride = padded(op.width), rows = half(op.map_height), columns = half(op.map_width);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t y = (first + i) / op.map_width, x = (first + i) % op.map_width;
+    const int64_t row = y % 2 ? x / 2 * rows + y / 2 : y / 2 * columns + x / 2;
+    float* out = f.scratch + i * stride;
+    const float* from = float_row<V>(f, f.tensors[op.inputs[y % 2 + x % 2 * 2]], row, out);
+    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+  }
+  return {f.scratch, stride};
+}
+
 // The mean of all rows, which are added up in order.
 template <class V>
 View mean_source(const Operation& op, const Frame& f) {

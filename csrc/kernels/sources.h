@@ -42,6 +42,8 @@ View source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
     case Operation::kAveragePool: return average_pool_source<V>(op, f, first, count);
     case Operation::kEnterWindows:
     case Operation::kLeaveWindows: return windows_source<V>(op, f, first, count);
+    case Operation::kSample: return sample_source<V>(op, f, first, count);
+    case Operation::kMergeSamples: return merge_source<V>(op, f, first, count);
     case Operation::kMean: return mean_source<V>(op, f);
     case Operation::kFixedScan:
     case Operation::kFusedScan:

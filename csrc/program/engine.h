@@ -92,6 +92,10 @@ class Engine {
   void average_pool(int input, int64_t height, int64_t width);
   void enter_windows(int input, int64_t side, int64_t window);
   void leave_windows(int input, int64_t side, int64_t window);
+  // Takes every second row and column of a map from (row, column) on, with zeros beyond an odd side.
+  void sample(int input, int64_t height, int64_t width, int64_t row, int64_t column, bool by_columns);
+  // Undoes the samples from (0, 0), (1, 0), (0, 1) and (1, 1) on, in this order; those of odd rows go by columns.
+  void merge_samples(int a, int b, int c, int d, int64_t height, int64_t width);
   void mean(int input);
   void concat(int64_t rows, int64_t width);
   void concat_part(int tensor, int64_t first, int64_t count, Array<float> constant);

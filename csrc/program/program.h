@@ -18,6 +18,7 @@ constexpr int kRegisters = 256;    // of a body
 constexpr int64_t kMaxKernel = 15;  // side of a 2D convolution's kernel
 
 VISQ_SHARED constexpr int64_t padded(int64_t n, int64_t to = 16) { return (n + to - 1) / to * to; }
+VISQ_SHARED constexpr int64_t half(int64_t side) { return (side + 1) / 2; }  // positions of a sample along a side
 
 // The codes of a tensor, one byte each:
 //   byte = clamp(rint((x * inverse[c]) * inverse_token[t]) + zero, low, high)
@@ -190,7 +191,7 @@ struct Part {
 // functions are in kernels/chains.h, their definitions in src/visq/integer/instructions.py.
 #define VISQ_ELEMENTWISE(X) \
   X(kSilu, "silu", 1) X(kSoftplus, "softplus", 1) X(kGelu, "gelu", 1) X(kGeluTanh, "gelu_tanh", 1) \
-  X(kRelu, "relu", 1) X(kNeg, "neg", 1) X(kAdd, "add", 2) X(kMul, "mul", 2)
+  X(kSigmoid, "sigmoid", 1) X(kRelu, "relu", 1) X(kNeg, "neg", 1) X(kAdd, "add", 2) X(kMul, "mul", 2)
 
 // An instruction of a body. Its operands and its result are registers: rows of floats.
 struct Instruction {
@@ -265,16 +266,19 @@ struct Segment {
 };
 
 struct Operation {
-  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kBilinear, kAveragePool, kEnterWindows, kLeaveWindows, kMean, kIntLinear,
-              kFloatLinear, kIntConv, kFloatConv, kIntConv2d, kFloatConv2d, kFixedScan, kFusedScan, kLadderScan,
+  enum Kind { kPatches, kConcat, kRows, kTranspose, kShuffle, kBilinear, kAveragePool, kEnterWindows, kLeaveWindows,
+              kSample, kMergeSamples, kMean, kIntLinear, kFloatLinear, kIntConv, kFloatConv, kIntConv2d, kFloatConv2d,
+              kFixedScan, kFusedScan, kLadderScan,
               kFloatScan, kAttention };
   Kind kind;
   int64_t rows, width;
   int inputs[4];
   Windows windows;  // of the image (inputs[0] < 0) or of a map; a linear with windows is a convolution
-  int64_t map_height, map_width;  // of the input of a transpose, a shuffle or a resampling
+  int64_t map_height, map_width;  // of the input of a transpose, a shuffle, a resampling or a sample; of merged samples
   int64_t out_height, out_width;  // of the map that a resampling makes
   int64_t scale;                  // of a shuffle
+  int64_t first_row, first_column;  // of a sample
+  bool by_columns;                  // of a sample
   int64_t side, window;           // of a square map, and of the square windows that its tokens are ordered by
   const Part* parts;
   int64_t part_count;

@@ -126,6 +126,33 @@ void Engine::leave_windows(int input, int64_t side, int64_t window) {
   start_windows("leave windows", Operation::kLeaveWindows, input, side, window);
 }
 
+void Engine::sample(int input, int64_t height, int64_t width, int64_t row, int64_t column, bool by_columns) {
+  const Check need = next_operation("sample");
+  const Tensor& x = tensor(need, input);
+  need.size("the map's height", height);
+  need.size("the map's width", width);
+  need(height * width == x.rows, "a map of ", height, " x ", width, " has not the ", x.rows, " rows of tensor ", input);
+  need((row == 0 || row == 1) && (column == 0 || column == 1), "a sample starts at (", row, ", ", column, ")");
+  Operation& op = start(need, "sample", Operation::kSample, half(height) * half(width), x.width);
+  op.inputs[0] = input, op.map_height = height, op.map_width = width;
+  op.first_row = row, op.first_column = column, op.by_columns = by_columns;
+}
+
+void Engine::merge_samples(int a, int b, int c, int d, int64_t height, int64_t width) {
+  const Check need = next_operation("merge samples");
+  need.size("the map's height", height);
+  need.size("the map's width", width);
+  const int64_t rows = half(height) * half(width), channels = tensor(need, a).width;
+  for (int input : {a, b, c, d}) {
+    const Tensor& x = tensor(need, input);
+    need(x.rows == rows && x.width == channels, "tensor ", input, " is [", x.rows, ", ", x.width,
+         "], no sample [", rows, ", ", channels, "] of the map");
+  }
+  Operation& op = start(need, "merge samples", Operation::kMergeSamples, height * width, channels);
+  op.inputs[0] = a, op.inputs[1] = b, op.inputs[2] = c, op.inputs[3] = d;
+  op.map_height = height, op.map_width = width;
+}
+
 void Engine::mean(int input) {
   const Check need = next_operation("mean");
   const int64_t width = tensor(need, input).width;

@@ -18,8 +18,8 @@ namespace visq::engine {
 namespace {
 
 constexpr const char* kKindNames[] = {
-    "patches",     "concat",            "rows",           "transpose",            "shuffle", "bilinear", "average pool", "enter windows",
-    "leave windows", "mean", "linear", "float linear",
+    "patches",     "concat",            "rows",           "transpose",            "shuffle", "bilinear", "average pool",
+    "enter windows", "leave windows", "sample", "merge samples", "mean", "linear", "float linear",
     "convolution", "float convolution", "convolution 2d", "float convolution 2d", "scan", "fused scan", "ladder scan",
     "float scan",  "attention"};
 static_assert(sizeof kKindNames / sizeof *kKindNames == kKinds, "every kind of operation has a name");

@@ -131,5 +131,25 @@ def _mambavision(shown: _Shown) -> dict[str, Any]:
     }
 
 
+def _efficientvmamba(shown: _Shown) -> dict[str, Any]:
+    depths = tuple(shown.count(r"layers\.(\d+)\.blocks\.(\d+)\.").values())
+    first = [shown.input_width(f"layers.{level}.blocks.0.op.in_proj") for level in range(2)]
+    later = [shown.width(f"layers.{level}.blocks.0.conv_pw2.0") for level in range(2, len(depths))]
+    dim = max(first[0], 1)
+    return {
+        "dims": tuple(first + later),
+        "depths": depths,
+        "d_state": shown.states(),
+        "expand": shown.width("scan") // dim,
+        "mlp_ratio": shown.width("mlp.fc1") // dim,
+        "hidden_ratio": shown.width("layers.2.blocks.0.conv_pw.0") // max(later[0] if later else 1, 1),
+    }
+
+
 #: Reads the fields of a geometry from a program, by family.
-FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {"vim": _vim, "vmamba": _vmamba, "mambavision": _mambavision}
+FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {
+    "vim": _vim,
+    "vmamba": _vmamba,
+    "mambavision": _mambavision,
+    "efficientvmamba": _efficientvmamba,
+}

@@ -347,6 +347,7 @@ UNARY: dict[str, Callable[[Graph, str], str]] = {
     "softplus": _softplus,
     "gelu": lambda graph, x: str(graph.node("Gelu", x)),
     "gelu_tanh": lambda graph, x: str(graph.node("Gelu", x, approximate="tanh")),
+    "sigmoid": lambda graph, x: str(graph.node("Sigmoid", x)),
     "relu": lambda graph, x: str(graph.node("Relu", x)),
     "neg": lambda graph, x: str(graph.node("Neg", x)),
 }

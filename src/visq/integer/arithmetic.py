@@ -101,6 +101,11 @@ def gelu_tanh(x: Floats) -> Floats:
     return x / (np.float32(1) + exp2((x * x * GELU_TANH[1] + GELU_TANH[0]) * x))
 
 
+def sigmoid(x: Floats) -> Floats:
+    """Returns 1 / (1 + e^-x), float32."""
+    return np.float32(1) / (np.float32(1) + exp2(-x * LOG2E))
+
+
 def relu(x: Floats) -> Floats:
     """Returns 0 for negative x, x otherwise; NaN and -0 stay."""
     return np.where(x < 0, np.float32(0), x)

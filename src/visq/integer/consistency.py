@@ -25,15 +25,18 @@ from visq.integer.operations import (
     Linear,
     Load,
     Mean,
+    MergeSamples,
     Operation,
     Patches,
     PixelShuffle,
     Rows,
+    Sample,
     Scan,
     Slice,
     Store,
     TensorDecl,
     Transpose,
+    half,
     inputs,
 )
 
@@ -208,6 +211,19 @@ class _Check:
         self.same_shape(source.input, "shape is not that of the input")
         self.need(source.height * source.width == self.operation.rows, "the map has another number of rows")
 
+    def sample(self, source: Sample) -> None:
+        decl = self.declared(source.input)
+        rows = (decl.rows, self.operation.rows)
+        fits = rows == (source.height * source.width, math.prod(source.size)) and decl.width == self.operation.width
+        self.need(fits, "shape is not that of a sample of the map")
+
+    def merge_samples(self, source: MergeSamples) -> None:
+        self.need(self.operation.rows == source.height * source.width, "the map has another number of rows")
+        shape = (half(source.height) * half(source.width), self.operation.width)
+        for name in source.inputs:
+            decl = self.declared(name)
+            self.need((decl.rows, decl.width) == shape, f"{name} is no sample of the map")
+
     def mean(self, source: Mean) -> None:
         shape = (self.operation.rows, self.operation.width)
         self.need(shape == (1, self.declared(source.input).width), "a mean is one row of the input")
@@ -292,6 +308,8 @@ _SOURCES: dict[type, Callable[[_Check, Any], None]] = {
     EnterWindows: _Check.enter_windows,
     LeaveWindows: _Check.leave_windows,
     Transpose: _Check.transpose,
+    Sample: _Check.sample,
+    MergeSamples: _Check.merge_samples,
     Mean: _Check.mean,
     Scan: _Check.scan,
     Concat: _Check.concat,

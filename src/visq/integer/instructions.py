@@ -38,6 +38,7 @@ ELEMENTWISE: dict[str, ElementwiseInstruction] = {
     "softplus": ElementwiseInstruction(1, arithmetic.softplus, 1 + EXP2_COST + 3 + 2 * (len(LOG1P) - 1) + 2),
     "gelu": ElementwiseInstruction(1, arithmetic.gelu, 3 + 2 * (len(GELU) - 1) + 2 + 2 + EXP2_COST + 2),
     "gelu_tanh": ElementwiseInstruction(1, arithmetic.gelu_tanh, 4 + EXP2_COST + 2),
+    "sigmoid": ElementwiseInstruction(1, arithmetic.sigmoid, 1 + EXP2_COST + 2),
     "relu": ElementwiseInstruction(1, arithmetic.relu, 1),
     "neg": ElementwiseInstruction(1, np.negative, 0),
     "add": ElementwiseInstruction(2, np.add, 1),

@@ -75,6 +75,8 @@ __all__ = [
     "Transpose",
     "EnterWindows",
     "LeaveWindows",
+    "Sample",
+    "MergeSamples",
     "Attention",
     "Mean",
     "Scan",
@@ -210,6 +212,39 @@ class LeaveWindows(Strict):
     window: Size
 
 
+class Sample(Strict):
+    """Fills register 0 with every second row and column of `input`, a map [height, width], from (row, column) on.
+
+    A map with an odd side goes on with zeros. With `by_columns`, the sample goes column by column.
+    """
+
+    kind: Literal["sample"] = "sample"
+    input: str
+    height: Size
+    width: Size
+    row: Annotated[int, Field(ge=0, le=1)]
+    column: Annotated[int, Field(ge=0, le=1)]
+    by_columns: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Returns the sample's rows and columns, or its columns and rows where it goes by columns."""
+        rows, columns = half(self.height), half(self.width)
+        return (columns, rows) if self.by_columns else (rows, columns)
+
+
+class MergeSamples(Strict):
+    """Fills register 0 with the rows of the map [height, width] whose four samples are the inputs.
+
+    The sample from (row, column) on is input row + 2 column. Those of odd rows go column by column.
+    """
+
+    kind: Literal["merge_samples"] = "merge_samples"
+    inputs: tuple[str, str, str, str]
+    height: Size
+    width: Size
+
+
 class Attention(Strict):
     """Fills register 0 with self-attention (`visq.integer.attention`) of sequences of `length` rows.
 
@@ -277,6 +312,8 @@ Source = Annotated[
     | Transpose
     | EnterWindows
     | LeaveWindows
+    | Sample
+    | MergeSamples
     | Attention
     | Mean
     | Scan
@@ -296,6 +333,11 @@ class Operation(Strict):
     body: tuple[Instruction, ...]
 
 
+def half(side: int) -> int:
+    """Returns how many positions a sample takes along a side."""
+    return -(-side // 2)
+
+
 def inputs(source: Source) -> tuple[str, ...]:
     """Returns the names of the tensors a source reads."""
     return _INPUTS[type(source)](source)
@@ -304,10 +346,23 @@ def inputs(source: Source) -> tuple[str, ...]:
 #: Finds the names of a source's input tensors, by the type of the source.
 _INPUTS: dict[type, Callable[[Any], tuple[str, ...]]] = {
     **dict.fromkeys(
-        (Linear, Conv1d, Conv2d, DenseConv2d, PixelShuffle, AveragePool, Transpose, EnterWindows, LeaveWindows, Mean),
+        (
+            Linear,
+            Conv1d,
+            Conv2d,
+            DenseConv2d,
+            PixelShuffle,
+            AveragePool,
+            Transpose,
+            EnterWindows,
+            LeaveWindows,
+            Sample,
+            Mean,
+        ),
         lambda source: (source.input,),
     ),
     Bilinear: lambda source: (source.input, source.like),
+    MergeSamples: lambda source: source.inputs,
     Attention: lambda source: (source.q, source.k, source.v),
     Patches: lambda source: () if source.input is None else (source.input,),
     Scan: lambda source: (source.u, source.delta, source.B, source.C),

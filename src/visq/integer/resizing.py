@@ -24,10 +24,12 @@ from visq.integer.operations import (
     Linear,
     Load,
     Mean,
+    MergeSamples,
     Operation,
     Patches,
     PixelShuffle,
     Rows,
+    Sample,
     Scan,
     Source,
     Store,
@@ -49,6 +51,8 @@ _RESIZED = (
     Bilinear,
     AveragePool,
     Transpose,
+    Sample,
+    MergeSamples,
     Mean,
     Scan,
     Rows,
@@ -95,11 +99,17 @@ def _said(height: int, width: int) -> str:
 
 
 class _Resizing:
-    """One walk over a program's operations; `sizes` holds the new size of every tensor written so far."""
+    """One walk over a program's operations.
+
+    Attributes:
+        sizes: the new size of every tensor written so far.
+        sampled: the new size of every map that was sampled so far, by its old one.
+    """
 
     def __init__(self, program: Program, image: Size) -> None:
         self.program, self.image = program, image
         self.sizes: dict[str, Size] = {}
+        self.sampled: dict[Size, Size] = {}
 
     def run(self) -> Program:
         """Returns the whole program, validated."""
@@ -123,6 +133,9 @@ class _Resizing:
         source: Any = operation.source
         if isinstance(source, Transpose):  # its result is the transposed map
             source = Transpose(**{**dict(source), "height": width, "width": height})
+        elif isinstance(source, Sample | MergeSamples):
+            height_before, width_before = self.sampled[source.height, source.width]
+            source = type(source)(**{**dict(source), "height": height_before, "width": width_before})
         for step in operation.body:
             if isinstance(step, Store):
                 self.sizes[step.tensor] = size
@@ -140,7 +153,10 @@ class _Resizing:
             return source.height, source.width
         if isinstance(source, Bilinear):
             return self.sizes[source.like]
-        read = inputs(source) or tuple(step.tensor for step in operation.body if isinstance(step, Load))
+        if isinstance(source, MergeSamples):
+            return self._merged(operation, source)
+        own = (step.tensor for step in operation.body if isinstance(step, Load) and step.row is None)
+        read = inputs(source) or tuple(own)
         if not read:
             self._refuse(operation)
         height, width = self.sizes[read[0]]
@@ -150,7 +166,17 @@ class _Resizing:
             return _windows((height, width), source.kernel, source.stride, source.padding)
         if isinstance(source, PixelShuffle):
             return height * source.scale, width * source.scale
+        if isinstance(source, Sample):
+            if self.sampled.setdefault((source.height, source.width), (height, width)) != (height, width):
+                raise VisqError(f"operation {operation.name} samples one of two maps of {height} x {width}")
+            return Sample(**{**dict(source), "height": height, "width": width}).size
         return (width, height) if isinstance(source, Transpose) else (height, width)
+
+    def _merged(self, operation: Operation, source: MergeSamples) -> Size:
+        """Returns the size of the map whose samples are merged, which theirs does not tell: it may be odd."""
+        if (source.height, source.width) not in self.sampled:
+            self._refuse(operation)
+        return self.sampled[source.height, source.width]
 
     def _tensor(self, name: str, decl: TensorDecl, is_map: bool) -> TensorDecl:
         height, width = self.sizes[name]

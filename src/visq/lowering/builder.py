@@ -35,6 +35,15 @@ class Builder:
         self._register[index, value] = 0
         return value
 
+    def rows(self, name: str, rows: int) -> int:
+        """Starts an operation whose body loads its rows, and returns its index, the `home` of values computed there.
+
+        It is left out of the program where nothing is computed in it.
+        """
+        self.operation(name, ir.Rows(), rows, 0)
+        self.operations[-1]["used"] = 0
+        return len(self.operations) - 1
+
     def tensor(self, value: Value) -> str:
         """Returns the name of the tensor that holds a value, and stores the value on the first call.
 
@@ -74,6 +83,7 @@ class Builder:
                 body=tuple(operation["body"]),
             )
             for operation in self.operations
+            if operation["body"] or not isinstance(operation["source"], ir.Rows)
         )
         return Program(
             channels=channels,
@@ -88,6 +98,8 @@ class Builder:
 
     def _home(self, value: Value) -> int:
         """Returns the index of the operation that computes a value; -1 for selected rows, which need their own."""
+        if "home" in value.parameters:
+            return int(value.parameters["home"])
         if value.kind == "source":
             return int(value.parameters["operation"])
         if value.kind == "select":
@@ -98,10 +110,7 @@ class Builder:
         home = self._home(value)
         if home >= 0:
             return home
-        if "home" not in value.parameters:
-            self.operation("rows", ir.Rows(), value.rows, 0)
-            self.operations[-1]["used"] = 0
-            value.parameters["home"] = len(self.operations) - 1
+        value.parameters["home"] = self.rows("rows", value.rows)
         return int(value.parameters["home"])
 
     # --- the instructions of a value

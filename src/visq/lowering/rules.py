@@ -199,8 +199,8 @@ def cat(lowering: Lowering, parts: list[Any], dim: int = 0) -> Value | Map:
     Raises:
         LoweringError: another dimension, or a flipped sequence.
     """
-    if dim == -1 and len(parts) == 2 and all(isinstance(part, Value) for part in parts):
-        return lowering.append(*parts)
+    if dim == -1 and all(isinstance(part, Value) for part in parts):
+        return functools.reduce(lowering.append, parts)
     if dim == -1 and all(isinstance(part, Map) for part in parts):
         if len({(part.height, part.width) for part in parts}) > 1:
             raise LoweringError("channels beside those of a map of another size")

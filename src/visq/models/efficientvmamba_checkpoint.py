@@ -27,6 +27,8 @@ _ENDS = (
 _COUNTED = re.compile(r"layers\.(\d+)\.(\d+)\.")
 _POINTWISE = re.compile(r"\.(conv_branch\.3|conv_pw\.0|conv_pw2\.0|se\.conv_reduce|se\.conv_expand)\.weight$")
 _BLOCK = re.compile(r"layers\.(\d+)\.(?:blocks\.)?(\d+)\.(norm|conv_pw)\.")
+#: Linears of a gate, of both kinds.
+_GATES = ("global_reduce", "channel_select", "conv_reduce", "conv_expand")
 #: How an official file counts: a permutation in front of the blocks and one behind them, then the downsampling.
 _BEFORE, _AROUND = 1, 2
 
@@ -160,20 +162,11 @@ EFFICIENTVMAMBA = register_family(
         pack=pack,
         fold=fold_norms,
         roles={
-            "linears": (
-                "?*.mlp.fc*",
-                "?*.reduction",
-                "?*.conv_branch.3",
-                "?*.conv_pw.0",
-                "?*.conv_pw2.0",
-                "?*.se.global_reduce",
-                "?*.se.channel_select",
-                "?*.se.conv_reduce",
-                "?*.se.conv_expand",
-            ),
+            "linears": ("?*.mlp.fc*", "?*.reduction", "?*.conv_branch.3", "?*.conv_pw.0", "?*.conv_pw2.0"),
             "depthwise": ("?*.conv_branch.0", "?*.conv_dw.0"),
-            "ends": ("?*.conv",),
-            "activations": ("?*.mlp.act",),
+            # A gate is made of one token, so that its linears cannot have scales by token.
+            "ends": ("?*.conv", *(f"?*.se.{name}" for name in _GATES)),
+            "activations": ("?*.mlp.act", "?*.conv_dw.2", "?*.se.sigmoid"),
         },
     )
 )

@@ -17,7 +17,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, dim: int, reduced: int) -> None:
         super().__init__()
-        self.pool, self.conv_reduce, self.act = TokenMean(), Linear(dim, reduced), ReLU()
+        self.pool, self.conv_reduce, self.act = TokenMean(keep=True), Linear(dim, reduced), ReLU()
         self.conv_expand, self.sigmoid, self.gate = Linear(reduced, dim), Sigmoid(), GateChannels()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int, reduced: int) -> None:
         super().__init__()
-        self.norm, self.pool, self.global_reduce = LayerNorm(dim), TokenMean(), Linear(dim, reduced)
+        self.norm, self.pool, self.global_reduce = LayerNorm(dim), TokenMean(keep=True), Linear(dim, reduced)
         self.act, self.channel_select = GELU(), Linear(reduced, dim)
         self.sigmoid, self.gate = Sigmoid(), GateChannels()
 

@@ -186,17 +186,21 @@ class Shift(nn.Module):
 
 
 class TokenMean(nn.Module):
-    """Averages all tokens. [B, L, C] -> [B, C]."""
+    """Averages all tokens. [B, L, C] -> [B, C], or [B, 1, C] with `keep`."""
+
+    def __init__(self, keep: bool = False) -> None:
+        super().__init__()
+        self.keep = keep
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
+        return x.mean(1, keepdim=self.keep)
 
 
 class GateChannels(nn.Module):
-    """Multiplies all tokens by one factor a channel. [B, L, C], [B, C] -> [B, L, C]."""
+    """Multiplies all tokens by one factor a channel. [B, L, C], [B, 1, C] -> [B, L, C]."""
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return x * gate.unsqueeze(1)
+        return x * gate
 
 
 class LayerNorm(nn.Module):

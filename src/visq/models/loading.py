@@ -25,6 +25,7 @@ from visq.models.resolution import check_image_size, native_config, registered_a
 _PROJECTS = {
     "vim": "hustvl/Vim",
     "vmamba": "MzeroMiko/VMamba",
+    "efficientvmamba": "TerryPei/EfficientVMamba",
     "mambavision": "NVlabs/MambaVision",
     "localvim": "hunto/LocalMamba",
     "localvmamba": "hunto/LocalMamba",

@@ -45,12 +45,14 @@ from visq.integer.operations import (
     Linear,
     Load,
     Mean,
+    MergeSamples,
     Operation,
     Patches,
     PixelShuffle,
     RmsNorm,
     Rotate,
     Round,
+    Sample,
     Scan,
     Slice,
     Store,
@@ -58,6 +60,7 @@ from visq.integer.operations import (
     Unary,
     WithConstant,
     WithScalar,
+    half,
 )
 from visq.integer.program import Program
 from visq.integer.resampling import average_pool, bilinear
@@ -156,6 +159,21 @@ class Oracle:
         x = self._decoded(source.input).reshape(across, across, window, window, -1).transpose(0, 2, 1, 3, 4)
         x = x.reshape(across * window, across * window, -1)[:side, :side]
         return np.ascontiguousarray(x.reshape(side * side, -1))
+
+    def _sample(self, source: Sample, form: Form) -> Floats:
+        x = self._decoded(source.input).reshape(source.height, source.width, -1)
+        x = np.pad(x, ((0, source.height % 2), (0, source.width % 2), (0, 0)))[source.row :: 2, source.column :: 2]
+        return self._rows(x.transpose(1, 0, 2) if source.by_columns else x)
+
+    def _merge_samples(self, source: MergeSamples, form: Form) -> Floats:
+        rows, columns = half(source.height), half(source.width)
+        samples = [self._decoded(name) for name in source.inputs]
+        x = np.zeros((2 * rows, 2 * columns, samples[0].shape[1]), np.float32)
+        for index, sample in enumerate(samples):
+            row, column = index % 2, index // 2
+            maps = sample.reshape(columns, rows, -1).transpose(1, 0, 2) if row else sample.reshape(rows, columns, -1)
+            x[row::2, column::2] = maps
+        return self._rows(x[: source.height, : source.width])
 
     def _attention(self, source: Attention, form: Form) -> Floats:
         names, shape = (source.q, source.k, source.v), (-1, source.length, self.program.tensors[source.q].width)
@@ -314,6 +332,8 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
     Transpose: Oracle._transpose,
     EnterWindows: Oracle._enter_windows,
     LeaveWindows: Oracle._leave_windows,
+    Sample: Oracle._sample,
+    MergeSamples: Oracle._merge_samples,
     Attention: Oracle._attention,
     Mean: Oracle._mean,
     Scan: Oracle._scan,

@@ -176,7 +176,8 @@ def softplus(module: Softplus, x: Tensor) -> Tensor:
 
 @deploys(TokenMean)
 def token_mean(module: TokenMean, x: Tensor) -> Tensor:
-    return exact.mean(x)
+    mean = exact.mean(x)
+    return mean.unsqueeze(1) if module.keep else mean
 
 
 @deploys(Resize)

@@ -75,6 +75,10 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return x / (1 + exp2((x * x * float(GELU_TANH[1]) + float(GELU_TANH[0])) * x))
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    return one_over(1 + exp2(-x * float(LOG2E)))
+
+
 def relu(x: Tensor) -> Tensor:
     return torch.where(x < 0, 0.0, x)
 
@@ -169,6 +173,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "softplus": softplus,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "sigmoid": sigmoid,
     "relu": relu,
     "neg": torch.neg,
     "rms_norm": rms_norm,

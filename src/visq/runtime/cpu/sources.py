@@ -37,10 +37,12 @@ from visq.integer.operations import (
     LeaveWindows,
     Linear,
     Mean,
+    MergeSamples,
     Operation,
     Patches,
     PixelShuffle,
     Rows,
+    Sample,
     Scan,
     Transpose,
 )
@@ -186,6 +188,16 @@ def _leave_windows(target: Target, source: LeaveWindows, form: Form) -> None:
     target.file.add("leave_windows", target.tensors[source.input], source.side, source.window)
 
 
+def _sample(target: Target, source: Sample, form: Form) -> None:
+    size = (source.height, source.width)
+    target.file.add("sample", target.tensors[source.input], *size, source.row, source.column, source.by_columns)
+
+
+def _merge_samples(target: Target, source: MergeSamples, form: Form) -> None:
+    samples = [target.tensors[name] for name in source.inputs]
+    target.file.add("merge_samples", *samples, source.height, source.width)
+
+
 def _attention(target: Target, source: Attention, form: Form) -> None:
     rows, keys = target.operation.rows, source.heads * source.length
     inputs = [target.tensors[name] for name in (source.q, source.k, source.v)]
@@ -221,6 +233,8 @@ _SOURCES: dict[type, Callable[[Target, Any, Form], None]] = {
     Transpose: _transpose,
     EnterWindows: _enter_windows,
     LeaveWindows: _leave_windows,
+    Sample: _sample,
+    MergeSamples: _merge_samples,
     Attention: _attention,
     Mean: _mean,
     Linear: _linear,

@@ -8,6 +8,7 @@ EXPRESSIONS = {
     "softplus": "k.softplus({a})",
     "gelu": "k.gelu({a})",
     "gelu_tanh": "k.gelu_tanh({a})",
+    "sigmoid": "k.sigmoid({a})",
     "relu": "k.positive({a})",
     "neg": "-{a}",
     "add": "{a} + {b}",

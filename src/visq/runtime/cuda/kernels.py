@@ -86,6 +86,11 @@ def gelu_tanh(x):
 
 
 @triton.jit
+def sigmoid(x):
+    return inverse(1.0 + exp2(-x * _LOG2E))
+
+
+@triton.jit
 def count_below(x, THRESHOLDS, COUNT: tl.constexpr, STEPS: tl.constexpr):
     """Returns how many of COUNT ascending thresholds lie below x, int32; NaN has all of them below.
 
