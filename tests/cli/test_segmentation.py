@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,19 @@ def test_tiles_cover_an_image(place: Path) -> None:
         (["upscale", "ARTIFACT", "IMAGE", "-o", "OUT"], "gives pixels a class; `visq segment` is for it"),
         (["segment", "ARTIFACT", "IMAGE", "-o", "OUT", "--tile", "4", "--overlap", "4"], "tiles of 4 pixels"),
         (["eval", "ARTIFACT", "--data", "DATA", "--picture", "x.png"], "give --masks"),
+        (["eval", "ARTIFACT", "--data", "NAMED"], "gives each pixel a class, so it has no top-1"),
+        (["export", "ARTIFACT", "--format", "onnx", "-o", "OUT"], "bilinear has no ONNX form"),
     ],
 )
 def test_refusals(place: Path, capfd: pytest.CaptureFixture[str], command: list[str], message: str) -> None:
-    where = {"ARTIFACT": "artifact", "IMAGE": "data/images/a.png", "OUT": "out", "DATA": "data/images"}
+    (place / "named" / "sky").mkdir(parents=True, exist_ok=True)
+    shutil.copy(place / "data" / "images" / "a.png", place / "named" / "sky" / "a.png")
+    where = {
+        "ARTIFACT": "artifact",
+        "IMAGE": "data/images/a.png",
+        "OUT": "out",
+        "DATA": "data/images",
+        "NAMED": "named",
+    }
     assert run([str(place / where[word]) if word in where else word for word in command]) == 1
     assert message in capfd.readouterr().err

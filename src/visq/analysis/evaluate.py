@@ -15,7 +15,7 @@ from visq import parallel
 from visq.data import Dataset
 from visq.device import device_of, on_its_device, reproducible
 from visq.errors import VisqError
-from visq.models.family import num_classes
+from visq.models.family import image_classes, num_classes
 from visq.pipeline.outputs import first_bad_stage
 from visq.progress import Progress
 
@@ -119,7 +119,9 @@ def check_labels(model: Any, dataset: Dataset) -> None:
     """Raises VisqError unless the data set's labels can be compared with the model's outputs."""
     if not dataset.labelled:
         raise VisqError(f"{dataset.name} has no labels; evaluation needs a folder (or tar) of class folders")
-    outputs, names = num_classes(model.config), model.card.classes
+    outputs, names = image_classes(model.config), model.card.classes
+    if outputs is None and num_classes(model.config) is not None:
+        raise VisqError(f"{model.card.name} gives each pixel a class, so it has no top-1; give `visq eval` --masks")
     if outputs is None:
         raise VisqError(
             f"{model.card.name} has no classes, so it has no top-1; for PSNR give `visq eval` pairs of images, --hr "
