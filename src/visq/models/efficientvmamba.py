@@ -6,6 +6,7 @@ sequences [B, L, C], row by row. Convolutions of one position are matrix product
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from visq.errors import VisqError
 from visq.models.batch_norm import BatchNorm, fold_into
 from visq.models.excitation import ChannelAttention, SqueezeExcite
-from visq.models.layers import GELU, CheckImages, Conv2d, DropPath, LayerNorm, Linear, ReLU, TokenMean
+from visq.models.layers import GELU, CheckImages, Conv2d, DropPath, LayerNorm, Linear, ReLU
+from visq.models.levels import Level, LeveledClassifier, PatchStem, drop_rates
 from visq.models.mlp import Mlp
 from visq.models.skipping import ORDER, MergeSamples, SampleMap
 from visq.models.ssm import SS2D, reset_linears_and_scans
-from visq.models.stage import Stage, StagedNetwork
 
 #: Levels with scans; the others are made of inverted residuals.
 SCAN_LEVELS = 2
@@ -156,69 +157,22 @@ class PatchMerging(nn.Module):
         return tokens.unflatten(1, merged.shape[1:3])
 
 
-class Level(nn.Module):
-    """Holds the blocks of one resolution and the downsampling to the next."""
-
-    blocks: nn.ModuleList
-    downsample: nn.Module | None
-
-    def __init__(self, config: EfficientVMambaConfig, level: int, rates: list[float]) -> None:
-        super().__init__()
-        dim, kind = config.dims[level], EVSSBlock if level < SCAN_LEVELS else InvertedResidual
-        self.blocks = nn.ModuleList(kind(dim, config, rate) for rate in rates)
-        last = level == len(config.dims) - 1
-        self.downsample = None if last else PatchMerging(dim, config.dims[level + 1])
+def make_levels(config: EfficientVMambaConfig) -> Iterator[Level]:
+    """Yields the levels, from the finest resolution to the coarsest."""
+    for i, (dim, rates) in enumerate(zip(config.dims, drop_rates(config.depths, config.drop_path), strict=True)):
+        kind = EVSSBlock if i < SCAN_LEVELS else InvertedResidual
+        blocks = nn.ModuleList(kind(dim, config, rate) for rate in rates)
+        yield Level(blocks, None if i == len(config.dims) - 1 else PatchMerging(dim, config.dims[i + 1]))
 
 
-class Stem(nn.Module):
-    """Turns images [B, channels, H, W] into maps [B, H/4, W/4, dim]."""
+class EfficientVMamba(LeveledClassifier):
+    """Classifies images: [B, channels, H, W] -> logits [B, num_classes]."""
 
     def __init__(self, config: EfficientVMambaConfig) -> None:
-        super().__init__()
-        self.conv, self.norm = Conv2d(config.channels, config.dims[0], 4, 4), LayerNorm(config.dims[0])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.conv(images.permute(0, 2, 3, 1)))
-
-
-class EfficientVMamba(StagedNetwork):
-    """Classifies images: [B, channels, H, W] -> logits [B, num_classes].
-
-    Nothing in it belongs to a position, so that it takes any size. `image_size` is the size it was trained for, and the
-    only one after a calibration with scales per token or step.
-    """
-
-    def __init__(self, config: EfficientVMambaConfig) -> None:
-        super().__init__()
+        check, stem = CheckImages(config.channels, None, "EfficientVMamba"), PatchStem(config.channels, config.dims[0])
+        super().__init__(check, stem, make_levels(config), config.dims[-1], config.num_classes)
         self.config = config
-        self.check_images = CheckImages(config.channels, None, "EfficientVMamba")
-        self.patch_embed = Stem(config)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        self.layers = nn.ModuleList()
-        for level, depth in enumerate(config.depths):
-            own, rates = rates[:depth], rates[depth:]
-            self.layers.append(Level(config, level, own))
-        self.norm, self.pool = LayerNorm(config.dims[-1]), TokenMean()
-        self.head = Linear(config.dims[-1], config.num_classes)
         reset_linears_and_scans(self)
-
-    def stages(self) -> list[Stage]:
-        stages = [Stage("embed", self.embed, ("patch_embed",))]
-        for i, level in enumerate(self.layers):
-            assert isinstance(level, Level)
-            steps: dict[str, nn.Module] = {f"layers.{i}.blocks.{j}": block for j, block in enumerate(level.blocks)}
-            if level.downsample is not None:
-                steps[f"layers.{i}.downsample"] = level.downsample
-            stages += [Stage(name, lambda x, step=step: (step(x),), (name,)) for name, step in steps.items()]
-        return [*stages, Stage("classify", self.classify, ("norm", "head"))]
-
-    def embed(self, images: Tensor) -> tuple[Tensor]:
-        return (self.patch_embed(self.check_images(images)),)
-
-    def classify(self, x: Tensor) -> tuple[Tensor]:
-        """Returns the logits of the mean of all normalized positions."""
-        return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)
 
 
 def fold_norms(model: EfficientVMamba) -> EfficientVMamba:

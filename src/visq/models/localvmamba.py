@@ -6,6 +6,7 @@ Apache-2.0). Maps are [B, H, W, C] between blocks; inside a block they are token
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from visq.models.efficientvmamba import PatchMerging
 from visq.models.excitation import ChannelAttention
-from visq.models.layers import CheckImages, Conv2d, DropPath, LayerNorm, Linear, TokenMean
+from visq.models.layers import CheckImages, DropPath, LayerNorm
+from visq.models.levels import Level, LeveledClassifier, PatchStem, drop_rates
 from visq.models.local_scan import LINE, LINES, Order, check_lines, directions_of
 from visq.models.ssm import SS2D, SSM, reset_linears_and_scans
-from visq.models.stage import Stage, StagedNetwork
 
 
 @dataclass(frozen=True)
@@ -87,67 +88,24 @@ class Block(nn.Module):
         return (tokens + self.drop_path(self.op(self.norm(tokens), height, width))).unflatten(1, (height, width))
 
 
-class Level(nn.Module):
-    """Holds the blocks of one resolution and the downsampling to the next."""
-
-    blocks: nn.ModuleList
-    downsample: nn.Module | None
-
-    def __init__(self, config: LocalVMambaConfig, level: int, first: int, rates: list[float]) -> None:
-        super().__init__()
-        dim = config.embed_dim * 2**level
-        self.blocks = nn.ModuleList(
-            Block(dim, config, directions_of(config.directions, first + i), rate) for i, rate in enumerate(rates)
+def make_levels(config: LocalVMambaConfig) -> Iterator[Level]:
+    """Yields the levels, from the finest resolution to the coarsest."""
+    first = 0
+    for i, rates in enumerate(drop_rates(config.depths, config.drop_path)):
+        dim = config.embed_dim * 2**i
+        blocks = nn.ModuleList(
+            Block(dim, config, directions_of(config.directions, first + j), rate) for j, rate in enumerate(rates)
         )
-        self.downsample = None if level == len(config.depths) - 1 else PatchMerging(dim, 2 * dim)
+        yield Level(blocks, None if i == len(config.depths) - 1 else PatchMerging(dim, 2 * dim))
+        first += len(rates)
 
 
-class Stem(nn.Module):
-    """Turns images [B, channels, H, W] into maps [B, H/4, W/4, dim]."""
-
-    def __init__(self, config: LocalVMambaConfig) -> None:
-        super().__init__()
-        self.conv, self.norm = Conv2d(config.channels, config.embed_dim, 4, 4), LayerNorm(config.embed_dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.conv(images.permute(0, 2, 3, 1)))
-
-
-class LocalVMamba(StagedNetwork):
-    """Classifies images: [B, channels, H, W] -> logits [B, num_classes].
-
-    Nothing in it belongs to a position, so that it takes any size. `image_size` is the size it was trained for, and the
-    only one after a calibration with scales per token or step.
-    """
+class LocalVMamba(LeveledClassifier):
+    """Classifies images: [B, channels, H, W] -> logits [B, num_classes]."""
 
     def __init__(self, config: LocalVMambaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.check_images = CheckImages(config.channels, None, "LocalVMamba")
-        self.patch_embed = Stem(config)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        self.layers = nn.ModuleList()
-        for level, depth in enumerate(config.depths):
-            first = sum(config.depths[:level])
-            self.layers.append(Level(config, level, first, rates[first : first + depth]))
+        check, stem = CheckImages(config.channels, None, "LocalVMamba"), PatchStem(config.channels, config.embed_dim)
         features = config.embed_dim * 2 ** (len(config.depths) - 1)
-        self.norm, self.pool, self.head = LayerNorm(features), TokenMean(), Linear(features, config.num_classes)
+        super().__init__(check, stem, make_levels(config), features, config.num_classes)
+        self.config = config
         reset_linears_and_scans(self)
-
-    def stages(self) -> list[Stage]:
-        stages = [Stage("embed", self.embed, ("patch_embed",))]
-        for i, level in enumerate(self.layers):
-            assert isinstance(level, Level)
-            steps: dict[str, nn.Module] = {f"layers.{i}.blocks.{j}": block for j, block in enumerate(level.blocks)}
-            if level.downsample is not None:
-                steps[f"layers.{i}.downsample"] = level.downsample
-            stages += [Stage(name, lambda x, step=step: (step(x),), (name,)) for name, step in steps.items()]
-        return [*stages, Stage("classify", self.classify, ("norm", "head"))]
-
-    def embed(self, images: Tensor) -> tuple[Tensor]:
-        return (self.patch_embed(self.check_images(images)),)
-
-    def classify(self, x: Tensor) -> tuple[Tensor]:
-        """Returns the logits of the mean of all normalized positions."""
-        return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)

@@ -29,6 +29,7 @@ from visq.models.layers import (
     TanhGELU,
     TokenMean,
 )
+from visq.models.levels import drop_rates
 from visq.models.mlp import Mlp
 from visq.models.ssm import SSM, reset_linears_and_scans, selective
 from visq.models.stage import Stage, StagedNetwork
@@ -236,12 +237,9 @@ class MambaVision(StagedNetwork):
         self.config = config
         self.check_images = CheckImages(config.channels, config.image_size)
         self.patch_embed = PatchEmbed(config)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        self.levels = nn.ModuleList()
-        for level, depth in enumerate(config.depths):
-            own, rates = rates[:depth], rates[depth:]
-            self.levels.append(Level(config, level, own))
+        self.levels = nn.ModuleList(
+            Level(config, level, rates) for level, rates in enumerate(drop_rates(config.depths, config.drop_path))
+        )
         features = config.dim(len(config.depths) - 1)
         self.norm = Affine(features) if config.norm == "folded" else BatchNorm(features)
         self.pool, self.head = TokenMean(), Linear(features, config.num_classes)

@@ -6,6 +6,7 @@ four orders: rows, columns, and both reversed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,18 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from visq.errors import VisqError
-from visq.models.layers import (
-    GELU,
-    CheckImages,
-    Conv2d,
-    DropPath,
-    LayerNorm,
-    Linear,
-    TokenMean,
-)
+from visq.models.layers import GELU, CheckImages, Conv2d, DropPath, LayerNorm, Linear
+from visq.models.levels import Level, LeveledClassifier, drop_rates
 from visq.models.mlp import Mlp
 from visq.models.ssm import SS2D, reset_linears_and_scans
-from visq.models.stage import Stage, StagedNetwork
 
 
 @dataclass(frozen=True)
@@ -134,57 +127,23 @@ class Stem(nn.Module):
         return self.steps(images.permute(0, 2, 3, 1))
 
 
-class Level(nn.Module):
-    """Holds the blocks of one resolution and the downsampling to the next."""
-
-    blocks: nn.ModuleList
-    downsample: nn.Module | None
-
-    def __init__(self, dim: int, config: VMambaConfig, rates: list[float], last: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(VSSBlock(dim, config, rate) for rate in rates)
+def make_levels(config: VMambaConfig) -> Iterator[Level]:
+    """Yields the levels, from the finest resolution to the coarsest."""
+    for i, rates in enumerate(drop_rates(config.depths, config.drop_path)):
+        dim = config.embed_dim * 2**i
+        blocks = nn.ModuleList(VSSBlock(dim, config, rate) for rate in rates)
         down = PatchMerging(dim) if config.gated else ConvNorm(dim, 2 * dim, 3, 2, 1)
-        self.downsample = None if last else down
+        yield Level(blocks, None if i == len(config.depths) - 1 else down)
 
 
-class VMamba(StagedNetwork):
-    """Classifies images: [B, channels, H, W] -> logits [B, num_classes].
-
-    Nothing in it belongs to a position, so that it takes any size. `image_size` is the size it was trained for, and the
-    only one after a calibration with scales per token or step.
-    """
+class VMamba(LeveledClassifier):
+    """Classifies images: [B, channels, H, W] -> logits [B, num_classes]."""
 
     def __init__(self, config: VMambaConfig) -> None:
-        super().__init__()
-        self.config = config
         # Merging patches drops the last one of an odd number.
         multiple = 2 ** (1 + len(config.depths)) if config.gated else 1
-        self.check_images = CheckImages(config.channels, None, "VMamba", multiple)
-        self.patch_embed = Stem(config)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        self.layers = nn.ModuleList()
-        for i, depth in enumerate(config.depths):
-            own, rates = rates[:depth], rates[depth:]
-            self.layers.append(Level(config.embed_dim * 2**i, config, own, last=i == len(config.depths) - 1))
-        self.norm = LayerNorm(config.embed_dim * 2 ** (len(config.depths) - 1))
-        self.pool = TokenMean()
-        self.head = Linear(config.embed_dim * 2 ** (len(config.depths) - 1), config.num_classes)
+        check = CheckImages(config.channels, None, "VMamba", multiple)
+        features = config.embed_dim * 2 ** (len(config.depths) - 1)
+        super().__init__(check, Stem(config), make_levels(config), features, config.num_classes)
+        self.config = config
         reset_linears_and_scans(self)
-
-    def stages(self) -> list[Stage]:
-        stages = [Stage("embed", self.embed, ("patch_embed",))]
-        for i, level in enumerate(self.layers):
-            assert isinstance(level, Level)
-            steps: dict[str, nn.Module] = {f"layers.{i}.blocks.{j}": block for j, block in enumerate(level.blocks)}
-            if level.downsample is not None:
-                steps[f"layers.{i}.downsample"] = level.downsample
-            stages += [Stage(name, lambda x, step=step: (step(x),), (name,)) for name, step in steps.items()]
-        return [*stages, Stage("classify", self.classify, ("norm", "head"))]
-
-    def embed(self, images: Tensor) -> tuple[Tensor]:
-        return (self.patch_embed(self.check_images(images)),)
-
-    def classify(self, x: Tensor) -> tuple[Tensor]:
-        """Returns the logits of the mean of all normalized tokens."""
-        return (self.head(self.pool(self.norm(x.flatten(1, 2)))),)

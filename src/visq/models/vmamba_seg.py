@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from visq.errors import VisqError
 from visq.models.dense_heads import LightHead
 from visq.models.layers import CheckImages, LayerNorm
+from visq.models.levels import Level
 from visq.models.ssm import reset_linears_and_scans
 from visq.models.stage import Stage, StagedNetwork
 from visq.models.upernet import UperNetHead, fold_head
-from visq.models.vmamba import Level, Stem, VMambaConfig
+from visq.models.vmamba import Stem, VMambaConfig, make_levels
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,7 @@ class Backbone(nn.Module):
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
         self.patch_embed = Stem(config)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        self.layers = nn.ModuleList()
-        for i, depth in enumerate(config.depths):
-            own, rates = rates[:depth], rates[depth:]
-            self.layers.append(Level(config.embed_dim * 2**i, config, own, last=i == len(config.depths) - 1))
+        self.layers = nn.ModuleList(make_levels(config))
         self.outnorms = nn.ModuleList(LayerNorm(config.embed_dim * 2**i) for i in range(len(config.depths)))
 
 
