@@ -19,7 +19,7 @@ import visq
 from visq.analysis import EngineModel
 from visq.analysis.segmentation import evaluate_masks
 from visq.cli.main import run
-from visq.data import Preprocess
+from visq.data import Preprocess, open_dataset
 from visq.data.confusion import Segmentation, confusion
 from visq.data.masks import open_masks, subset
 from visq.errors import VisqError
@@ -99,6 +99,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     visq.quantize(model, get_recipe("minmax-w8a8"), images, samples=4, held_out=0, out=root / "artifact")
     return root
+
+
+@pytest.mark.parametrize("name", ["data", "data.tar"])
+def test_masks_are_no_images_to_calibrate_with(folder: Path, name: str) -> None:
+    dataset = open_dataset(folder / name, Preprocess.imagenet(16, 16), split="calib")
+    assert len(dataset) == 3 and not dataset.labelled
 
 
 def test_iou_of_a_known_matrix() -> None:
