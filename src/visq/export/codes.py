@@ -14,6 +14,9 @@ from visq.integer.codecs import Codec
 #: A table is searched by comparing with every threshold; more entries than this would take too long.
 LARGEST_TABLE = 16
 
+#: ONNX's numbers for types.
+FLOAT, INT8 = 1, 3
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -23,11 +26,13 @@ class Coded:
         integers: codes less their zero point, as float32.
         steps: what turns integers into values: constants that broadcast against [rows, width].
         values: the values, where one node makes them of the codes; None otherwise.
+        is_bytes: whether `integers` and `values` are DequantizeLinear of bytes.
     """
 
     integers: str
     steps: tuple[Floats, ...]
     values: str | None = None
+    is_bytes: bool = False
 
     def decoded(self, graph: Graph) -> str:
         """Returns the values the codes stand for."""
@@ -39,14 +44,19 @@ class Coded:
         return x
 
 
-def encode(graph: Graph, site: str, codec: Codec, x: str, reverse: bool) -> Coded:
+def encode(graph: Graph, site: str, codec: Codec, x: str, reverse: bool, sequences: int = 1) -> Coded:
     """Rounds x [B, rows, width] with a codec; `reverse` counts its token scales from the last row.
+
+    The rows are `sequences` of the same length, and the token scales are those of each.
 
     Raises:
         VisqError: the codec has a table with too many entries.
     """
-    order = slice(None, None, -1 if reverse else 1)
-    token = None if codec.step_token is None else codec.step_token[order][:, None]
+
+    def by_token(vector: Floats) -> Floats:
+        return np.tile(vector[:: -1 if reverse else 1], sequences)[:, None]
+
+    token = None if codec.step_token is None else by_token(codec.step_token)
     steps = (codec.step_channel,) if token is None else (codec.step_channel, token)
     if codec.table is not None:
         return _by_table(graph, site, codec, x, steps)
@@ -55,7 +65,7 @@ def encode(graph: Graph, site: str, codec: Codec, x: str, reverse: bool) -> Code
         for step in steps:
             x = graph.scaled(x, np.float32(1) / step)
     if codec.zero.size > 1:
-        zeros = codec.zero[order][:, None] if codec.zero_by_token else codec.zero
+        zeros = by_token(codec.zero) if codec.zero_by_token else codec.zero
         low, high = graph.constant(codec.low - zeros), graph.constant(codec.high - zeros)
         rounded = graph.node("Round", x)
         return Coded(graph.node("Min", graph.node("Max", rounded, low), high), steps)
@@ -68,10 +78,10 @@ def encode(graph: Graph, site: str, codec: Codec, x: str, reverse: bool) -> Code
     scale, zero_point = graph.constant(np.float32(unit)), graph.constant(zero + codec.offset, np.uint8)
     codes = graph.node("QuantizeLinear", x, scale, zero_point)
     if not one_scale:
-        return Coded(graph.node("DequantizeLinear", codes, scale, zero_point), steps)
+        return Coded(graph.node("DequantizeLinear", codes, scale, zero_point), steps, is_bytes=True)
     values = graph.node("DequantizeLinear", codes, scale, zero_point)
     integers = graph.node("DequantizeLinear", codes, graph.constant(np.float32(1)), zero_point)
-    return Coded(integers, steps, values)
+    return Coded(integers, steps, values, is_bytes=True)
 
 
 def _by_table(graph: Graph, site: str, codec: Codec, x: str, steps: tuple[Floats, ...]) -> Coded:
@@ -96,8 +106,20 @@ def nearest(graph: Graph, x: str, table: Floats) -> str:
     return str(graph.node("Gather", graph.constant(table), count))
 
 
-def weight_values(graph: Graph, codes: np.ndarray, scale: Floats, axis: int) -> str:
-    """Returns weights as values: codes of 8 or 4 bits, dequantized with a scale for each index of an axis."""
+def weight_values(graph: Graph, codes: np.ndarray, scale: Floats, axis: int, beside_bytes: bool = True) -> str:
+    """Returns weights as values: codes of 8 or 4 bits, dequantized with a scale for each index of an axis.
+
+    onnxruntime multiplies bytes where both operands of a product are DequantizeLinear of bytes. Beside another input it
+    would round that input to 8 bits by itself, unless these values are no DequantizeLinear.
+
+    Arguments:
+        beside_bytes: whether the other operand of the product is one.
+    """
     small = codes.size and codes.min() >= -8 and codes.max() <= 7
     stored = graph.int4(codes) if small else graph.constant(codes, np.int8)
+    if not beside_bytes:
+        along = scale.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+        return graph.scaled(graph.node("Cast", stored, to=FLOAT), along)
+    if small:
+        stored = graph.node("Cast", stored, to=INT8)
     return str(graph.node("DequantizeLinear", stored, graph.constant(scale), axis=axis))

@@ -116,4 +116,6 @@ def body(graph: Graph, name: str, inputs: Sequence[tuple[str, list[Any]]], outpu
     """Returns a graph as the body of a `Scan`; `outputs` are its values in order."""
     info = [helper.make_tensor_value_info(value, TensorProto.FLOAT, shape) for value, shape in inputs]
     out = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in outputs]
-    return helper.make_graph(graph.nodes, name, info, out, initializer=list(graph.constants.values()))
+    used = {value for node in graph.nodes for value in node.input}
+    constants = [constant for name, constant in graph.constants.items() if name in used]
+    return helper.make_graph(graph.nodes, name, info, out, initializer=constants)

@@ -13,11 +13,17 @@ from typing import Any
 import numpy as np
 
 from visq.errors import VisqError
+from visq.export.attention import attention
 from visq.export.codes import Coded, encode, weight_values
+from visq.export.fixed_scan import fixed_point_scan
 from visq.export.graph import Graph
-from visq.export.scan import CHUNK, selective_scan
-from visq.integer.arithmetic import rotate
+from visq.export.instructions import INSTRUCTIONS, UNARY
+from visq.export.scan import CHUNK, float_scan
+from visq.integer.arithmetic import Floats
+from visq.integer.attention import FloatAttention, IntegerAttention
 from visq.integer.consistency import map_size
+from visq.integer.fixed_scan import FixedScan
+from visq.integer.float_scan import FloatScan
 from visq.integer.forms import (
     FloatConv1d,
     FloatConv2d,
@@ -28,33 +34,30 @@ from visq.integer.forms import (
     IntegerLinear,
     WideLinear,
 )
+from visq.integer.fused_scan import FusedScan
+from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
-    AddValues,
     Append,
+    Attention,
     Binary,
     Concat,
     Constant,
     Conv1d,
     Conv2d,
     DenseConv2d,
-    LayerNorm,
+    EnterWindows,
+    LeaveWindows,
     Linear,
     Load,
     Mean,
     Operation,
     Patches,
     PixelShuffle,
-    RmsNorm,
-    Rotate,
-    Round,
     Rows,
     Scan,
-    Slice,
     Store,
     Transpose,
     Unary,
-    WithConstant,
-    WithScalar,
 )
 from visq.integer.program import Program
 from visq.runtime.bundle import Bundle
@@ -128,6 +131,14 @@ class _Export:
         """A map [B, channels, height, width] as [B, rows, channels]."""
         return self.graph.transpose(self.graph.reshape(x, (0, self.operation.width, -1)), (0, 2, 1))
 
+    def sequences(self, x: str, length: int | None) -> str:
+        """The rows [B, rows, width] as the sequences [B sequences, length, width] that they are."""
+        return x if length in (None, self.operation.rows) else self.graph.reshape(x, (-1, length, 0))
+
+    def rows_of_sequences(self, x: str, length: int | None) -> str:
+        """Undoes `sequences`."""
+        return x if length in (None, self.operation.rows) else self.graph.reshape(x, (-1, self.operation.rows, 0))
+
     # --- sources
 
     def patches(self, source: Patches, form: Form) -> str:
@@ -168,7 +179,8 @@ class _Export:
             x = self.wide_values(source.input, form)
         elif coded.values is not None:  # the usual form: both operands dequantized to their values
             x, scale = coded.values, (form.scale / coded.steps[0]).astype(np.float32)
-        weight = weight_values(graph, form.weight.T, np.broadcast_to(scale, len(form.weight)), axis=1)
+        bytes_too = coded.is_bytes and isinstance(form, IntegerLinear)
+        weight = weight_values(graph, form.weight.T, np.broadcast_to(scale, len(form.weight)), 1, bytes_too)
         product = graph.node("MatMul", x, weight)
         if form.token is not None:
             product = graph.scaled(product, form.token[:, None])
@@ -192,12 +204,12 @@ class _Export:
         assert isinstance(form, FloatConv1d | IntegerConv1d)
         integer = isinstance(form, IntegerConv1d)
         x = self.integers(source.input) if integer else self.value(source.input)
-        if source.length not in (None, self.operation.rows):
-            raise VisqError(f"operation {self.operation.name}: a convolution in windows has no ONNX form")
         taps, ahead = form.weight[:, ::-1] if source.reverse else form.weight, source.ahead or 0
         ends = [taps.shape[1] - 1 - ahead, ahead]
         ends = ends[::-1] if source.reverse else ends
-        return graph.transpose(self.depthwise(graph.transpose(x, (0, 2, 1)), taps, form, ends), (0, 2, 1))
+        channels = graph.transpose(self.sequences(x, source.length), (0, 2, 1))
+        convolved = self.depthwise(channels, taps, form, ends)
+        return self.rows_of_sequences(graph.transpose(convolved, (0, 2, 1)), source.length)
 
     def conv2d(self, source: Conv2d, form: Form) -> str:
         assert isinstance(form, FloatConv2d | IntegerConv2d)
@@ -237,6 +249,24 @@ class _Export:
         x = graph.reshape(self.value(source.input), (-1, source.height, source.width, width))
         return graph.reshape(graph.transpose(x, (0, 2, 1, 3)), (-1, source.height * source.width, width))
 
+    def enter_windows(self, source: EnterWindows, form: Form) -> str:
+        graph, order = self.graph, rows_of_windows(source.side, source.window)
+        x = self.value(source.input)
+        if order.max() == source.side**2:  # a window leaves the map: it reads a row of zeros behind the last one
+            x = graph.node("Concat", x, self.repeated(np.zeros((1, 1, self.operation.width), np.float32)), axis=1)
+        return str(graph.node("Gather", x, graph.constant(order, np.int64), axis=1))
+
+    def leave_windows(self, source: LeaveWindows, form: Form) -> str:
+        order = rows_of_windows(source.side, source.window)
+        back = np.argsort(order, kind="stable")[: source.side**2]
+        return str(self.graph.node("Gather", self.value(source.input), self.graph.constant(back, np.int64), axis=1))
+
+    def attention(self, source: Attention, form: Form) -> str:
+        assert isinstance(form, IntegerAttention | FloatAttention)
+        read = self.integers if isinstance(form, IntegerAttention) else self.value
+        q, k, v = (self.sequences(read(name), source.length) for name in (source.q, source.k, source.v))
+        return self.rows_of_sequences(attention(self.graph, form, source, (q, k, v)), source.length)
+
     def mean(self, source: Mean, form: Form) -> str:
         axes = self.graph.constant([1], np.int64)
         return str(self.graph.node("ReduceMean", self.value(source.input), axes, keepdims=1))
@@ -245,27 +275,27 @@ class _Export:
         return str(self.graph.node("Concat", *(self.part(part) for part in source.parts), axis=1))
 
     def part(self, part: Any) -> str:
-        graph = self.graph
         if not isinstance(part, Constant):
             name, first, rows = part
-            return graph.slice(self.value(name), 1, first, first + rows)
-        row = self.bundle.constant(part).reshape(1, 1, -1)
-        shape = graph.node("Concat", self.batch, graph.constant(row.shape[1:], np.int64), axis=0)
-        return str(graph.node("Expand", graph.constant(row), shape))
+            return self.graph.slice(self.value(name), 1, first, first + rows)
+        return self.repeated(self.bundle.constant(part).reshape(1, 1, -1))
+
+    def repeated(self, rows: Floats) -> str:
+        """Constant rows [1, rows, width] for every image."""
+        graph = self.graph
+        shape = graph.node("Concat", self.batch, graph.constant(rows.shape[1:], np.int64), axis=0)
+        return str(graph.node("Expand", graph.constant(rows), shape))
 
     def scan(self, source: Scan, form: Form) -> str:
-        bundle = self.bundle
-        return selective_scan(
-            self.graph,
-            bundle.constant(source.A),
-            None if source.abar is None else bundle.factor(source.abar),
-            None if source.bbar is None else bundle.factor(source.bbar),
-            None if source.h is None else bundle.state(source.h),
-            (self.value(source.u), self.value(source.delta), self.value(source.B), self.value(source.C)),
-            self.operation.rows,
-            source.reverse,
-            self.chunk,
-        )
+        u, delta, B = (self.sequences(self.value(name), source.length) for name in (source.u, source.delta, source.B))
+        C = self.sequences((self.value if isinstance(form, FloatScan) else self.integers)(source.C), source.length)
+        how = ((u, delta, B, C), source.length or self.operation.rows, source.reverse, self.chunk)
+        if isinstance(form, FloatScan):
+            y = float_scan(self.graph, form, *how)
+        else:
+            assert isinstance(form, FixedScan | FusedScan | LadderScan)
+            y = fixed_point_scan(self.graph, form, *how)
+        return self.rows_of_sequences(y, source.length)
 
     # --- row instructions
 
@@ -282,7 +312,10 @@ class _Export:
             kind = {"add": "Add", "mul": "Mul"}[step.op]
             self.registers[step.dst] = self.graph.node(kind, self.registers[step.a], self.registers[step.b])
         else:
-            self.registers[step.dst] = _INSTRUCTIONS[type(step)](self, step, self.registers[step.src])
+            if isinstance(step, Unary) and step.op not in UNARY:
+                raise VisqError(f"operation {self.operation.name}: row instruction {step.op} has no ONNX form")
+            x = self.registers[step.src]
+            self.registers[step.dst] = INSTRUCTIONS[type(step)](self.graph, self.bundle, self.operation, step, x)
 
     def store(self, step: Store) -> None:
         decl, x = self.program.tensors[step.tensor], self.registers[step.src]
@@ -290,67 +323,17 @@ class _Export:
             self.tensors[step.tensor] = x
         else:
             codec = self.bundle.codec(decl.site)
-            self.tensors[step.tensor] = encode(self.graph, decl.site, codec, x, decl.reverse)
-
-    def slice(self, step: Slice, x: str) -> str:
-        return self.graph.slice(x, 2, step.offset, step.offset + step.width)
-
-    def unary(self, step: Unary, x: str) -> str:
-        if step.op not in UNARY:
-            raise VisqError(f"operation {self.operation.name}: row instruction {step.op} has no ONNX form")
-        return UNARY[step.op](self.graph, x)
-
-    def with_constant(self, step: WithConstant, x: str) -> str:
-        value = self.bundle.constant(step.constant)
-        stored = self.graph.constant(value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape))
-        return self.graph.add(x, stored) if step.op == "add_constant" else self.graph.mul(x, stored)
-
-    def add_values(self, step: AddValues, x: str) -> str:
-        return self.graph.add(x, self.graph.constant(np.array(step.values, np.float32)))
-
-    def with_scalar(self, step: WithScalar, x: str) -> str:
-        return self.graph.mul(x, self.graph.constant(np.float32(step.value)))
-
-    def rms_norm(self, step: RmsNorm, x: str) -> str:
-        graph = self.graph
-        mean = graph.node("ReduceMean", graph.mul(x, x), graph.constant([-1], np.int64), keepdims=1)
-        root = graph.node("Sqrt", graph.add(mean, graph.constant(np.float32(step.eps))))
-        return graph.mul(graph.node("Div", x, root), graph.constant(self.bundle.constant(step.weight)))
-
-    def layer_norm(self, step: LayerNorm, x: str) -> str:
-        weight, bias = (self.graph.constant(self.bundle.constant(c)) for c in (step.weight, step.bias))
-        return str(self.graph.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=step.eps))
-
-    def round(self, step: Round, x: str) -> str:
-        return encode(self.graph, step.site, self.bundle.codec(step.site), x, step.reverse).decoded(self.graph)
-
-    def rotate(self, step: Rotate, x: str) -> str:
-        matrix, divisor = self.bundle.rotation(step.site)
-        dense = rotate(np.eye(len(divisor), dtype=np.float32), np.float32(1) / divisor, matrix)
-        return str(self.graph.node("MatMul", x, self.graph.constant(dense)))
+            count = decl.rows // (decl.length or decl.rows)
+            self.tensors[step.tensor] = encode(self.graph, decl.site, codec, x, decl.reverse, count)
 
 
-def _silu(graph: Graph, x: str) -> str:
-    return graph.mul(x, graph.node("Sigmoid", x))
+def rows_of_windows(side: int, window: int) -> np.ndarray:
+    """Returns, for each row of the windows that cover a map, its row in the map; side^2 outside the map."""
+    across = -(-side // window)
+    rows = np.full((across * window,) * 2, side**2)
+    rows[:side, :side] = np.arange(side**2).reshape(side, side)
+    return rows.reshape(across, window, across, window).swapaxes(1, 2).reshape(-1)
 
-
-def _softplus(graph: Graph, x: str) -> str:
-    """max(x, log(1 + e^min(x, 20))): runtimes have fast kernels for these, and beyond 20 the function is x."""
-    small = graph.node("Min", x, graph.constant(np.float32(20)))
-    one = graph.constant(np.float32(1))
-    return str(graph.node("Max", x, graph.node("Log", graph.add(one, graph.node("Exp", small)))))
-
-
-#: ONNX forms of the elementwise row instructions with one operand.
-UNARY: dict[str, Callable[[Graph, str], str]] = {
-    "silu": _silu,
-    "softplus": _softplus,
-    "gelu": lambda graph, x: str(graph.node("Gelu", x)),
-    "gelu_tanh": lambda graph, x: str(graph.node("Gelu", x, approximate="tanh")),
-    "sigmoid": lambda graph, x: str(graph.node("Sigmoid", x)),
-    "relu": lambda graph, x: str(graph.node("Relu", x)),
-    "neg": lambda graph, x: str(graph.node("Neg", x)),
-}
 
 _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     Patches: _Export.patches,
@@ -360,19 +343,10 @@ _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     DenseConv2d: _Export.dense_conv2d,
     PixelShuffle: _Export.pixel_shuffle,
     Transpose: _Export.transpose,
+    EnterWindows: _Export.enter_windows,
+    LeaveWindows: _Export.leave_windows,
+    Attention: _Export.attention,
     Mean: _Export.mean,
     Scan: _Export.scan,
     Concat: _Export.concat,
-}
-
-_INSTRUCTIONS: dict[type, Callable[[_Export, Any, str], str]] = {
-    Slice: _Export.slice,
-    Unary: _Export.unary,
-    WithConstant: _Export.with_constant,
-    AddValues: _Export.add_values,
-    WithScalar: _Export.with_scalar,
-    RmsNorm: _Export.rms_norm,
-    LayerNorm: _Export.layer_norm,
-    Round: _Export.round,
-    Rotate: _Export.rotate,
 }
