@@ -36,7 +36,7 @@ constexpr Call kCalls[] = {
     VISQ_CALL(int_conv), VISQ_CALL(float_conv), VISQ_CALL(reach), VISQ_CALL(int_conv2d), VISQ_CALL(float_conv2d),
     VISQ_CALL(fixed_scan), VISQ_CALL(fused_scan), VISQ_CALL(ladder_scan), VISQ_CALL(float_scan), VISQ_CALL(sequences),
     VISQ_CALL(int_attention), VISQ_CALL(float_attention), VISQ_CALL(join),
-    VISQ_CALL(load), VISQ_CALL(slice), VISQ_CALL(unary), VISQ_CALL(binary), VISQ_CALL(append), VISQ_CALL(with_constant),
+    VISQ_CALL(load), VISQ_CALL(slice), VISQ_CALL(unary), VISQ_CALL(binary), VISQ_CALL(append), VISQ_CALL(turn), VISQ_CALL(with_constant),
     VISQ_CALL(mul_scalar), VISQ_CALL(rms_norm), VISQ_CALL(layer_norm), VISQ_CALL(round), VISQ_CALL(rotate),
     VISQ_CALL(store), VISQ_CALL(whole_output), VISQ_CALL(finish),
 };

@@ -114,6 +114,9 @@ void whole_rows(const Instruction& s, const BodyRows& rows) {
         __builtin_memcpy(out, x, s.first_width * sizeof(float));
         __builtin_memcpy(out + s.first_width, rows.operand(s.b, s.b_offset, i), (s.width - s.first_width) * sizeof(float));
         break;
+      case Instruction::kTurn:
+        for (int64_t c = 0; c < s.width; c += 2) out[c] = -x[c + 1], out[c + 1] = x[c];
+        break;
       case Instruction::kRoundTable: round_by_table<V>(*s.codec, row, x, s.width, out); break;
       case Instruction::kStoreTable: encode_by_table<V>(*t.codec, row, x, s.width, f.row<uint8_t>(t, row)); break;
       default: break;

@@ -143,6 +143,7 @@ class Engine {
   void unary(const std::string& name, int dst, int src, int64_t slot);
   void binary(const std::string& name, int dst, int a, int b, int64_t slot);
   void append(int dst, int a, int b, int64_t slot);
+  void turn(int dst, int src, int64_t slot);
   void with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot);
   void mul_scalar(int dst, int src, float value, int64_t slot);
   void rms_norm(int dst, int src, Array<float> weight, float eps, int64_t slot);

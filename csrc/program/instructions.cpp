@@ -114,6 +114,14 @@ void Engine::append(int dst, int a, int b, int64_t slot) {
   widths_[dst] = width;
 }
 
+void Engine::turn(int dst, int src, int64_t slot) {
+  const Check need = next_instruction("turn");
+  const int64_t width = width_of(need, src);
+  need(width % 2 == 0, width, " channels are not pairs");
+  add(need, Instruction::kTurn, dst, src, slot, padded(width));
+  widths_[dst] = width;
+}
+
 void Engine::with_constant(const std::string& name, int dst, int src, Array<float> constant, int64_t slot) {
   const Check need = next_instruction(name.c_str());
   need(name == "add_constant" || name == "mul_constant", "there is no such instruction");

@@ -18,7 +18,7 @@ const char* const kOpNames[] = {
 #define VISQ_NAME(op, name, operands) name,
     VISQ_ELEMENTWISE(VISQ_NAME)
 #undef VISQ_NAME
-    "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm", "append", "round", "round_table", "rotate", "store",
+    "add_constant", "mul_constant", "mul_scalar", "rms_norm", "layer_norm", "append", "turn", "round", "round_table", "rotate", "store",
     "store_floats", "store_table", "store_rounded"};
 
 // About what a row costs.

@@ -204,6 +204,7 @@ struct Instruction {
 #undef VISQ_OP
     kAddConstant, kMulConstant, kMulScalar, kRmsNorm, kLayerNorm,
     kAppend,        // a, then b
+    kTurn,          // (-b, a) of each pair (a, b)
     kRound,         // to codes without a table, and back
     kRoundTable,    // to codes with a table, and back
     kRotate,

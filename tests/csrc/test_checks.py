@@ -51,6 +51,8 @@ def test_messages_name_the_operation_and_the_numbers() -> None:
             f"operation 0, instruction 1 \\(slice\\): 2 channels from {offset} on are not in the 30 of register 1",
             lambda offset=offset: engine.slice(2, 1, offset, 2),
         )
+    engine.slice(2, 1, 0, 29)
+    refused("operation 0, instruction 1 \\(turn\\): 29 channels are not pairs", lambda: engine.turn(3, 2, 0))
     refused("operation 1 \\(mean\\): tensor 7 is none of the 1", lambda: engine.mean(7))
     refused("tensor 1: its width is 1048577, not between 1 and 1048576", lambda: engine.add_tensor(1, 2**20 + 1, 0, -1))
     refused(

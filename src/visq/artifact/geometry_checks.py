@@ -12,7 +12,7 @@ from typing import Any
 
 from visq.artifact.schema import ArtifactConfig
 from visq.errors import need
-from visq.integer.operations import Attention, Linear, Operation, Patches, Scan
+from visq.integer.operations import Attention, Linear, Operation, Patches, Scan, Turn
 from visq.integer.program import Program
 
 
@@ -146,10 +146,37 @@ def _efficientvmamba(shown: _Shown) -> dict[str, Any]:
     }
 
 
+def _localvim(shown: _Shown) -> dict[str, Any]:
+    dim = shown.width("patch_embed.proj")
+    turns = any(isinstance(step, Turn) for operation in shown.program.operations for step in operation.body)
+    return {
+        "embed_dim": dim,
+        "depth": shown.count(r"(layers)\.(\d+)\.").get("layers", 0),
+        "d_state": shown.states(),
+        "expand": shown.width("directions.0.scan") // max(dim, 1),
+        "d_conv": shown.kernel("layers.0.mixer.directions.0.conv1d.weight"),
+        "reduced": shown.width("attn.global_reduce"),
+        **({"variant": "rope"} if turns else {}),
+    }
+
+
+def _localvmamba(shown: _Shown) -> dict[str, Any]:
+    dim = shown.input_width("op.in_proj")
+    inner = shown.width("directions.0.scan")
+    return {
+        "embed_dim": dim,
+        "depths": tuple(shown.count(r"layers\.(\d+)\.blocks\.(\d+)\.").values()),
+        "d_state": shown.states(),
+        "expand": inner // max(dim, 1),
+    }
+
+
 #: Reads the fields of a geometry from a program, by family.
 FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {
     "vim": _vim,
     "vmamba": _vmamba,
     "mambavision": _mambavision,
     "efficientvmamba": _efficientvmamba,
+    "localvim": _localvim,
+    "localvmamba": _localvmamba,
 }

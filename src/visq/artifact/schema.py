@@ -27,7 +27,7 @@ class Architecture(Strict):
     """The network: its family and every field of the family's configuration."""
 
     family: str
-    geometry: dict[str, int | float | str | tuple[int, ...]]
+    geometry: dict[str, int | float | str | tuple[int, ...] | tuple[str, ...]]
 
 
 class CalibrationData(Strict):

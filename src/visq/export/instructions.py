@@ -18,6 +18,7 @@ from visq.integer.operations import (
     Rotate,
     Round,
     Slice,
+    Turn,
     Unary,
     WithConstant,
     WithScalar,
@@ -54,6 +55,13 @@ def _slice(graph: Graph, bundle: Bundle, operation: Operation, step: Slice, x: s
 
 def _unary(graph: Graph, bundle: Bundle, operation: Operation, step: Unary, x: str) -> str:
     return UNARY[step.op](graph, x)
+
+
+def _turn(graph: Graph, bundle: Bundle, operation: Operation, step: Turn, x: str) -> str:
+    pairs = graph.node("Reshape", x, graph.constant([0, 0, -1, 2], np.int64))
+    swapped = graph.node("Gather", pairs, graph.constant([1, 0], np.int64), axis=3)
+    turned = graph.mul(swapped, graph.constant(np.array([-1, 1], np.float32)))
+    return str(graph.node("Reshape", turned, graph.constant([0, 0, -1], np.int64)))
 
 
 def _with_constant(graph: Graph, bundle: Bundle, operation: Operation, step: WithConstant, x: str) -> str:
@@ -96,6 +104,7 @@ def _rotate(graph: Graph, bundle: Bundle, operation: Operation, step: Rotate, x:
 INSTRUCTIONS: dict[type, Callable[[Graph, Bundle, Operation, Any, str], str]] = {
     Slice: _slice,
     Unary: _unary,
+    Turn: _turn,
     WithConstant: _with_constant,
     AddValues: _add_values,
     WithScalar: _with_scalar,

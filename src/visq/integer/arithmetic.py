@@ -130,6 +130,12 @@ def row_sum(x: Floats) -> Floats:
     return lanes
 
 
+def quarter_turn(x: Floats) -> Floats:
+    """Returns (-b, a) of each pair (a, b) of neighbouring channels. [..., C] -> same."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return np.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+
+
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Returns x / sqrt(mean(x^2) + eps) * weight, the mean taken over the last axis."""
     mean = row_sum(x * x) * np.float32(1 / x.shape[-1])

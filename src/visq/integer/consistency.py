@@ -36,6 +36,7 @@ from visq.integer.operations import (
     Store,
     TensorDecl,
     Transpose,
+    Turn,
     half,
     inputs,
 )
@@ -272,6 +273,8 @@ class _Check:
             self.need(self.width(step.b) == size, "registers of different widths")
         else:
             size = self.width(step.src)
+        if isinstance(step, Turn):
+            self.need(size % 2 == 0, f"{size} channels are not pairs")
         if isinstance(step, AddValues):
             self.need(len(step.values) == size, f"{len(step.values)} values for {size} channels")
         self.need(step.dst not in self.registers, f"register {step.dst} is written twice")

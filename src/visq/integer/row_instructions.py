@@ -104,6 +104,14 @@ class Append(Strict):
     b: Register
 
 
+class Turn(Strict):
+    """Turns each pair of neighbouring channels by 90 degrees: dst = (-b, a) of (a, b)."""
+
+    op: Literal["turn"] = "turn"
+    dst: Register
+    src: Register
+
+
 class WithConstant(Strict):
     """Adds src and a constant, or multiplies them: a vector [width], or a matrix [rows, width] row by row."""
 
@@ -186,6 +194,7 @@ Instruction = Annotated[
     | Unary
     | Binary
     | Append
+    | Turn
     | WithConstant
     | AddValues
     | WithScalar

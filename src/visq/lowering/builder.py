@@ -185,6 +185,7 @@ _INSTRUCTIONS: dict[str, Callable[..., Instruction]] = {
     "unary": lambda v, dst, src: ir.Unary(op=v.parameters["function"], dst=dst, src=src),
     "binary": lambda v, dst, a, b: ir.Binary(op=v.parameters["function"], dst=dst, a=a, b=b),
     "append": lambda v, dst, a, b: ir.Append(dst=dst, a=a, b=b),
+    "turn": lambda v, dst, src: ir.Turn(dst=dst, src=src),
     "constant": lambda v, dst, src: ir.WithConstant(
         op=v.parameters["function"], dst=dst, src=src, constant=v.parameters["constant"]
     ),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from visq.integer.program import Program
-from visq.lowering import attention, sampling  # noqa: F401  (they register their layers)
+from visq.lowering import attention, orders, sampling  # noqa: F401  (they register their layers)
 from visq.lowering.context import Lowering
 from visq.lowering.layers import lowering_of
 from visq.lowering.rules import FUNCTIONS, OF_MAPS, RULES

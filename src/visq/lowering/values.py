@@ -18,8 +18,8 @@ class Value:
     """A sequence [rows, width] of one image.
 
     Attributes:
-        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `append`, `constant`, `values`,
-            `scalar`, `rms_norm`, `layer_norm`, `round` or `select`.
+        kind: `source` (register 0 of an operation), `slice`, `unary`, `binary`, `append`, `turn`, `constant`,
+            `values`, `scalar`, `rms_norm`, `layer_norm`, `round` or `select`.
         operands: the values that it is computed from.
         parameters: the row instruction's parameters; for a `source`, its operation.
         reverse: whether the sequence runs from the last row to the first.

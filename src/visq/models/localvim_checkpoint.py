@@ -107,7 +107,8 @@ LOCALVIM = register_family(
         unpack=unpack,
         pack=pack,
         roles={
-            "linears": ("?*.global_reduce", "?*.channel_select"),
+            # A gate is made of one token, so that its linears cannot have scales by token.
+            "ends": ("?*.attn.global_reduce", "?*.attn.channel_select"),
             "activations": ("?*.attn.act", "?*.attn.sigmoid"),
         },
     )

@@ -120,8 +120,9 @@ LOCALVMAMBA = register_family(
         unpack=unpack,
         pack=pack,
         roles={
-            "linears": ("?*.reduction", "?*.global_reduce", "?*.channel_select"),
-            "ends": ("?patch_embed.conv",),
+            "linears": ("?*.reduction",),
+            # A gate is made of one token, so that its linears cannot have scales by token.
+            "ends": ("?patch_embed.conv", "?*.attn.global_reduce", "?*.attn.channel_select"),
             "activations": ("?*.attn.act", "?*.attn.sigmoid"),
         },
     )

@@ -57,6 +57,7 @@ from visq.integer.operations import (
     Slice,
     Store,
     Transpose,
+    Turn,
     Unary,
     WithConstant,
     WithScalar,
@@ -287,6 +288,9 @@ class Oracle:
     def _unary(self, step: Unary, x: Floats) -> Floats:
         return ELEMENTWISE[step.op].function(x)
 
+    def _turn(self, step: Turn, x: Floats) -> Floats:
+        return arithmetic.quarter_turn(x)
+
     def _with_constant(self, step: WithConstant, x: Floats) -> Floats:
         value = self.bundle.constant(step.constant)
         value = value.reshape(value.shape[-2:] if value.ndim > 1 else value.shape)
@@ -344,6 +348,7 @@ _SOURCES: dict[type, Callable[[Oracle, Any, Form], Floats]] = {
 _INSTRUCTIONS: dict[type, Callable[[Oracle, Any, Floats], Floats]] = {
     Slice: Oracle._slice,
     Unary: Oracle._unary,
+    Turn: Oracle._turn,
     WithConstant: Oracle._with_constant,
     AddValues: Oracle._add_values,
     WithScalar: Oracle._with_scalar,

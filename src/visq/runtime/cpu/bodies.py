@@ -19,6 +19,7 @@ from visq.integer.operations import (
     Round,
     Slice,
     Store,
+    Turn,
     Unary,
     WithConstant,
     WithScalar,
@@ -89,6 +90,9 @@ class Body:
         slot = self.slots.take(step.dst, self.slots.width[step.a] + self.slots.width[step.b])
         self.file.add("append", step.dst, step.a, step.b, slot)
 
+    def turn(self, step: Turn) -> None:
+        self.file.add("turn", step.dst, step.src, self.slot(step))
+
     def with_constant(self, step: WithConstant) -> None:
         value = flat(self.bundle.constant(step.constant))
         self.file.add("with_constant", step.op, step.dst, step.src, value, self.slot(step))
@@ -124,6 +128,7 @@ _INSTRUCTIONS: dict[type, Callable[[Body, Any], None]] = {
     Load: Body.load,
     Slice: Body.slice,
     Unary: Body.unary,
+    Turn: Body.turn,
     Binary: Body.binary,
     Append: Body.append,
     WithConstant: Body.with_constant,
