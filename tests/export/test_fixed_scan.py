@@ -30,6 +30,8 @@ SCANS: dict[str, dict[str, Any]] = {
     "fused backwards": {**FUSED, "reverse": True, "b": "token", "c": "token asymmetric", "delta": "token"},
     "ladder": {**FUSED, "ladder": True},
 }
+#: What `make test-slow` runs.
+LATER = ("codes backwards", "4 bits", "one step")
 
 
 def check(maker: Maker, equal: float) -> None:
@@ -50,7 +52,9 @@ def check(maker: Maker, equal: float) -> None:
         assert apart.max() < 0.05, name
 
 
-@pytest.mark.parametrize("kind", SCANS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in SCANS]
+)
 def test_scans_are_the_engines(kind: str) -> None:
     maker = Maker(1)
     start_scan(maker, 11, 6, 10 if kind == "ladder" else 4, **SCANS[kind])

@@ -64,14 +64,16 @@ def encode(graph: Graph, site: str, codec: Codec, x: str, reverse: bool, sequenc
     if not one_scale:
         for step in steps:
             x = graph.scaled(x, np.float32(1) / step)
-    if codec.zero.size > 1:
+    narrow = (codec.low + codec.offset, codec.high + codec.offset) != (0, 255)
+    # OpenVINO 2026.4 gives other codes where a scale per token meets a Clip and a QuantizeLinear.
+    if codec.zero.size > 1 or (narrow and token is not None):
         zeros = by_token(codec.zero) if codec.zero_by_token else codec.zero
         low, high = graph.constant(codec.low - zeros), graph.constant(codec.high - zeros)
         rounded = graph.node("Round", x)
         return Coded(graph.node("Min", graph.node("Max", rounded, low), high), steps)
     zero = float(codec.zero.reshape(-1)[0])
     unit = float(codec.step_channel[0]) if one_scale else 1.0
-    if (codec.low + codec.offset, codec.high + codec.offset) != (0, 255):
+    if narrow:
         ends = (graph.constant(np.float32((end - zero) * unit)) for end in (codec.low, codec.high))
         x = graph.node("Clip", x, *ends)
     # Bytes from 0, as the engine has them: onnxruntime 1.31 fails on its own rewriting of int8 activations.
@@ -106,20 +108,22 @@ def nearest(graph: Graph, x: str, table: Floats) -> str:
     return str(graph.node("Gather", graph.constant(table), count))
 
 
-def weight_values(graph: Graph, codes: np.ndarray, scale: Floats, axis: int, beside_bytes: bool = True) -> str:
-    """Returns weights as values: codes of 8 or 4 bits, dequantized with a scale for each index of an axis.
-
-    onnxruntime multiplies bytes where both operands of a product are DequantizeLinear of bytes. Beside another input it
-    would round that input to 8 bits by itself, unless these values are no DequantizeLinear.
-
-    Arguments:
-        beside_bytes: whether the other operand of the product is one.
-    """
-    small = codes.size and codes.min() >= -8 and codes.max() <= 7
-    stored = graph.int4(codes) if small else graph.constant(codes, np.int8)
-    if not beside_bytes:
-        along = scale.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
-        return graph.scaled(graph.node("Cast", stored, to=FLOAT), along)
-    if small:
+def weight_values(graph: Graph, codes: np.ndarray, scale: Floats, axis: int) -> str:
+    """Returns weights as values: codes of 8 or 4 bits, dequantized with a scale for each index of an axis."""
+    stored = _stored(graph, codes)
+    if stored.startswith("int4"):  # onnxruntime multiplies bytes, and not codes of 4 bits
         stored = graph.node("Cast", stored, to=INT8)
     return str(graph.node("DequantizeLinear", stored, graph.constant(scale), axis=axis))
+
+
+def weight_codes(graph: Graph, codes: np.ndarray) -> str:
+    """Returns weights as whole numbers, for a product whose other operand is no DequantizeLinear.
+
+    Beside dequantized weights, onnxruntime and OpenVINO would round that operand to 8 bits by themselves.
+    """
+    return str(graph.node("Cast", _stored(graph, codes), to=FLOAT))
+
+
+def _stored(graph: Graph, codes: np.ndarray) -> str:
+    small = codes.size and codes.min() >= -8 and codes.max() <= 7
+    return graph.int4(codes) if small else graph.constant(codes, np.int8)

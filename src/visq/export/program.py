@@ -14,7 +14,7 @@ import numpy as np
 
 from visq.errors import VisqError
 from visq.export.attention import attention
-from visq.export.codes import Coded, encode, weight_values
+from visq.export.codes import Coded, encode, weight_codes, weight_values
 from visq.export.fixed_scan import fixed_point_scan
 from visq.export.graph import Graph
 from visq.export.instructions import INSTRUCTIONS, UNARY
@@ -179,9 +179,11 @@ class _Export:
             x = self.wide_values(source.input, form)
         elif coded.values is not None:  # the usual form: both operands dequantized to their values
             x, scale = coded.values, (form.scale / coded.steps[0]).astype(np.float32)
-        bytes_too = coded.is_bytes and isinstance(form, IntegerLinear)
-        weight = weight_values(graph, form.weight.T, np.broadcast_to(scale, len(form.weight)), 1, bytes_too)
-        product = graph.node("MatMul", x, weight)
+        if coded.is_bytes and isinstance(form, IntegerLinear):
+            weight = weight_values(graph, form.weight.T, np.broadcast_to(scale, len(form.weight)), axis=1)
+            product = graph.node("MatMul", x, weight)
+        else:
+            product = graph.scaled(graph.node("MatMul", x, weight_codes(graph, form.weight.T)), scale)
         if form.token is not None:
             product = graph.scaled(product, form.token[:, None])
         return graph.add(product, graph.constant(form.bias))
