@@ -35,13 +35,16 @@ Section section(const Container& c, const Entry& entry, size_t least) {
 
 uint64_t checksum(const uint8_t* data, size_t size) {
   constexpr uint64_t kFactor = 0x9e3779b97f4a7c15;
-  uint64_t sum = 0, factor = kFactor;
-  for (size_t word = 0; word < size / 8; ++word, factor += 2 * kFactor) {
-    uint64_t value;
-    std::memcpy(&value, data + 8 * word, 8);
-    sum += ((word == kChecksumWord ? 0 : value) + 1) * factor;
-  }
-  return sum;
+  const size_t words = size / 8;
+  const auto value = [data](size_t word) {
+    uint64_t found;
+    std::memcpy(&found, data + 8 * word, 8);
+    return found;
+  };
+  uint64_t sum = 0;
+  for (size_t word = 0; word < words; ++word) sum += (value(word) + 1) * (2 * word + 1);
+  if (words > kChecksumWord) sum -= value(kChecksumWord) * (2 * kChecksumWord + 1);
+  return sum * kFactor;
 }
 
 Container open_container(Bytes bytes) {

@@ -16,14 +16,32 @@ constexpr float kGeluTanh0 = -2.302208198144325f, kGeluTanh1 = -0.10294323958002
 
 #define VISQ_EACH _Pragma("GCC unroll 8") for (int j = 0; j < U; ++j)
 
-template <class V, int U>
+// a + b and a - b, which Zen 4 can compute where it multiplies: additions, limits and conversions share two other units,
+// and are most of an exponential.
+template <class V>
+VISQ_INLINE typename V::T plus(typename V::T a, typename V::T b) {
+  if constexpr (V::kSpreads) return V::fma(a, V::set1(1.0f), b);
+  return V::add(a, b);
+}
+template <class V>
+VISQ_INLINE typename V::T minus(typename V::T a, typename V::T b) {
+  if constexpr (V::kSpreads) return V::fnma(b, V::set1(1.0f), a);
+  return V::sub(a, b);
+}
+
+// kAnyNan: a NaN is positive, or its result does not matter.
+template <class V, int U, bool kAnyNan = false>
 VISQ_INLINE void exp2(typename V::T* x) {
   typename V::T whole[U], p[U];
-  VISQ_EACH x[j] = clamp<V>(x[j], V::set1(-126.0f), V::set1(126.0f));
+  if constexpr (kAnyNan && V::kSpreads) {
+    VISQ_EACH x[j] = V::within(x[j], V::set1(126.0f));
+  } else {
+    VISQ_EACH x[j] = clamp<V>(x[j], V::set1(-126.0f), V::set1(126.0f));
+  }
   // A float of this size has no room for a fraction, so the addition rounds, and its low bits hold the integer.
   const auto shift = V::set1(12582912.0f);  // 1.5 * 2^23
-  VISQ_EACH whole[j] = V::add(x[j], shift);
-  VISQ_EACH x[j] = V::sub(x[j], V::sub(whole[j], shift));
+  VISQ_EACH whole[j] = plus<V>(x[j], shift);
+  VISQ_EACH x[j] = minus<V>(x[j], V::sub(whole[j], shift));
   VISQ_EACH p[j] = V::add(V::mul(V::set1(kExp2[0]), x[j]), V::set1(kExp2[1]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[2]));
   VISQ_EACH p[j] = V::add(V::mul(p[j], x[j]), V::set1(kExp2[3]));
@@ -36,7 +54,7 @@ template <class V, int U>
 VISQ_INLINE void silu(typename V::T* x) {
   typename V::T e[U];
   VISQ_EACH e[j] = V::mul(x[j], V::set1(-kLog2e));
-  exp2<V, U>(e);
+  exp2<V, U, true>(e);
   VISQ_EACH x[j] = V::div(x[j], V::add(V::set1(1.0f), e[j]));
 }
 
@@ -50,7 +68,7 @@ template <class V, int U>
 VISQ_INLINE void softplus(typename V::T* x) {
   typename V::T t[U], p[U];
   VISQ_EACH t[j] = V::mul(V::abs(x[j]), V::set1(-kLog2e));
-  exp2<V, U>(t);
+  exp2<V, U, true>(t);
   VISQ_EACH p[j] = V::set1(kLog1p[0]);
   _Pragma("GCC unroll 8") for (int i = 1; i < kLog1pTerms; ++i) {
     VISQ_EACH p[j] = V::add(V::mul(p[j], t[j]), V::set1(kLog1p[i]));
@@ -87,7 +105,7 @@ VISQ_INLINE void gelu_tanh(typename V::T* x) {
   typename V::T e[U];
   VISQ_EACH e[j] = V::add(V::mul(V::mul(x[j], x[j]), V::set1(kGeluTanh1)), V::set1(kGeluTanh0));
   VISQ_EACH e[j] = V::mul(e[j], x[j]);
-  exp2<V, U>(e);
+  exp2<V, U, true>(e);
   VISQ_EACH x[j] = V::div(x[j], V::add(V::set1(1.0f), e[j]));
 }
 

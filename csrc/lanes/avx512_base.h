@@ -13,7 +13,7 @@ struct Avx512Types {
 };
 
 struct Avx512 : Generic<Avx512Types> {
-  static constexpr bool kSearches = true;
+  static constexpr bool kSearches = true, kSpreads = true;
 
   // --- floats
 
@@ -32,6 +32,8 @@ struct Avx512 : Generic<Avx512Types> {
   VISQ_INLINE T fnma(T a, T b, T c) { return _mm512_fnmadd_ps(a, b, c); }
   VISQ_INLINE T min(T a, T b) { return _mm512_min_ps(a, b); }
   VISQ_INLINE T max(T a, T b) { return _mm512_max_ps(a, b); }
+  // Returns x, or `most` with the sign of x where |x| is larger. NaN becomes either of the two limits.
+  VISQ_INLINE T within(T x, T most) { return _mm512_range_ps(x, most, 2); }
   VISQ_INLINE T abs(T a) { return _mm512_abs_ps(a); }
   VISQ_INLINE T rint(T a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   template <int U>

@@ -39,6 +39,8 @@ struct Generic {
   static constexpr int kOffset = 0;
   // Whether the level has search32 and search256 (avx512.h), which find the values of a table without a gather.
   static constexpr bool kSearches = false;
+  // Whether `exp2` of the engine moves additions to the units of products. Needs `within` and a fused `fma` (avx512_base.h).
+  static constexpr bool kSpreads = false;
 
   // --- helpers of the fallbacks
 

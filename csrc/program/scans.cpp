@@ -88,12 +88,14 @@ void Engine::scan_exponents(const Check& need, ScanSteps& p, const Operation& op
   need.count("delta_scale", s.delta_scale, D);
   need(s.shift >= 16 && s.shift <= 31, "its shift is ", s.shift, ", not between 16 and 31");
   uint16_t* packed = allocate<uint16_t>(p.C * p.N);
-  for (int64_t c = 0; c < D; ++c)
+  for (int64_t c = 0; c < D; ++c) {
+    uint16_t* to = packed + c / lanes * lanes * p.N + c % lanes * 2;
     for (int64_t n = 0; n < N; ++n) {
       const int32_t value = s.a.at(c * N + n);
-      need(value >= 0 && value <= 65535, "a[", c, ", ", n, "] is ", value, ", not between 0 and 65535");
-      packed[c / lanes * lanes * p.N + (n / 2 * lanes + c % lanes) * 2 + n % 2] = static_cast<uint16_t>(value);
+      if (value < 0 || value > 65535) need(false, "a[", c, ", ", n, "] is ", value, ", not between 0 and 65535");
+      to[n / 2 * lanes * 2 + n % 2] = static_cast<uint16_t>(value);
     }
+  }
   p.a = packed, p.shift = s.shift, p.delta_scale = copy(s.delta_scale, p.C);
 }
 

@@ -34,9 +34,10 @@ const float* Engine::copy_shared(Array<float> from, int64_t count) {
 const int16_t* Engine::pack_zeros(Array<float> zero) {
   const int64_t lanes = kernels_->lanes, pair = 2 * lanes, quarter = lanes < 4 ? lanes : 4;
   int16_t* packed = allocate<int16_t>(padded(zero.size, 64));
-  for (int64_t i = 0; i < zero.size / pair * pair; ++i) {
-    const int64_t at = i % pair, vector = at / quarter % 2, element = at / (2 * quarter) * quarter + at % quarter;
-    packed[i] = static_cast<int16_t>(zero.at(i - at + vector * lanes + element));
+  for (int64_t at = 0; at < pair; ++at) {
+    const int64_t vector = at / quarter % 2, element = at / (2 * quarter) * quarter + at % quarter;
+    for (int64_t i = 0; i + pair <= zero.size; i += pair)
+      packed[i + at] = static_cast<int16_t>(zero.at(i + vector * lanes + element));
   }
   return packed;
 }
