@@ -1,6 +1,7 @@
 // A program made ready to run. Engine owns all parameters, checks every size and index as operations are added, and runs
 // images on several threads. csrc/file builds it from the bytes of a file.
 #pragma once
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -177,6 +178,9 @@ class Engine {
 
   bool finished() const { return finished_; }
   int64_t output_floats() const;
+  // [channels, height, width] of the map that an image's result is, row by row and channels last; zeros where it is one row.
+  // Height and width are 0 where the rows are no square and nothing says how high they stand.
+  std::array<int64_t, 3> output_map() const;
   int64_t channels() const { return channels_; }
   int64_t height() const { return height_; }
   int64_t width() const { return width_; }
@@ -190,6 +194,13 @@ class Engine {
   // Seconds of thread time by kind of source, and of its bodies, counted while enabled.
   void enable_profile(bool on);
   std::map<std::string, double> profile() const;
+  // A phase as `threads` threads run it: its first operation's kind, how many tasks, and seconds since enable_profile.
+  struct PhaseTime {
+    std::string kind;
+    int64_t tasks;
+    double seconds;
+  };
+  std::vector<PhaseTime> phase_times(int threads);
 
  private:
   // What one thread works with. It has an arena of its own only for whole images.
@@ -198,6 +209,7 @@ class Engine {
     float* scratch = nullptr;
     int64_t prepared = -1;  // the scan that this thread has prepared, counted over all images
     double source_seconds[kKinds] = {}, body_seconds[kKinds] = {};
+    std::vector<double> phase_seconds;
     ~Worker() {
       std::free(arena);
       std::free(scratch);
@@ -311,8 +323,10 @@ T* Engine::allocate(int64_t count) {
 
 template <class T>
 const T* Engine::copy(Array<T> from, int64_t count, T fill) {
-  T* to = allocate<T>(padded(count, 64));
-  for (int64_t i = 0; i < padded(count, 64); ++i) to[i] = i < from.size ? from.at(i) : fill;
+  const int64_t room = padded(count, 64), given = from.size < room ? from.size : room;
+  T* to = allocate<T>(room);
+  if (given) std::memcpy(to, from.data, static_cast<size_t>(given) * sizeof(T));
+  for (int64_t i = given; i < room; ++i) to[i] = fill;
   return to;
 }
 

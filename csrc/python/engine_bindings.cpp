@@ -5,6 +5,7 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -69,7 +70,18 @@ void bind(nb::module_& m) {
       .def("bodies", &Engine::bodies)
       .def("enable_profile", &Engine::enable_profile)
       .def("profile", &Engine::profile)
+      .def("phase_times",
+           [](Engine& e, int threads) {
+             std::vector<std::tuple<std::string, int64_t, double>> found;
+             for (const auto& p : e.phase_times(threads)) found.emplace_back(p.kind, p.tasks, p.seconds);
+             return found;
+           })
       .def_prop_ro("output_width", &Engine::output_floats)
+      .def_prop_ro("output_map",
+                   [](const Engine& e) {
+                     const auto map = e.output_map();
+                     return std::vector<int64_t>(map.begin(), map.end());
+                   })
       .def_prop_ro("parameter_bytes", &Engine::parameter_bytes)
       .def_prop_ro("isa", [](const Engine& e) { return e.isa(); });
 }

@@ -1,4 +1,5 @@
 // Runs a finished program: threads take the tasks of one phase after the other.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <new>
@@ -190,6 +191,16 @@ int64_t Engine::output_floats() const {
   return whole_output_ ? t.rows * t.width : t.width;
 }
 
+std::array<int64_t, 3> Engine::output_map() const {
+  if (!whole_output_ || output_ < 0) return {};
+  const Tensor& t = tensors_[output_];
+  if (t.map_height) return {t.width, t.map_height, t.rows / t.map_height};
+  int64_t side = 1;
+  while (side * side < t.rows) ++side;
+  if (side * side != t.rows) return {t.width, 0, 0};
+  return {t.width, side, side};
+}
+
 void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t image_index, int64_t task,
                        const float* image) {
   Frame f = {tensors_.data(), arena, image, channels_, worker.scratch};
@@ -199,6 +210,10 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     const double end = now();
     to += end - start;
     start = end;
+  };
+  const double began = start;
+  const auto charge_phase = [&] {
+    if (profile_) worker.phase_seconds[static_cast<size_t>(&phase - phases_.data())] += now() - began;
   };
   if (phase.scan) {
     int index = phase.first;
@@ -211,6 +226,7 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
     for (int64_t b = task * phase.each; b < (task + 1) * phase.each && b < scan_blocks(op); ++b)
       kernels_->scan(op, f, b);
     charge(worker.source_seconds[op.kind]);
+    charge_phase();
     return;
   }
   const int64_t rows = operations_[phase.first].rows, first = task * phase.each;
@@ -225,6 +241,7 @@ void Engine::run_phase(Worker& worker, char* arena, const Phase& phase, int64_t 
       charge(worker.body_seconds[op.kind]);
     }
   }
+  charge_phase();
 }
 
 void Engine::run_image(Worker& worker, int64_t index, const float* image, float* out) {
@@ -269,6 +286,7 @@ void Engine::make_workers(const Check& need, int threads, bool own_arenas) {
   for (int i = 0; i < threads; ++i) {
     Worker& w = *workers_[i];
     w.prepared = -1;
+    w.phase_seconds.resize(phases_.size());
     if (!w.scratch) w.scratch = static_cast<float*>(allocate(scratch_floats_ * 4));
     if (!w.arena && (i == 0 || own_arenas)) w.arena = static_cast<char*>(allocate(arena_bytes_));
   }
@@ -308,6 +326,23 @@ void Engine::enable_profile(bool on) {
   profile_ = on;
   for (auto& w : workers_)
     for (int k = 0; k < kKinds; ++k) w->source_seconds[k] = w->body_seconds[k] = 0;
+  for (auto& w : workers_) std::fill(w->phase_seconds.begin(), w->phase_seconds.end(), 0.0);
+}
+
+std::vector<Engine::PhaseTime> Engine::phase_times(int threads) {
+  std::lock_guard<ForkMutex> lock(mutex_);
+  const Check need("the engine");
+  need(finished_, "the program is not finished");
+  need_threads(need, threads);
+  cut_scans(threads);
+  std::vector<PhaseTime> found;
+  for (size_t p = 0; p < phases_.size(); ++p) {
+    double seconds = 0;
+    for (const auto& w : workers_)
+      if (p < w->phase_seconds.size()) seconds += w->phase_seconds[p];
+    found.push_back({kKindNames[operations_[phases_[p].first].kind], phases_[p].tasks, seconds});
+  }
+  return found;
 }
 
 std::map<std::string, double> Engine::profile() const {

@@ -108,3 +108,10 @@ class CpuEngine:
     def profile(self) -> dict[str, float]:
         """Returns seconds, summed over threads, by kind of source; the time of its bodies is under `<kind> body`."""
         return dict(self._engine.profile())
+
+    def phase_times(self, threads: int) -> list[tuple[str, int, float]]:
+        """Returns the phases of an image: kind of the first operation, tasks on `threads` threads, thread time.
+
+        The time is in seconds, since `enable_profile`.
+        """
+        return [(kind, int(tasks), float(seconds)) for kind, tasks, seconds in self._engine.phase_times(threads)]
