@@ -130,7 +130,8 @@ visq_status visq_input_info(visq_net net, visq_input* info) {
     const auto found = find(net);
     const file::About& about = found->about();
     *info = visq_input{};
-    info->channels = about.channels, info->height = info->width = about.size, info->resize = about.resize;
+    info->channels = about.channels, info->resize = about.resize;
+    info->height = found->engine().height(), info->width = found->engine().width();
     info->bicubic = about.interpolation == "bicubic";
     for (int64_t c = 0; c < about.channels; ++c) info->mean[c] = about.mean[c], info->std[c] = about.std[c];
   });
@@ -140,7 +141,8 @@ visq_status visq_output_info(visq_net net, visq_output* info) {
   return guarded([&] {
     need(info, "info is NULL");
     const auto found = find(net);
-    *info = {found->engine().output_floats(), static_cast<int64_t>(found->about().classes.size())};
+    const auto [channels, height, width] = found->engine().output_map();
+    *info = {found->engine().output_floats(), static_cast<int64_t>(found->about().classes.size()), channels, height, width};
   });
 }
 

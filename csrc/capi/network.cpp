@@ -36,10 +36,14 @@ Network::Network(const file::Bytes& bytes, const char* level) {
   const auto need = [](bool right, const char* what) {
     if (!right) throw file::FileError(file::Fault::kDamaged, std::string("the file is damaged: ") + what);
   };
-  need(about_.channels == engine_->channels() && about_.size == engine_->height() && about_.size == engine_->width(), "its images are not its program's");
+  const auto map = engine_->output_map();
+  need(about_.channels == engine_->channels() && about_.size == engine_->height() &&
+           (about_.resize ? about_.size == engine_->width() : map[0] > 0),
+       "its images are not its program's");
   need(about_.channels == 1 || about_.channels == 3, "its images are neither grey nor RGB");
   need(engine_->image_floats() <= kMostFloats, "its images are too large");
-  need(about_.classes.empty() || static_cast<int64_t>(about_.classes.size()) == engine_->output_floats(),
+  need(map[0] * map[1] * map[2] == (map[0] ? engine_->output_floats() : 0), "the image it returns is none");
+  need(about_.classes.empty() || static_cast<int64_t>(about_.classes.size()) == (map[0] ? map[0] : engine_->output_floats()),
        "it has another number of classes than logits");
 }
 
@@ -68,11 +72,12 @@ void Network::run(const float* images, int64_t batch, size_t floats, float* logi
 void Network::run_rgb8(const uint8_t* pixels, int64_t batch, int64_t height, int64_t width, float* logits, size_t count,
                        int threads) {
   need_room(batch, count, threads);
-  const int64_t size = about_.size, plane = size * size, channels = about_.channels;
-  if (height != size || width != size)
+  const int64_t own_height = engine_->height(), own_width = engine_->width(), plane = own_height * own_width;
+  const int64_t channels = about_.channels;
+  if (height != own_height || width != own_width)
     throw Refused{VISQ_BAD_ARGUMENT, "images are " + std::to_string(width) + " x " + std::to_string(height) +
-                                         " pixels, but the network takes " + std::to_string(size) + " x " +
-                                         std::to_string(size)};
+                                         " pixels, but the network takes " + std::to_string(own_width) + " x " +
+                                         std::to_string(own_height)};
   std::vector<float> images(static_cast<size_t>(batch * channels * plane));
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t c = 0; c < channels; ++c) {

@@ -1,4 +1,6 @@
-/* visq-run NET.visq IMAGE: prints the likeliest classes and the time. An example of visq.h. */
+/* visq-run NET.visq IMAGE: prints the likeliest classes and the time, or writes the image that a network returns. An example
+ * of visq.h. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,10 +12,11 @@
 enum { TOP = 5 };
 
 static int usage(void) {
-  fputs("visq-run NET.visq IMAGE.ppm|png [--threads N] [--repeat N] [--level NAME] [--logits]\n"
+  fputs("visq-run NET.visq IMAGE.ppm|png [-o OUT.ppm|pgm] [--threads N] [--repeat N] [--level NAME] [--logits]\n"
+        "  -o FILE       where the image goes that a network returns: enlarged, or the number of each pixel's class\n"
         "  --repeat N    runs N times and prints the median\n"
         "  --level NAME  the instruction set, by default the fastest\n"
-        "  --logits      writes the logits as they lie in memory, float32, and nothing else\n",
+        "  --logits      writes the result as it lies in memory, float32, and nothing else\n",
         stderr);
   return 2;
 }
@@ -48,9 +51,41 @@ static void print_top(visq_net net, const float* logits, int64_t size) {
   free(taken);
 }
 
+/* The bytes of a returned image: pixels in 0..1 times 255, rounded, or the number of the likeliest class. NULL where there is
+ * no memory for them. */
+static uint8_t* bytes_of(const float* values, const visq_output* output, int classes) {
+  const int64_t pixels = output->height * output->width, channels = output->channels;
+  uint8_t* bytes = malloc((size_t)(classes ? pixels : output->size));
+  if (!bytes) return NULL;
+  for (int64_t i = 0; i < (classes ? pixels : output->size); ++i) {
+    int64_t best = 0;
+    if (classes) {
+      for (int64_t c = 1; c < channels; ++c)
+        if (values[i * channels + c] > values[i * channels + best]) best = c;
+      bytes[i] = (uint8_t)best;
+    } else {
+      const float x = values[i];
+      bytes[i] = (uint8_t)lrintf((x > 0 ? x < 1 ? x : 1 : 0) * 255.0f);
+    }
+  }
+  return bytes;
+}
+
+static const char* save(const char* path, const float* values, const visq_output* output) {
+  const int classes = output->classes || (output->channels != 1 && output->channels != 3);
+  uint8_t* bytes;
+  const char* error;
+  if (classes && output->channels > 256) return "a network of more than 256 classes has no image of bytes";
+  bytes = bytes_of(values, output, classes);
+  if (!bytes) return "there is not enough memory";
+  error = write_image(path, (int)output->width, (int)output->height, classes ? 1 : (int)output->channels, bytes);
+  free(bytes);
+  return error;
+}
+
 int main(int argc, char** argv) {
   int threads = 1, repeat = 1, raw = 0;
-  const char *paths[2] = {NULL, NULL}, *error;
+  const char *paths[2] = {NULL, NULL}, *out = NULL, *error;
   int given = 0;
   visq_options options = {NULL};
   visq_net net;
@@ -64,6 +99,7 @@ int main(int argc, char** argv) {
     if (!strcmp(argv[i], "--threads") && i + 1 < argc) threads = atoi(argv[++i]);
     else if (!strcmp(argv[i], "--repeat") && i + 1 < argc) repeat = atoi(argv[++i]);
     else if (!strcmp(argv[i], "--level") && i + 1 < argc) options.level = argv[++i];
+    else if (!strcmp(argv[i], "-o") && i + 1 < argc) out = argv[++i];
     else if (!strcmp(argv[i], "--logits")) raw = 1;
     else if (argv[i][0] == '-' || given == 2) return usage();
     else paths[given++] = argv[i];
@@ -74,6 +110,8 @@ int main(int argc, char** argv) {
   if (visq_open(paths[0], &options, &net)) return failed(paths[0], visq_error());
   const double opened = milliseconds() - start;
   if (visq_input_info(net, &input) || visq_output_info(net, &output)) return failed(paths[0], visq_error());
+  if (output.channels && !out && !raw) return failed(paths[0], "this network returns an image; -o names its file");
+  if (!output.channels && out) return failed(paths[0], "this network returns classes, and no image to write");
   error = read_image(paths[1], &picture);
   if (!error) error = fit_image(&picture, &input);
   if (error) return failed(paths[1], error);
@@ -94,7 +132,9 @@ int main(int argc, char** argv) {
     visq_text(net, "model", model, sizeof model);
     visq_text(net, "recipe", recipe, sizeof recipe);
     visq_text(net, "level", level, sizeof level);
-    print_top(net, logits, output.size);
+    error = out ? save(out, logits, &output) : NULL;
+    if (error) return failed(out, error);
+    if (!out) print_top(net, logits, output.size);
     qsort(times, (size_t)repeat, sizeof *times, by_size);
     printf("%s, %s: opened in %.1f ms, ran in %.2f ms (%s, %d thread%s)\n", model, recipe, opened, times[repeat / 2],
            level, threads, threads == 1 ? "" : "s");

@@ -87,7 +87,7 @@ About load_about(const Container& container) {
     if (name == "image") {
       records.read(about.channels), records.read(about.size), records.read(about.resize);
       records.read(about.interpolation);
-      if (about.channels < 1 || about.size < 1 || about.resize < about.size || about.resize > engine::kMaxSize)
+      if (about.channels < 1 || about.size < 1 || (about.resize && about.resize < about.size) || about.resize > engine::kMaxSize)
         records.fail("its sizes make no sense");
     } else if (name == "normalize") {
       read_normalization(records, about);

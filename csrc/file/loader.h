@@ -12,7 +12,9 @@ namespace visq::file {
 
 // What a caller needs to know beside the program.
 struct About {
-  int64_t channels = 0, size = 0, resize = 0;  // of an image: shorter side `resize`, then the centre size x size
+  // Of an image: shorter side `resize`, then the centre size x size. With resize 0 it has the network's size, and `size` is
+  // its height.
+  int64_t channels = 0, size = 0, resize = 0;
   std::string interpolation, model, recipe, version;
   std::vector<float> mean, std;  // by channel, of pixels / 255
   std::vector<std::string> classes;  // one for each logit, or none

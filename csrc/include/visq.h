@@ -56,14 +56,19 @@ typedef struct visq_options {
 typedef struct visq_input {
   int64_t channels;     /* 3, or 1 for grey */
   int64_t height, width; /* of the image that a network takes */
-  int64_t resize;       /* pixels of the shorter side, from which the centre height x width is cut */
+  int64_t resize;       /* pixels of the shorter side, from which the centre height x width is cut; 0: a network that
+                         * returns an image takes one of exactly its size */
   int32_t bicubic;      /* 1: resized by bicubic interpolation, 0: bilinear */
   float mean[4], std[4]; /* by channel: a network takes (pixel / 255 - mean) / std */
 } visq_input;
 
 typedef struct visq_output {
-  int64_t size;        /* logits of one image */
-  int64_t classes;     /* classes that have a name: `size`, or 0 */
+  int64_t size;        /* numbers that one image gives */
+  int64_t classes;     /* classes that have a name: all or none */
+  /* Of the image that a network returns: size = height * width * channels numbers [height][width][channels]. An enlarged
+   * image has 1 or 3 channels in 0..1; a network that gives each pixel a class has a channel for each class. 0 where a
+   * network returns logits [size]. */
+  int64_t channels, height, width;
 } visq_output;
 
 /* Opens a file. It is mapped into memory and must stay unchanged until visq_close (replacing it by renaming is fine).

@@ -95,13 +95,19 @@ def test_upscale_writes_images_that_eval_would_see(
     assert "cannot overlap by 8" in capfd.readouterr().err
 
 
-def test_predict_and_libvisq_say_that_there_are_no_classes(
-    place: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_predict_says_that_there_are_no_classes(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", str(place / "artifact"), str(place / "lr")]) == 1
     assert "returns images, not classes; `visq upscale` is for it" in capfd.readouterr().err
-    assert run(["export", str(place / "artifact"), "--format", "visq", "--out", str(tmp_path / "a.visq")]) == 1
-    assert "this network returns an image; use visq.load" in capfd.readouterr().err
+
+
+def test_export_writes_a_network_for_images_of_a_size(
+    place: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["export", str(place / "artifact"), "--format", "visq", "--out", str(tmp_path / "a.visq")]
+    assert run([*command, "--size", "9x12"]) == 0
+    assert "logits are the engine's bits" in capfd.readouterr().out
+    assert run([*command, "--size", "9x12,11x8", "--overwrite"]) == 1
+    assert "a file takes images of one size" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", ["12", "0x4", "4x", "4x4,", "4,4"])

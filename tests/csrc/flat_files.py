@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import visq
 from visq.export import export
 from visq.models import create_model
 from visq.native.flat_file import aligned, checksum
+from visq.recipes import get_recipe
 
 #: One recipe for each form of scan, weight and codec: fused, fixed, float32, table, rotation, ladder, 8 and 4 bits.
 RECIPES = (
@@ -40,6 +42,24 @@ def make(network: str, recipe: str, folder: Path) -> tuple[Path, Path]:
     artifact, file = folder / "artifact", folder / "net.visq"
     visq.quantize(model, recipe, "fashion-mnist", samples=4, out=artifact, check=False)
     export(artifact, file, format="visq", threads=1)
+    return artifact, file
+
+
+def make_enlarger(folder: Path) -> tuple[Path, Path]:
+    """Returns an artifact that enlarges images twice, and its flat file for images of 9 x 12 pixels."""
+    torch.manual_seed(0)
+    model = create_model("dvmsr", embed_dim=8, depths=[1], d_state=2, upscale=2)
+    torch.save({"params": model.state_dict()}, folder / "net.pth")
+    (folder / "calib").mkdir()
+    for name in "ab":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "calib" / f"{name}.png")
+    sizes = dict(geometry={"image_size": 6}, preprocess={"resize": 8})
+    model = visq.load_model("dvmsr", checkpoint=folder / "net.pth", **sizes)
+    recipe = get_recipe("minmax-w8a8").without_positions()
+    artifact, file = folder / "artifact", folder / "net.visq"
+    visq.quantize(model, recipe, folder / "calib", samples=2, out=artifact, check=False)
+    export(artifact, file, format="visq", size=(9, 12), threads=1)
     return artifact, file
 
 

@@ -67,7 +67,7 @@ class Input(ctypes.Structure):
 
 
 class Output(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_int64), ("classes", ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_int64) for name in ("size", "classes", "channels", "height", "width")]
 
 
 class Library:

@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 import pytest
 
-from tests.csrc.flat_files import PAIRS, QUICK, make, patched
+from tests.csrc.flat_files import PAIRS, QUICK, make, make_enlarger, patched
 from tests.csrc.library import (
     BAD_ARGUMENT,
     CANNOT_READ,
@@ -102,7 +102,7 @@ def test_what_a_file_says_of_itself(library: Library, net: int) -> None:
     info, out = library.input(net), library.output(net)
     assert (info.channels, info.height, info.width, info.resize) == (1, 28, 28, 28)
     assert np.float32(info.mean[0]) == np.float32(0.2860) and np.float32(info.std[0]) == np.float32(0.3530)
-    assert (out.size, out.classes) == (10, 10)
+    assert (out.size, out.classes, out.channels, out.height, out.width) == (10, 10, 0, 0, 0)
     assert library.class_name(net, 9) == (OK, "Ankle boot")
     assert library.class_name(net, 9, size=6) == (OK, "Ankle")
     assert library.class_name(net, 10)[0] == BAD_ARGUMENT
@@ -174,8 +174,10 @@ def test_files_that_cannot_be_used(library: Library, file: Path, tmp_path: Path)
     assert library.open(tmp_path / "pipe")[0] == CANNOT_READ
     (tmp_path / "empty").touch()
     assert library.open(tmp_path / "empty")[0] == NOT_VISQ
-    assert library.open(file, "neon9")[0] == NO_LEVEL
-    assert library.error.startswith("the instruction set neon9 is not available here; available: ")
+    for level in ("neon9", "i8mm", "wasm128"):  # of no processor, and of others than this one
+        if level not in engine_isas():
+            assert library.open(file, level)[0] == NO_LEVEL
+            assert library.error.startswith(f"the instruction set {level} is not available here; available: ")
 
 
 def test_every_truncation_is_an_error(library: Library, file: Path) -> None:
@@ -222,7 +224,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow resizes in another order")
-@pytest.mark.parametrize("size", [(28, 28), (40, 28), (31, 77), (200, 90), (9, 9), (3000, 2)])
+@pytest.mark.parametrize("size", [(28, 28), (40, 28), (31, 77), (200, 90), (9, 9), (3000, 2), (60, 150)])
 @pytest.mark.parametrize("change", [{}, {"resize": 37}, {"channels": 3, "interpolation": "bilinear"}], ids=str)
 def test_the_example_prepares_any_image_as_pillow_does(
     fit: Path, tmp_path: Path, size: tuple[int, int], change: dict[str, object]
@@ -262,9 +264,51 @@ def test_the_example(library: Library, files: Files, tmp_path: Path) -> None:
         ((tmp_path / "a.ppm", tmp_path / "a.ppm"), b"no file of visq"),
         ((file, tmp_path / "a.ppm", "--level", "x"), b"instruction set x"),
         ((file, tmp_path / "a.ppm", "--threads", 0), b"threads is 0, not between 1 and 1024"),
+        ((file, tmp_path / "a.ppm", "-o", tmp_path / "b.ppm"), b"returns classes, and no image to write"),
     ):
         done = run_example(library, *arguments)
         assert done.returncode in (1, 2) and sentence in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def images_to_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network that enlarges images of 9 x 12 pixels twice: its artifact and flat file."""
+    return make_enlarger(tmp_path_factory.mktemp("enlarge"))
+
+
+def test_a_network_that_returns_images(library: Library, images_to_images: tuple[Path, Path], tmp_path: Path) -> None:
+    """The floats have the engine's bits, and visq-run writes the pixels of `visq upscale`."""
+    from PIL import Image
+
+    from visq.runtime.upscaling import upscale
+
+    artifact, file = images_to_images
+    engine = Engine(artifact, threads=1)
+    status, net = library.open(file)
+    assert status == OK, library.error
+    info, out = library.input(net), library.output(net)
+    assert (info.channels, info.height, info.width, info.resize) == (3, 9, 12, 0)
+    assert (out.size, out.classes, out.channels, out.height, out.width) == (3 * 18 * 24, 0, 3, 18, 24)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 12, 3), dtype=np.uint8)
+    expected = engine(engine.preprocess.normalize_array(pixels.transpose(0, 3, 1, 2)))
+    for threads in (1, 2):
+        found = np.full((2, 18, 24, 3), np.nan, np.float32)
+        assert library.run_rgb8(net, pixels, found, threads) == OK, library.error
+        assert np.array_equal(found.transpose(0, 3, 1, 2), expected)
+    assert library.run_rgb8(net, pixels[:, :, :9].copy(), found) == BAD_ARGUMENT
+    assert library.error == "images are 9 x 9 pixels, but the network takes 12 x 9"
+    Image.fromarray(pixels[0]).save(tmp_path / "a.ppm")
+    done = run_example(library, file, tmp_path / "a.ppm", "-o", tmp_path / "large.ppm")
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "large.ppm")), upscale(engine, pixels[0]))
+    Image.fromarray(pixels[0, :, :9]).save(tmp_path / "b.ppm")
+    for arguments, sentence in (
+        ((tmp_path / "a.ppm",), b"this network returns an image; -o names its file"),
+        ((tmp_path / "a.ppm", "-o", tmp_path / "no" / "x.ppm"), b"it cannot be written"),
+        ((tmp_path / "b.ppm", "-o", tmp_path / "x.ppm"), b"it has not the size that the network takes"),
+    ):
+        done = run_example(library, file, *arguments)
+        assert done.returncode == 1 and sentence in done.stderr, done.stderr
 
 
 def test_too_little_memory_is_an_error(library: Library, files: Files) -> None:

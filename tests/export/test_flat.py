@@ -32,6 +32,11 @@ def test_the_command_writes_the_file_and_compares_bits(artifact: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["net.visq"]
 
 
+def test_a_classifier_has_no_other_size(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(VisqError, match="a size is for networks that return images"):
+        export(artifact, tmp_path / "net.visq", format="visq", size=(56, 56))
+
+
 def test_same_artifact_same_bytes(artifact: Path, tmp_path: Path) -> None:
     first, second = (export(artifact, tmp_path / name, format="visq").path.read_bytes() for name in ("a", "b"))
     assert first == second

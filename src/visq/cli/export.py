@@ -10,6 +10,8 @@ import typer
 
 from visq.cli import options
 from visq.cli.output import Output, check_file, megabytes
+from visq.cli.quantize import deploy_sizes
+from visq.errors import VisqError
 
 
 def export(
@@ -20,6 +22,10 @@ def export(
         str | None, typer.Option("--data", help="Images to compare decisions on: a folder, a tar, fashion-mnist.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="So many of them.")] = 64,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HEIGHTxWIDTH", help="Images that a network takes which returns images."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     threads: options.Threads = None,
     json_to: options.JsonTo = None,
@@ -30,7 +36,12 @@ def export(
     from visq.export import export
 
     images = None if data is None else _images(folder, data, limit)
-    found = export(folder, out, format=format, images=images, threads=threads, overwrite=overwrite)
+    sizes = deploy_sizes(size, "--size")
+    if len(sizes) > 1:
+        raise VisqError(f"--size {size!r}: a file takes images of one size")
+    found = export(
+        *(folder, out), format=format, images=images, size=next(iter(sizes), None), threads=threads, overwrite=overwrite
+    )
     output.say(", ".join(filter(None, (f"{found.path}: {megabytes(found.bytes)}", found.checked))))
     if not found.agreement:
         output.warn("no runtime for this format is installed, so the file was not run")

@@ -136,13 +136,13 @@ def quantize(
     stop_below(output, result.check, least, out)
 
 
-def deploy_sizes(text: str | None) -> list[tuple[int, int]]:
+def deploy_sizes(text: str | None, option: str = "--deploy-size") -> list[tuple[int, int]]:
     """Returns the sizes (height, width) of `128x128,96x160`. Raises VisqError for any other text."""
     found = []
     for part in text.split(",") if text is not None else ():
         match = re.fullmatch(r"\s*([1-9]\d{0,6})x([1-9]\d{0,6})\s*", part)
         if match is None:
-            raise VisqError(f"--deploy-size {text!r}: sizes are written as HEIGHTxWIDTH, such as 128x128,96x160")
+            raise VisqError(f"{option} {text!r}: sizes are written as HEIGHTxWIDTH, such as 128x128,96x160")
         found.append((int(match[1]), int(match[2])))
     return found
 

@@ -18,6 +18,7 @@ from visq.integer.program import Program
 from visq.native.extension import available
 from visq.runtime.bundle import Bundle, read_bundle
 from visq.runtime.engine import Engine
+from visq.runtime.sizes import Sizes
 
 #: Random images that a file is run on when the caller brings none.
 TRIAL_IMAGES = 2
@@ -46,6 +47,7 @@ def export(
     *,
     format: str = "onnx",
     images: Floats | None = None,
+    size: tuple[int, int] | None = None,
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -54,9 +56,10 @@ def export(
     Arguments:
         format: one of `FORMATS`.
         images: [B, channels, size, size] float32, normalized; random ones by default.
+        size: (height, width) of the images that a network takes which returns images; by default those of calibration.
     Raises:
-        VisqError: not an artifact, no program, something without a form in that format, a runtime that refuses the
-            file or returns nonsense. No file is left then.
+        VisqError: not an artifact, no program, a size that the network has not, something without a form in that
+            format, a runtime that refuses the file or returns nonsense. No file is left then.
     """
     out = Path(out)
     if format not in FORMATS:
@@ -65,6 +68,10 @@ def export(
         raise VisqError(f"{out} exists; choose another name or pass --overwrite to replace it")
     engine = Engine(folder, threads=threads)
     bundle, program = read_bundle(folder), engine.program
+    if size is not None:
+        if not program.output_map:
+            raise VisqError("a size is for networks that return images; a classifier's images are resized to its own")
+        program = Sizes(program, bundle, lambda other: other).of(*size)
     given = images is not None
     if images is None:
         shape = (TRIAL_IMAGES, program.channels, program.height, program.width)

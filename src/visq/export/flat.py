@@ -6,7 +6,6 @@ import numpy as np
 
 from visq._version import __version__
 from visq.data.preprocess import Preprocess
-from visq.errors import VisqError
 from visq.export.runtimes import Run
 from visq.integer.arithmetic import Floats
 from visq.integer.program import Program
@@ -20,18 +19,16 @@ def to_flat(program: Program, bundle: Bundle) -> bytes:
     """Returns the bytes of a flat file with what a caller must know: images, classes, names.
 
     Raises:
-        VisqError: parameters do not fit the program, numbers are out of the engine's range, or the result is an image.
+        VisqError: parameters do not fit the program, or numbers are out of the engine's range.
     """
-    if program.output_map:
-        raise VisqError(
-            "libvisq returns one row of numbers for an image, and this network returns an image; use visq.load"
-        )
     config = bundle.config
     preprocess = Preprocess.from_dict(config.preprocess)
     writer = Writer(program, bundle)
     writer.write()
     about = writer.file.about
-    about.add("image", preprocess.channels, preprocess.image_size, preprocess.resize, preprocess.interpolation)
+    # A network that returns an image takes one as it is: nothing is resized or cut.
+    sizes = (program.height, 0) if program.output_map else (preprocess.image_size, preprocess.resize)
+    about.add("image", preprocess.channels, *sizes, preprocess.interpolation)
     about.add("normalize", np.array(preprocess.mean, np.float32), np.array(preprocess.std, np.float32))
     about.add("names", config.provenance.model, config.recipe.name, __version__)
     for name in config.classes or ():
@@ -46,8 +43,9 @@ def open_flat(content: bytes, threads: int) -> tuple[Run, str]:
     engine = _C.Engine(engine_isa(), whole)
 
     def run(images: Floats) -> Floats:
-        logits = np.empty((len(images), engine.output_width), np.float32)
-        engine.run(np.ascontiguousarray(images), logits, threads)
-        return logits
+        found = np.empty((len(images), engine.output_width), np.float32)
+        engine.run(np.ascontiguousarray(images), found, threads)
+        channels, *size = engine.output_map
+        return found.reshape(-1, *size, channels).transpose(0, 3, 1, 2) if channels else found
 
     return run, str(engine.isa)

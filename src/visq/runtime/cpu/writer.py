@@ -49,6 +49,8 @@ class Writer:
             self._operation(index, operation)
             self.bundle.forget()  # the file has its own copies
         if self.program.output_map:
+            if (height := self.heights[self.program.output]) is not None:
+                self.file.add("map", self.tensors[self.program.output], height)
             self.file.add("whole_output")
         self.file.add("finish", self.arena.size + SPARE, self.tensors[self.program.output])
         return self.tensors
