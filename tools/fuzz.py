@@ -21,7 +21,7 @@ import torch
 import visq
 from visq.export import export
 from visq.models import create_model
-from visq.models.mambavision import fold_norms
+from visq.models.family import family_of
 from visq.recipes import get_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ NETWORKS = {
     "mambavision": dict(
         image_size=32, stem_dim=4, embed_dim=4, depths=(1, 1, 2, 2), num_heads=(1, 2), windows=(2, 1), d_state=2
     ),
+    "efficientvmamba": dict(dims=(4, 4, 8), depths=(1, 1, 1), d_state=2, hidden_ratio=2),
 }
 #: Of the networks that have operations of their own.
 OTHERS = ("minmax-w8a8-linear", "visq-w8a8-fused")
@@ -46,15 +47,14 @@ OTHERS = ("minmax-w8a8-linear", "visq-w8a8-fused")
 def seeds(folder: Path) -> int:
     """Writes a flat file for each recipe; returns how many there are."""
     pairs = [("vim", recipe) for recipe in RECIPES]
-    pairs += [(network, recipe) for network in ("vmamba", "mambavision") for recipe in OTHERS]
+    pairs += [(network, recipe) for network in list(NETWORKS)[1:] for recipe in OTHERS]
     for network, recipe in pairs:
         out = folder / f"{network}-{recipe}.visq"
         if out.exists():
             continue
         torch.manual_seed(0)
         model = create_model(network, **{"image_size": SIZE, "channels": 1, "num_classes": 10, **NETWORKS[network]})
-        if network == "mambavision":
-            fold_norms(model.eval())  # as loading does
+        model = family_of(model.config).fold(model.eval())  # as loading does
         size = model.config.image_size
         card = visq.load_model("vim_nano_fmnist").card
         model.card = replace(card, preprocess=replace(card.preprocess, image_size=size, resize=size))
