@@ -200,6 +200,7 @@ FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndar
     "silu": (lambda x: x / (1 + np.exp(-x)), lambda x, y: np.abs(y) * (2e-7 + (4 + 2 * np.abs(x)) * ULP)),
     "softplus": (lambda x: np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0), lambda x, y: 2e-6 * y),
     "gelu": (lambda x: x * (1 + erf(x / np.sqrt(2))) / 2, lambda x, y: 4e-7 + 2 * ULP * np.abs(y)),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x, y: y * (2e-7 + (4 + 2 * np.abs(x)) * ULP)),
     "neg": (lambda x: -x, lambda x, y: 0 * y),
 }
 

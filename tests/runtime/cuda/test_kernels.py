@@ -9,7 +9,7 @@ from tests.runtime.cuda.agreement import check, check_program
 from tests.runtime.programs import QUANTIZERS, Maker, weight
 from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan, start_scan
 from visq.integer import operations as ir
-from visq.integer.arithmetic import gelu, gelu_tanh, relu, silu, softplus
+from visq.integer.arithmetic import gelu, gelu_tanh, relu, sigmoid, silu, softplus
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import FloatConv2d, FloatLinear, IntegerConv2d, IntegerLinear, WideLinear
@@ -107,7 +107,7 @@ def test_functions_of_any_number() -> None:
     nan = maker.step(ir.Binary(op="add", dst=4, a=infinite, b=3), 256)
     found = {}
     functions = {"silu": silu, "softplus": softplus, "gelu": gelu, "neg": np.negative}
-    for op, function in {**functions, "gelu_tanh": gelu_tanh, "relu": relu}.items():
+    for op, function in {**functions, "gelu_tanh": gelu_tanh, "sigmoid": sigmoid, "relu": relu}.items():
         for register in (0, large, infinite, nan):
             result = maker.step(ir.Unary(op=op, dst=maker.register(), src=register), 256)
             found[maker.store(result)] = (function, register)
