@@ -50,14 +50,17 @@ from visq.integer.operations import (
     Linear,
     Load,
     Mean,
+    MergeSamples,
     Operation,
     Patches,
     PixelShuffle,
     Rows,
+    Sample,
     Scan,
     Store,
     Transpose,
     Unary,
+    half,
 )
 from visq.integer.program import Program
 from visq.runtime.bundle import Bundle
@@ -263,6 +266,23 @@ class _Export:
         back = np.argsort(order, kind="stable")[: source.side**2]
         return str(self.graph.node("Gather", self.value(source.input), self.graph.constant(back, np.int64), axis=1))
 
+    def sample(self, source: Sample, form: Form) -> str:
+        graph, order, x = self.graph, sampled(source), self.value(source.input)
+        if order.max() == source.height * source.width:  # beyond an odd side lie zeros: a row behind the last one
+            x = graph.node("Concat", x, self.repeated(np.zeros((1, 1, self.operation.width), np.float32)), axis=1)
+        return str(graph.node("Gather", x, graph.constant(order, np.int64), axis=1))
+
+    def merge_samples(self, source: MergeSamples, form: Form) -> str:
+        graph, size = self.graph, (source.height, source.width)
+        places = ((row, column) for column in (0, 1) for row in (0, 1))
+        samples = [
+            sampled(Sample(input="", height=size[0], width=size[1], row=row, column=column, by_columns=row == 1))
+            for row, column in places
+        ]
+        back = np.argsort(np.concatenate(samples), kind="stable")[: size[0] * size[1]]
+        x = graph.node("Concat", *(self.value(name) for name in source.inputs), axis=1)
+        return str(graph.node("Gather", x, graph.constant(back, np.int64), axis=1))
+
     def attention(self, source: Attention, form: Form) -> str:
         assert isinstance(form, IntegerAttention | FloatAttention)
         read = self.integers if isinstance(form, IntegerAttention) else self.value
@@ -337,6 +357,15 @@ def rows_of_windows(side: int, window: int) -> np.ndarray:
     return rows.reshape(across, window, across, window).swapaxes(1, 2).reshape(-1)
 
 
+def sampled(source: Sample) -> np.ndarray:
+    """Returns the rows of the map that a sample takes, in its order; height * width stands for zeros."""
+    rows = source.row + 2 * np.arange(half(source.height))[:, None]
+    columns = source.column + 2 * np.arange(half(source.width))[None]
+    inside = (rows < source.height) & (columns < source.width)
+    order = np.where(inside, rows * source.width + columns, source.height * source.width)
+    return (order.T if source.by_columns else order).reshape(-1)
+
+
 _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     Patches: _Export.patches,
     Linear: _Export.linear,
@@ -346,6 +375,8 @@ _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     PixelShuffle: _Export.pixel_shuffle,
     Transpose: _Export.transpose,
     EnterWindows: _Export.enter_windows,
+    Sample: _Export.sample,
+    MergeSamples: _Export.merge_samples,
     LeaveWindows: _Export.leave_windows,
     Attention: _Export.attention,
     Mean: _Export.mean,
