@@ -167,6 +167,7 @@ class TrainConfig(_Strict):
         masks: for networks that give each pixel a class; None for classifiers of images.
         precision: type of the forward pass; weights are float32 in both.
         compile: runs the model through torch.compile.
+        cuda_graph: on a GPU, captures the whole step in a CUDA graph, where that is possible.
         device: `cpu`, `cuda`, `cuda:1` or `auto`, which takes a GPU where there is one (`visq.device`).
         save: the weights that `model.safetensors` gets, averaged or raw.
         average_with: checkpoints of the same network, such as those of earlier cycles, whose weights are averaged with
@@ -191,6 +192,7 @@ class TrainConfig(_Strict):
     masks: MasksConfig | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    cuda_graph: bool = True
     device: str = "auto"
     seed: Count = 0
     eval_every: AtLeastOne = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from visq.device import described, resolve_device, too_little_memory
 from visq.errors import VisqError
@@ -25,7 +25,11 @@ from visq.train.masks import Masks
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
 from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors, write_text
+from visq.train.step import Step
 from visq.train.task import Forward, Labels, Task
+
+#: Steps between two looks at the loss on a GPU, which has to finish its work for that.
+LOOK = 10
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class _Run:
         if self.steps == 0:
             raise VisqError(f"batch_size {config.batch_size} is more than {self.task.n} images")
         self.forward: Forward = torch.compile(self.model) if config.compile else self.model
+        self.step = Step(self.forward, self.task.loss, self.model, self.optimizer, self.ema, config, self.device)
+        self.said: str | None = None
 
     def finish(self) -> TrainResult:
         """Trains the epochs that are left, writes the model, and evaluates the written file."""
@@ -159,21 +165,27 @@ class _Run:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(self.task.n, generator=generator)
         self.model.train()
-        total = 0.0
+        total, unseen = 0.0, list[Tensor]()
         # Stochastic depth draws from the global generator, which belongs to the caller.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(config.seed * 1_000_003 + epoch)
             for batch in order[: self.steps * config.batch_size].split(config.batch_size):
-                loss = self._step(batch, generator, step)
-                total += loss
+                unseen.append(self._step(batch, generator, step))
                 step += 1
-                reporter.step(loss)
+                if len(unseen) == (LOOK if self.device.type == "cuda" else 1) or step % self.steps == 0:
+                    for loss in self._checked(unseen, step):
+                        total += loss
+                        reporter.step(loss)
+                    unseen = []
+        if self.step.why_not and self.step.why_not != self.said:
+            self.said = self.step.why_not
+            reporter.say(f"steps are not captured in a CUDA graph: {self.step.why_not}")
         seconds = time.perf_counter() - start
         last = epoch + 1 == config.epochs
         entry = {
             "epoch": epoch + 1,
             "train_loss": total / self.steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(config, step - 1, self.steps),
             "seconds": round(seconds, 3),
             "images_per_second": round(self.steps * config.batch_size / seconds, 1),
         }
@@ -186,36 +198,33 @@ class _Run:
         if last or (epoch + 1) % config.checkpoint_every == 0:
             save_state(self.checkpoint, self.model, self.optimizer, self.ema, self.done)
 
-    def _step(self, batch: Tensor, generator: torch.Generator, step: int) -> float:
-        """Does one optimizer step and returns the loss.
+    def _step(self, batch: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        """Does one optimizer step and returns its loss and the gradient's norm, [2] on the device.
 
         Arguments:
             batch: [B] int64, indices of training images.
             step: finished steps.
+        """
+        images, targets = self.task.batch(batch, generator)
+        return torch.stack(self.step(images, targets, learning_rate(self.config, step, self.steps), step))
+
+    def _checked(self, measured: list[Tensor], end: int) -> list[float]:
+        """Returns the losses of the last steps; `end` is the number of finished steps.
+
         Raises:
-            VisqError: the loss or the gradient is not finite.
+            VisqError: a loss or a gradient is not finite.
         """
         config = self.config
-        rate = learning_rate(config, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        images, targets = self.task.batch(batch, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = self.forward(images)
-        loss = self.task.loss(logits.float(), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        for what, value in (("loss", loss.item()), ("gradient", norm.item())):
-            if not math.isfinite(value):
-                raise VisqError(
-                    f"{what} is {value} at epoch {step // self.steps + 1}, step {step}, learning rate {rate:.2e}: "
-                    f"lower lr (try {config.lr / 3:.1e}) or raise warmup_epochs"
-                )
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(step)
-        return loss.item()
+        found = torch.stack(measured).tolist()
+        for step, values in enumerate(found, end - len(found)):
+            for what, value in zip(("loss", "gradient"), values, strict=True):
+                if not math.isfinite(value):
+                    rate = learning_rate(config, step, self.steps)
+                    raise VisqError(
+                        f"{what} is {value} at epoch {step // self.steps + 1}, step {step}, learning rate {rate:.2e}: "
+                        f"lower lr (try {config.lr / 3:.1e}) or raise warmup_epochs"
+                    )
+        return [loss for loss, _ in found]
 
     def _evaluate(self) -> tuple[float, float | None]:
         """Returns the scores of the raw weights and of their average, None where there is none [percent]."""

@@ -50,11 +50,24 @@ class WeightAverage:
         self.parameters = dict(model.named_parameters())
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    @torch.no_grad()
+    def share(self, step: int) -> float:
+        """Returns the part of the model's weights in the average after optimizer step `step` (from 0)."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     def update(self, step: int) -> None:
         """Moves the average towards the model's weights after optimizer step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - decay)
+        self.move(self.share(step))
+
+    @torch.no_grad()
+    def move(self, share: float | Tensor) -> None:
+        """Moves the average by a part of the way to the model's weights; a tensor may change between CUDA replays."""
+        averages, weights = list(self.shadow.values()), list(self.parameters.values())
+        if isinstance(share, float):
+            torch._foreach_lerp_(averages, weights, share)
+            return
+        way = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(way, share)
+        torch._foreach_add_(averages, way)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

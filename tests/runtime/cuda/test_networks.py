@@ -86,5 +86,5 @@ def test_kernels_compile_for_gpus(recipe: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) >= 30 and any("mma" in line for line in lines)
+    assert len(lines) >= 12 and any("mma" in line for line in lines)
     assert [line for line in lines if "local" in line] == []  # nothing is spilled
