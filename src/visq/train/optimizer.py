@@ -61,7 +61,8 @@ class WeightAverage:
     @torch.no_grad()
     def move(self, share: float | Tensor) -> None:
         """Moves the average by a part of the way to the model's weights; a tensor may change between CUDA replays."""
-        averages, weights = list(self.shadow.values()), list(self.parameters.values())
+        averages: list[Tensor] = list(self.shadow.values())
+        weights: list[Tensor] = list(self.parameters.values())
         if isinstance(share, float):
             torch._foreach_lerp_(averages, weights, share)
             return

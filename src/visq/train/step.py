@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Step:
             self.ema.move(share)
         return loss.detach(), norm
 
-    def _aside(self) -> Any:
+    def _aside(self) -> contextlib.AbstractContextManager[None]:
         """Returns a `with` block on the stream of warm-up and capture."""
         return contextlib.nullcontext() if self._stream is None else _on(self._stream, self.device)
 
@@ -124,7 +124,7 @@ def captured(run: Callable[[], Measured], stream: Any) -> tuple[Callable[[], Non
 
 
 @contextlib.contextmanager
-def _on(stream: Any, device: torch.device) -> Any:
+def _on(stream: Any, device: torch.device) -> Iterator[None]:
     """Runs a `with` block on a stream that waits for the current one, which waits for it in turn."""
     current = torch.cuda.current_stream(device)
     stream.wait_stream(current)
