@@ -8,6 +8,7 @@ import pytest
 from tests.runtime.cuda.agreement import check, check_program
 from tests.runtime.programs import QUANTIZERS, Maker, weight
 from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan, start_scan
+from visq.errors import VisqError
 from visq.integer import operations as ir
 from visq.integer.arithmetic import gelu, gelu_tanh, relu, sigmoid, silu, softplus
 from visq.integer.fixed_scan import FixedScan
@@ -304,3 +305,29 @@ def test_scan_at_the_ends_of_16_bits() -> None:
     at_their_ends(maker)
     oracle = check(maker, output)
     assert isinstance(oracle.forms[-1], FusedScan)
+
+
+@pytest.mark.parametrize(("kind", "side", "window"), [("token asymmetric", 5, 2), ("table", 3, 4)])
+def test_windows_and_back(kind: str, side: int, window: int) -> None:
+    """Windows that reach beyond the map hold zeros there, whatever the codes' zero point is."""
+    maker = Maker(side)
+    x = maker.random(side * side, 17, kind)
+    across = -(-side // window)
+    maker.operation(ir.EnterWindows(input=x, side=side, window=window), across**2 * window**2, 17)
+    inside = maker.store()
+    maker.operation(ir.LeaveWindows(input=inside, side=side, window=window), side * side, 17)
+    check(maker, maker.store(), batch=2)
+
+
+def test_attention_and_append_are_refused_by_name() -> None:
+    maker = Maker(4)
+    x = maker.random(6, 8, None)
+    maker.operation(ir.Attention(q=x, k=x, v=x, heads=2, length=6), 6, 8)
+    output = maker.store()
+    with pytest.raises(VisqError, match=r"^operation op\d: the engine on CUDA has no source attention; .*'int'"):
+        CudaEngine(maker.program(output), maker.bundle)
+    maker = Maker(4)
+    maker.operation(ir.Concat(parts=((maker.random(6, 8, None), 0, 6),)), 6, 8)
+    output = maker.store(maker.step(ir.Append(dst=1, a=0, b=0), 16))
+    with pytest.raises(VisqError, match=r"^operation op\d: the engine on CUDA has no instruction append; .*'int'"):
+        CudaEngine(maker.program(output), maker.bundle)

@@ -25,6 +25,8 @@ from visq.integer.operations import (
     Conv1d,
     Conv2d,
     DenseConv2d,
+    EnterWindows,
+    LeaveWindows,
     Linear,
     Mean,
     Operation,
@@ -120,6 +122,30 @@ def _concat(source: Source, parts: Concat, text: Text, at: At) -> str:
 def _transpose(source: Source, step: Transpose, text: Text, at: At) -> str:
     token = text.let(f"{at.token} % {step.height} * {step.width} + {at.token} // {step.height}")
     row = text.let(f"{at.row} - {at.token} + {token}")
+    return source.read(text, step.input, replace(at, row=row, token=token))
+
+
+def _enter_windows(source: Source, step: EnterWindows, text: Text, at: At) -> str:
+    """Row y * window + x of a window is a position of the map; the last windows may reach beyond it."""
+    side, window = step.side, step.window
+    across = -(-side // window)
+    which, inner = text.let(f"{at.token} // {window**2}"), text.let(f"{at.token} % {window**2}")
+    y = text.let(f"{which} // {across} * {window} + {inner} // {window}")
+    x = text.let(f"{which} % {across} * {window} + {inner} % {window}")
+    there = text.let(f"{at.has_row} & ({y} < {side}) & ({x} < {side})")
+    token = text.let(f"{y} * {side} + {x}")
+    row = text.let(f"{at.row} // {source.operation.rows} * {side * side} + {token}")
+    value = source.read(text, step.input, replace(at, row=row, token=token, has_row=there))
+    return text.let(f"tl.where({there}, {value}, 0.0)")
+
+
+def _leave_windows(source: Source, step: LeaveWindows, text: Text, at: At) -> str:
+    side, window = step.side, step.window
+    across = -(-side // window)
+    y, x = text.let(f"{at.token} // {side}"), text.let(f"{at.token} % {side}")
+    which = text.let(f"{y} // {window} * {across} + {x} // {window}")
+    token = text.let(f"{which} * {window**2} + {y} % {window} * {window} + {x} % {window}")
+    row = text.let(f"{at.row} // {side * side} * {across**2 * window**2} + {token}")
     return source.read(text, step.input, replace(at, row=row, token=token))
 
 
@@ -361,6 +387,8 @@ _SOURCES: dict[type, Callable[[Source, Any, Text, At], str]] = {
     DenseConv2d: _dense_conv2d,
     PixelShuffle: _pixel_shuffle,
     Transpose: _transpose,
+    EnterWindows: _enter_windows,
+    LeaveWindows: _leave_windows,
     Mean: _mean,
     Concat: _concat,
     Rows: _rows,
