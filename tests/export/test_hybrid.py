@@ -6,18 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.lowering.bundles import ParameterBundle
 from tests.lowering.test_mambavision import ready
-from tests.models.test_localmamba import small
-from tests.runtime.programs import Maker
 from tests.runtime.test_attention import FLOATS, INTEGERS, attention
 from visq.data import open_dataset
 from visq.integer import operations as ir
 from visq.integer.operations import DenseConv2d, Scan
-from visq.lowering import lower
 from visq.pipeline import quantize
 from visq.recipes import get_recipe
 from visq.runtime.bundle import read_bundle
@@ -27,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnx", reason="needs the extra onnx")
 
 from visq.export.network import artifact_to_onnx
-from visq.export.program import rows_of_windows, to_onnx
+from visq.export.program import to_onnx
 from visq.export.runtimes import installed
 
 IN_INTEGERS = [kinds for kinds in INTEGERS if "table" not in kinds]
@@ -52,65 +47,6 @@ def test_attention_is_the_oracles(kinds: tuple[str | None, ...], shape: tuple[in
         # A probability on the edge between two codes may fall to either side.
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
         assert np.median(np.abs(found - expected)) < 1e-5
-
-
-def test_samples_of_a_map_and_their_merge() -> None:
-    """A map of 5 x 5 has an odd side, so that samples from row or column 1 on end in zeros."""
-    maker = Maker(0, size=5)
-    maker.operation(ir.Patches(patch=1, stride=1), 25, 3)
-    x, names = maker.store(), []
-    for row, column in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        source = ir.Sample(input=x, height=5, width=5, row=row, column=column, by_columns=row == 1)
-        maker.operation(source, 9, 3)
-        names.append(maker.store())
-    a, b, c, d = names
-    maker.operation(ir.MergeSamples(inputs=(a, b, c, d), height=5, width=5), 25, 3)
-    images = maker.images(2)
-    for name in (*names, maker.store()):
-        program = maker.program(name).model_copy(update={"output_map": True})
-        expected = Oracle(program, maker.bundle)(images)
-        for found in answers(to_onnx(program, maker.bundle).SerializeToString(), images).values():
-            assert np.array_equal(found, expected), name
-
-
-@pytest.mark.parametrize("family", ["localvim", "localvmamba"])
-def test_a_network_with_windowed_scans(family: str) -> None:
-    model = small(family)
-    program, bundle = lower(model), ParameterBundle(model)
-    images = np.random.default_rng(0).standard_normal((2, 3, 24, 24)).astype(np.float32)
-    expected = Oracle(program, bundle)(images)
-    for found in answers(to_onnx(program, bundle).SerializeToString(), images).values():
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(("side", "window"), [(4, 2), (5, 2), (3, 4), (3, 3)])
-def test_windows_of_a_map(side: int, window: int) -> None:
-    maker = Maker(0, size=side)
-    positions, rows = side**2, len(rows_of_windows(side, window))
-    maker.operation(ir.Patches(patch=1, stride=1), positions, 3)
-    x = maker.store()
-    maker.operation(ir.EnterWindows(input=x, side=side, window=window), rows, 3)
-    inside = maker.store()
-    maker.operation(ir.LeaveWindows(input=inside, side=side, window=window), positions, 3)
-    images = maker.images(2)
-    for name in (inside, maker.store()):
-        height = 1 if name == inside else None
-        maker.tensors[name] = maker.tensors[name].model_copy(update={"height": height})
-        program = maker.program(name).model_copy(update={"output_map": True})
-        expected = Oracle(program, maker.bundle)(images)
-        for found in answers(to_onnx(program, maker.bundle).SerializeToString(), images).values():
-            np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("windows", [(4, 2), (2, 1)], ids=str)
-def test_an_fp32_hybrid_is_the_network(windows: tuple[int, int]) -> None:
-    network = ready(windows=windows)
-    images = torch.randn(2, 3, 48, 48)
-    with torch.no_grad():
-        expected = network(images).numpy()
-    content = to_onnx(lower(network), ParameterBundle(network)).SerializeToString()
-    for found in answers(content, images.numpy()).values():
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -106,14 +106,6 @@ def test_a_batch_norm_must_be_folded() -> None:
         lower(small())
 
 
-def test_onnx_refuses_samples_by_name(model: EfficientVMamba) -> None:
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    from visq.export.program import to_onnx
-
-    with pytest.raises(VisqError, match=r"operation layers\.0\.blocks\.0\.op\.samples\.0: sample has no ONNX form"):
-        to_onnx(lower(model), ParameterBundle(model))
-
-
 def test_the_cuda_engine_refuses_samples_by_name(model: EfficientVMamba) -> None:
     pytest.importorskip("triton", reason="needs the extra gpu")
     from visq.runtime.cuda.plan import make_plan

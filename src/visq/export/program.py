@@ -18,6 +18,15 @@ from visq.export.codes import Coded, encode, weight_codes, weight_values
 from visq.export.fixed_scan import fixed_point_scan
 from visq.export.graph import Graph
 from visq.export.instructions import INSTRUCTIONS, UNARY
+from visq.export.maps import (
+    average_pool,
+    bilinear,
+    rows_from_windows,
+    rows_of_merge,
+    rows_of_sample,
+    rows_of_windows,
+    taken,
+)
 from visq.export.scan import CHUNK, float_scan
 from visq.integer.arithmetic import Floats
 from visq.integer.attention import FloatAttention, IntegerAttention
@@ -39,6 +48,8 @@ from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import (
     Append,
     Attention,
+    AveragePool,
+    Bilinear,
     Binary,
     Concat,
     Constant,
@@ -60,7 +71,6 @@ from visq.integer.operations import (
     Store,
     Transpose,
     Unary,
-    half,
 )
 from visq.integer.program import Program
 from visq.runtime.bundle import Bundle
@@ -255,33 +265,32 @@ class _Export:
         return graph.reshape(graph.transpose(x, (0, 2, 1, 3)), (-1, source.height * source.width, width))
 
     def enter_windows(self, source: EnterWindows, form: Form) -> str:
-        graph, order = self.graph, rows_of_windows(source.side, source.window)
-        x = self.value(source.input)
-        if order.max() == source.side**2:  # a window leaves the map: it reads a row of zeros behind the last one
-            x = graph.node("Concat", x, self.repeated(np.zeros((1, 1, self.operation.width), np.float32)), axis=1)
-        return str(graph.node("Gather", x, graph.constant(order, np.int64), axis=1))
+        return self.cut(source.input, rows_of_windows(source))
 
     def leave_windows(self, source: LeaveWindows, form: Form) -> str:
-        order = rows_of_windows(source.side, source.window)
-        back = np.argsort(order, kind="stable")[: source.side**2]
-        return str(self.graph.node("Gather", self.value(source.input), self.graph.constant(back, np.int64), axis=1))
+        return taken(self.graph, self.value(source.input), rows_from_windows(source))
 
     def sample(self, source: Sample, form: Form) -> str:
-        graph, order, x = self.graph, sampled(source), self.value(source.input)
-        if order.max() == source.height * source.width:  # beyond an odd side lie zeros: a row behind the last one
-            x = graph.node("Concat", x, self.repeated(np.zeros((1, 1, self.operation.width), np.float32)), axis=1)
-        return str(graph.node("Gather", x, graph.constant(order, np.int64), axis=1))
+        return self.cut(source.input, rows_of_sample(source))
+
+    def cut(self, name: str, rows: np.ndarray) -> str:
+        """Rows of a map by their numbers, of zeros where a number is beyond the last row."""
+        x = self.value(name)
+        if rows.max() == self.program.tensors[name].rows:
+            x = self.graph.node("Concat", x, self.repeated(np.zeros((1, 1, self.operation.width), np.float32)), axis=1)
+        return taken(self.graph, x, rows)
 
     def merge_samples(self, source: MergeSamples, form: Form) -> str:
-        graph, size = self.graph, (source.height, source.width)
-        places = ((row, column) for column in (0, 1) for row in (0, 1))
-        samples = [
-            sampled(Sample(input="", height=size[0], width=size[1], row=row, column=column, by_columns=row == 1))
-            for row, column in places
-        ]
-        back = np.argsort(np.concatenate(samples), kind="stable")[: size[0] * size[1]]
-        x = graph.node("Concat", *(self.value(name) for name in source.inputs), axis=1)
-        return str(graph.node("Gather", x, graph.constant(back, np.int64), axis=1))
+        joined = self.graph.node("Concat", *(self.value(name) for name in source.inputs), axis=1)
+        return taken(self.graph, joined, rows_of_merge(source))
+
+    def bilinear(self, source: Bilinear, form: Form) -> str:
+        size, target = (map_size(self.program.tensors[name]) for name in (source.input, source.like))
+        return bilinear(self.graph, self.value(source.input), size, target, self.operation.width)
+
+    def average_pool(self, source: AveragePool, form: Form) -> str:
+        size = map_size(self.program.tensors[source.input])
+        return average_pool(self.graph, self.value(source.input), size, (source.height, source.width))
 
     def attention(self, source: Attention, form: Form) -> str:
         assert isinstance(form, IntegerAttention | FloatAttention)
@@ -349,23 +358,6 @@ class _Export:
             self.tensors[step.tensor] = encode(self.graph, decl.site, codec, x, decl.reverse, count)
 
 
-def rows_of_windows(side: int, window: int) -> np.ndarray:
-    """Returns, for each row of the windows that cover a map, its row in the map; side^2 outside the map."""
-    across = -(-side // window)
-    rows = np.full((across * window,) * 2, side**2)
-    rows[:side, :side] = np.arange(side**2).reshape(side, side)
-    return rows.reshape(across, window, across, window).swapaxes(1, 2).reshape(-1)
-
-
-def sampled(source: Sample) -> np.ndarray:
-    """Returns the rows of the map that a sample takes, in its order; height * width stands for zeros."""
-    rows = source.row + 2 * np.arange(half(source.height))[:, None]
-    columns = source.column + 2 * np.arange(half(source.width))[None]
-    inside = (rows < source.height) & (columns < source.width)
-    order = np.where(inside, rows * source.width + columns, source.height * source.width)
-    return (order.T if source.by_columns else order).reshape(-1)
-
-
 _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     Patches: _Export.patches,
     Linear: _Export.linear,
@@ -375,9 +367,11 @@ _SOURCES: dict[type, Callable[[_Export, Any, Form], str]] = {
     PixelShuffle: _Export.pixel_shuffle,
     Transpose: _Export.transpose,
     EnterWindows: _Export.enter_windows,
+    LeaveWindows: _Export.leave_windows,
     Sample: _Export.sample,
     MergeSamples: _Export.merge_samples,
-    LeaveWindows: _Export.leave_windows,
+    Bilinear: _Export.bilinear,
+    AveragePool: _Export.average_pool,
     Attention: _Export.attention,
     Mean: _Export.mean,
     Scan: _Export.scan,
