@@ -16,6 +16,7 @@ from visq.data import Dataset
 from visq.device import device_of, reproducible
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
+from visq.models.stage import alike
 from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import ACTIVATION, WEIGHT, named_sites, site_parameter
@@ -145,7 +146,7 @@ def passes(model: Any, images: Tensor, stats: dict[str, SiteStats]) -> tuple[dic
         state: tuple[Tensor, ...] = (images,)
         for stage in model.stages():
             state = stage.forward(*state)
-            outputs.append(torch.stack(state).sum(0))
+            outputs.append(torch.stack(alike(state)).sum(0))
     return traces, outputs
 
 

@@ -21,6 +21,11 @@ class Stage:
     modules: tuple[str, ...]
 
 
+def alike(state: tuple[Tensor, ...]) -> list[Tensor]:
+    """Returns what a stage computes: its tensors of the last one's shape. Maps of other sizes are only passed on."""
+    return [tensor for tensor in state if tensor.shape == state[-1].shape]
+
+
 class StagedNetwork(nn.Module):
     """A network whose forward pass is its stages, one after the other."""
 

@@ -148,8 +148,8 @@ def check_applies(model: Any, recipe: Recipe) -> None:
     guided = [name for name, spec in specs.items() if spec.estimator.params.get("score") == "hessian"]
     if guided and image_classes(model.config) is None:
         raise VisqError(
-            f"recipe {recipe.name} weighs errors by the gradient of a classifier's loss, and {family.title} has no "
-            "classes; use another recipe"
+            f"recipe {recipe.name} weighs errors by the gradient of a classifier's loss, and {family.title} gives an "
+            "image no class; use another recipe"
         )
 
 

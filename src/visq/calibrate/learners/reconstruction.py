@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visq.calibrate.learners.dropping import check_share, dropping
 from visq.errors import VisqError
+from visq.models.stage import alike
 from visq.stages.stage_run import StageRun
 
 #: Distance of (student outputs, FP32 outputs), averaged over images.
@@ -37,9 +38,9 @@ def squared_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) ->
 
 
 def total(outputs: tuple[Tensor, ...]) -> Tensor:
-    """Returns the sum of the outputs that have the last one's shape: maps of other sizes are passed on unchanged."""
-    alike = [output for output in outputs if output.shape == outputs[-1].shape]
-    return sum(alike[1:], start=alike[0])
+    """Returns the sum of what a stage computes."""
+    computed = alike(outputs)
+    return sum(computed[1:], start=computed[0])
 
 
 @dataclass
