@@ -1,0 +1,128 @@
+"""What dropping quantizers and averaging steps bring the learner `distill`, on training images.
+
+    python benchmarks/learner_options.py --model vim_nano_fmnist --calib fashion-mnist --data fashion-mnist
+        [--recipe visq-rotated-w4a4] [--samples 128] [--limit 512] [--epochs 4] [--batch 16] [--seeds 1] [--only ...]
+
+The network is calibrated once for each seed; every setting of the learner starts from a copy. Divergence from FP32 and
+decisions are those of images that took no part. Finished rows are kept in the results,
+benchmarks/results/learner_options_MODEL.json, and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from common import commit, machine, write_json
+from visq.calibrate import calibrate
+from visq.calibrate.learners import Distill, NetworkRun
+from visq.calibrate.learners.distill import distance
+from visq.data import open_dataset
+from visq.models import load_model
+from visq.recipes import get_recipe
+from visq.stages.stream import Stream
+
+SETTINGS: dict[str, dict[str, float]] = {
+    "no learner": {"epochs": 0},
+    "as it is": {},
+    "average 0.9": {"average": 0.9},
+    "average 0.97": {"average": 0.97},
+    "drop 0.25": {"drop": 0.25},
+    "drop 0.5": {"drop": 0.5},
+    "drop 0.25, average 0.97": {"drop": 0.25, "average": 0.97},
+}
+AT_ONCE = 16
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in images.split(AT_ONCE)])
+
+
+def learn(
+    model: nn.Module, images: Tensor, exact: Tensor, folder: Path, seed: int, options: dict[str, Any]
+) -> list[float]:
+    """Tunes the quantized network and returns its held-back losses, the initial one first."""
+    stream = Stream.create(folder / "teacher")
+    for batch in zip(images.split(AT_ONCE), exact.split(AT_ONCE), strict=True):
+        stream.append(batch)
+    stream.close()
+    run = NetworkRun(model, Stream(folder / "teacher", torch.device("cpu")), folder, seed, report=lambda line: None)
+    with torch.enable_grad():
+        Distill(**options).tune(run)
+    found = folder / "distill.safetensors"
+    if not found.exists():
+        return []
+    with safe_open(found, framework="pt") as file:
+        losses: list[float] = json.loads(file.metadata()["losses"])
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calib", required=True)
+    parser.add_argument("--data", required=True, help="training images that are not calibrated with")
+    parser.add_argument("--recipe", default="visq-rotated-w4a4")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--limit", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", help="names of settings with semicolons; all by default")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    out = args.out or Path(__file__).parent / "results" / f"learner_options_{args.model}.json"
+    of = {key: getattr(args, key) for key in ("model", "recipe", "samples", "limit", "epochs", "batch")}
+    rows: list[dict[str, Any]] = []
+    if out.exists():
+        before = json.loads(out.read_text())
+        if {key: before[key] for key in of} != of:
+            raise SystemExit(f"{out} is of other settings: delete it, or choose --out")
+        rows = before["rows"]
+    fp32 = load_model(args.model).eval()
+    card = fp32.card
+    source = open_dataset(args.calib, card.preprocess, split="calib", classes=card.classes)
+    held = open_dataset(args.data, card.preprocess, split="train", classes=card.classes)
+    for seed in range(args.seeds):
+        left = [
+            name
+            for name in (list(SETTINGS) if args.only is None else args.only.split(";"))
+            if not any((row["setting"], row["seed"]) == (name, seed) for row in rows)
+        ]
+        if not left:
+            continue
+        chosen = source.drawn(args.samples, seed)
+        taken = set(chosen) if args.data == args.calib else set()
+        order = held.drawn(min(args.limit + len(taken), len(held)), 1000 + seed)
+        others = [index for index in order if index not in taken][: args.limit]
+        images, labels = (torch.cat(x) for x in zip(*held.select(others).batches(AT_ONCE), strict=True))
+        seen = torch.cat([batch for batch, _ in source.select(chosen).batches(AT_ONCE)])
+        exact, targets = outputs(fp32, images), outputs(fp32, seen)
+        base = copy.deepcopy(fp32)
+        with tempfile.TemporaryDirectory() as folder:
+            calibrate(base, get_recipe(args.recipe), source.select(chosen), work_dir=Path(folder), seed=seed)
+        for name in left:
+            model = copy.deepcopy(base)
+            options = {"epochs": args.epochs, "batch": args.batch, **SETTINGS[name]}
+            with tempfile.TemporaryDirectory() as folder:
+                losses = learn(model, seen, targets, Path(folder), seed, options)
+            found = outputs(model, images)
+            same = 100 * float((found.argmax(1) == exact.argmax(1)).double().mean())
+            top1 = 100 * float((found.argmax(1) == labels).double().mean())
+            row = {"setting": name, "seed": seed, "held_back": losses, "kl": float(distance(found, exact))}
+            rows.append({**row, "same": same, "top1": top1, "commit": commit()})
+            print(rows[-1], flush=True)
+            write_json(out, {**of, "rows": rows, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
