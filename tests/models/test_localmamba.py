@@ -30,7 +30,7 @@ SMALL_VIM: dict[str, Any] = {
     "embed_dim": 8,
     "depth": 2,
     "d_state": 4,
-    "reduced": 2,
+    "reduced": 4,
     "directions": ["h_flip v w2 w2_flip", "h v_flip w3 w2_flip"],
     "num_classes": 5,
 }
@@ -39,6 +39,7 @@ SMALL_VMAMBA: dict[str, Any] = {
     "embed_dim": 8,
     "depths": [1, 1],
     "d_state": 4,
+    "reduction": 4,
     "directions": ["h v_flip w2 w4_flip", "h_flip v w2 w2_flip"],
     "num_classes": 5,
 }
