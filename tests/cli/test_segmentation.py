@@ -86,7 +86,6 @@ def test_tiles_cover_an_image(place: Path) -> None:
         (["segment", "ARTIFACT", "IMAGE", "-o", "OUT", "--tile", "4", "--overlap", "4"], "tiles of 4 pixels"),
         (["eval", "ARTIFACT", "--data", "DATA", "--picture", "x.png"], "give --masks"),
         (["eval", "ARTIFACT", "--data", "NAMED"], "gives each pixel a class, so it has no top-1"),
-        (["export", "ARTIFACT", "--format", "onnx", "-o", "OUT"], "bilinear has no ONNX form"),
     ],
 )
 def test_refusals(place: Path, capfd: pytest.CaptureFixture[str], command: list[str], message: str) -> None:
