@@ -45,8 +45,8 @@ def test_a_chain_is_one_kernel_with_barriers_where_it_reads_itself() -> None:
     (launch,) = launches_of([rows("a", "b"), rows("b", "c"), rows("b", "d"), rows("cd", "e")])
     assert barriers(launch) == ["step_0", "tl.debug_barrier", "step_0", "step_0", "tl.debug_barrier", "step_1"]
     assert launch.kernel.count("@triton.jit") == 2  # three equal steps are one function
-    assert launch.shape(1) == ((13, 1), {"ROWS": 16, **dict.fromkeys(("B0", "B1", "B2", "B3"), 128)})
-    assert launch.shape(128)[0] == (394, 1) and launch.shape(128)[1]["B0"] == 64
+    assert launch.shape(1) == ((13, 1), {"ROWS": 16, **dict.fromkeys(("B0", "B1", "B2", "B3"), 64)})
+    assert launch.shape(128)[0] == (788, 1) and launch.shape(128)[1]["ROWS"] == 32
 
 
 def test_other_rows_end_a_phase() -> None:

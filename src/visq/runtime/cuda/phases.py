@@ -15,8 +15,8 @@ import numpy as np
 from visq.runtime.cuda.steps import RotationStep, RowStep, ScanStep, Step
 from visq.runtime.cuda.text import Arguments, Place, Text
 
-#: Elements of a tile that a program of four warps holds in registers.
-TILE = 4096
+#: Most rows and channels of a tile. More of either take all registers of a thread, as cuobjdump says of a Vim-Tiny's.
+ROWS, COLUMNS = 32, 64
 
 #: Turns the number of images into a kernel's grid and compile-time parameters.
 Shape = Callable[[int], tuple[tuple[int, ...], dict[str, int]]]
@@ -133,17 +133,17 @@ def _phase(kind: str, steps: list[RowStep]) -> Launch:
 
     def shape(batch: int) -> tuple[tuple[int, ...], dict[str, int]]:
         count = batch * rows
-        most = 64 if count >= 8192 else 32 if count >= 4096 else 16
+        most = ROWS if count >= 4096 else 16
         tile = max(min(most, power_of_two(count)), 16 if any(step.multiplies for step in steps) else 2)
-        sizes = {blocks[id(step)]: _block(step, tile) for step in steps}
+        sizes = {blocks[id(step)]: _block(step) for step in steps}
         return (-(-count // tile), len(chains)), {"ROWS": tile, **sizes}
 
     return Launch(steps[0].name, kind, kernel.text(), tuple(kernel.arguments.values), rows, shape)
 
 
-def _block(step: RowStep, tile: int) -> int:
+def _block(step: RowStep) -> int:
     """Returns how many channels of a tile a step computes at a time."""
-    return max(min(TILE // tile, 128, power_of_two(step.width)), 16 if step.multiplies else 2)
+    return max(min(COLUMNS, power_of_two(step.width)), 16 if step.multiplies else 2)
 
 
 def _chains(steps: list[RowStep]) -> list[list[RowStep]]:
