@@ -1,10 +1,11 @@
 """Exported ONNX files against the engine on all test images: top-1, equal decisions, decibels, milliseconds, bytes.
 
     python benchmarks/onnx_agreement.py --model vmamba_nano_imagenette --data val.tar --calib train-0.tar
-        [--recipes a,b,...] [--samples 128] [--limit N] [--threads 1]
+        [--recipes a,b,...] [--samples 128] [--limit N] [--threads 1] [--artifacts FOLDER] [--no-times]
 
-Each recipe is calibrated once (seed 0) and exported in the form of the scan that is fastest in each runtime, as `visq
-bench` does. All three run the same batches in turns. Finished recipes are kept, so that an interrupted run goes on.
+Each recipe is calibrated once (seed 0), or read from FOLDER/MODEL--RECIPE, and exported in the form of the scan that is
+fastest in each runtime, as `visq bench` does. All three run the same batches in turns. Finished recipes are kept, so
+that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import visq
 from common import commit, machine, write_json
 from visq.analysis.evaluate import limited
-from visq.artifact import artifact_bytes, load
+from visq.artifact import artifact_bytes, load, read_config
 from visq.data import open_dataset
 from visq.export.network import artifact_to_onnx
 from visq.export.runtimes import RUNTIMES, open_in
@@ -34,9 +35,10 @@ BATCH = 8
 
 def measure(model: str, recipe: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "a"
-        visq.quantize(model, recipe, args.calib or args.data, samples=args.samples, out=out)
-        card = load(out).card
+        out = (args.artifacts or Path(folder)) / f"{model}--{recipe}"
+        if not out.exists():
+            visq.quantize(model, recipe, args.calib or args.data, samples=args.samples, out=out)
+        card, calibration = load(out).card, read_config(out).provenance.calibration
         data = limited(open_dataset(args.data, card.preprocess, split="test", classes=card.classes), args.limit)
         files = {name: artifact_to_onnx(out, CHUNKS[name]) for name in RUNTIMES}
         runs = {"engine": visq.load(out, backend="int", threads=args.threads)}
@@ -63,7 +65,17 @@ def measure(model: str, recipe: str, args: argparse.Namespace) -> dict[str, Any]
             "ms": 1e3 * float(np.median(seconds[name])),
             "bytes": bytes_of[name],
         }
-    return {"model": model, "recipe": recipe, "n": len(truth), "batch": BATCH, "runtimes": rows, "commit": commit()}
+    if args.no_times:
+        for row in rows.values():
+            del row["ms"]
+    settings = {
+        "model": model,
+        "recipe": recipe,
+        "samples": calibration and calibration.images,
+        "n": len(truth),
+        "batch": BATCH,
+    }
+    return {**settings, "batch": BATCH, "runtimes": rows, "commit": commit()}
 
 
 def main() -> None:
@@ -75,19 +87,27 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--limit", type=int, help="at most so many images; all by default")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--artifacts", type=Path, help="where artifacts are kept")
+    parser.add_argument("--no-times", action="store_true", help="leaves out milliseconds, on a busy machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "onnx_agreement.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
-    done = {(row["model"], row["recipe"]) for row in found["rows"]}
+
+    def kept(row: dict[str, Any]) -> bool:
+        """Whether a row was measured as it would be now."""
+        return row["limit"] == args.limit and ("ms" in row["runtimes"]["engine"]) != args.no_times
+
     for recipe in args.recipes.split(","):
-        if (args.model, recipe) not in done:
-            found["rows"].append(measure(args.model, recipe, args))
+        same = [row for row in found["rows"] if (row["model"], row["recipe"]) == (args.model, recipe)]
+        if not any(map(kept, same)):
+            found["rows"] = [row for row in found["rows"] if row not in same] + [measure(args.model, recipe, args)]
             found["machine"] = machine()
             write_json(args.out, found)
         row = next(row for row in found["rows"] if (row["model"], row["recipe"]) == (args.model, recipe))
         parts = [
-            f"{name}: {r['top1']:.2f} %, same {r['agree']:.2f} %, {r['ms']:.2f} ms, {r['bytes'] / 1e6:.2f} MB"
+            f"{name}: {r['top1']:.2f} %, same {r['agree']:.2f} %, {r['bytes'] / 1e6:.2f} MB"
+            + (f", {r['ms']:.2f} ms" if "ms" in r else "")
             for name, r in row["runtimes"].items()
         ]
         print(f"{args.model} {recipe} ({row['n']} images): " + "; ".join(parts), flush=True)
