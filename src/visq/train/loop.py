@@ -182,7 +182,7 @@ class _Run:
             reporter.say(f"steps are not captured in a CUDA graph: {self.step.why_not}")
         seconds = time.perf_counter() - start
         last = epoch + 1 == config.epochs
-        entry = {
+        entry: dict[str, float | None] = {
             "epoch": epoch + 1,
             "train_loss": total / self.steps,
             "lr": learning_rate(config, step - 1, self.steps),
