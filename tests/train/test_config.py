@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs/train").glob("*.yaml"))
 def test_shipped_configs_load(path: Path) -> None:
     config = load_config(path)
     needed = [*config.average_with, *filter(None, [config.model.checkpoint])]
-    if needed:  # weights of an earlier stage, where the commands in the first stage's file put them
+    if needed:  # weights of an earlier stage, or of a tool: where the commands in a file's first lines put them
         stages = {f"runs/{shipped.stem}/model.safetensors" for shipped in SHIPPED}
-        assert set(needed) < stages and f"runs/{path.stem}/model.safetensors" not in needed
+        made = set(
+            re.findall(r"^#   python tools/.* (\S+\.safetensors)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+        assert set(needed) < stages | made and f"runs/{path.stem}/model.safetensors" not in needed
     else:
         size = config.preprocess.image_size
         assert config.model.geometry.get("image_size", size) == size

@@ -211,6 +211,8 @@ def test_the_engine_knows_every_field_of_what_it_runs() -> None:
         ir.PixelShuffle: "kind input scale",
         ir.Transpose: "kind input height width",
         ir.Mean: "kind input",
+        ir.EnterWindows: "kind input side window",
+        ir.LeaveWindows: "kind input side window",
         ir.Scan: "kind u delta A B C abar bbar h reverse length",
         ir.Concat: "kind parts",
         ir.Rows: "kind",
