@@ -1,4 +1,4 @@
-"""Files that a user names are read without waiting and without end."""
+"""Files that a user names are read without waiting and without end; files that are written can be read by others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from visq.errors import VisqError
-from visq.files import read_bytes, read_text
+from visq.files import read_bytes, read_text, replacing
 from visq.train.config import load_config
 
 
@@ -64,3 +66,12 @@ def test_a_device_without_an_end_is_refused() -> None:
 def test_a_training_configuration_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
     with pytest.raises(VisqError, match=r"cannot be read \((No such file or directory|Is a directory)\)$"):
         load_config(tmp_path / missing)
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    with replacing(tmp_path / "weights.safetensors") as temporary:
+        save_file({"x": np.zeros(3, np.float32)}, temporary)
+    assert (tmp_path / "weights.safetensors").stat().st_mode == ordinary.stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"ordinary", "weights.safetensors"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,10 +46,16 @@ def is_temporary(name: str) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, and moves that file into place when the block ends without an error."""
+    """Yields a temporary file beside `path`, and moves it into place when the block ends without an error.
+
+    It has the mode that the umask gives, whoever writes it: safetensors would let nobody else read it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         with suppress(OSError):

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visq.errors import VisqError
+from visq.files import replacing
 from visq.train.optimizer import WeightAverage
 
 _FORMAT = 1
@@ -63,11 +64,10 @@ def save_state(
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file under a temporary name and moves it into place."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
