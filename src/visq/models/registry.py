@@ -254,6 +254,16 @@ _OURS = {
     "vim_micro192_imagenette": ("vim", MODELS_PACKAGE, "the same at 192 pixels"),
     "vim_tiny_imagenette": ("vim", MODELS_PACKAGE, "a full Vim-Tiny trained on Imagenette (224 pixels)"),
     "vmamba_nano_imagenette": ("vmamba", MODELS_PACKAGE, "small VMamba trained on Imagenette (96 pixels)"),
+    "efficientvmamba_nano_imagenette": (
+        "efficientvmamba",
+        MODELS_PACKAGE,
+        "small EfficientVMamba trained on Imagenette (128 pixels)",
+    ),
+    "mambavision_nano_imagenette": (
+        "mambavision",
+        MODELS_PACKAGE,
+        "small MambaVision trained on Imagenette (128 pixels)",
+    ),
     "localvim_nano_imagenette": ("localvim", MODELS_PACKAGE, "small LocalVim trained on Imagenette (128 pixels)"),
     "vmamba_nano_camvid": ("vmamba_seg", MODELS_PACKAGE, "small VMamba that segments streets (CamVid, any size)"),
 }
