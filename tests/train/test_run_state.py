@@ -14,7 +14,7 @@ from torch import nn
 
 from visq.errors import VisqError
 from visq.train.optimizer import WeightAverage
-from visq.train.run_state import RunState, read_state, restore, save_state
+from visq.train.run_state import RunState, held, read_state, restore, save_state
 
 STATE = RunState(epoch=2, step=6, seconds=1.5, config="a: 1", data="f" * 64)
 
@@ -81,3 +81,10 @@ def test_another_models_weights(saved: Path) -> None:
         restore(rewrite(saved, **{"model/weight": torch.zeros(3, 3)}), *parts())
     with pytest.raises(VisqError, match="another model's weights"):
         restore(rewrite(saved, drop="model/bias"), *parts())
+
+
+def test_what_a_killed_process_had_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.safetensors.123.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"whole")
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

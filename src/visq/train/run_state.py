@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visq.errors import VisqError
-from visq.files import replacing
+from visq.files import is_temporary, replacing
 from visq.train.optimizer import WeightAverage
 
 _FORMAT = 1
@@ -81,12 +81,16 @@ def write_text(path: Path, text: str) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in a folder for the time of a `with` block, or until this one dies.
 
+    Files that a killed process had half written are removed.
+
     Raises:
         VisqError: another process trains there.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in [path for path in folder.iterdir() if is_temporary(path.name)]:
+            left.unlink()
         yield
     except BlockingIOError as error:
         raise VisqError(f"another process trains in {folder}; wait for it, or choose another folder") from error
