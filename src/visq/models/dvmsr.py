@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models.family import Family, Shapes, register_family
+from visq.models.family import Family, Shapes, need_tensors, register_family
 from visq.models.layers import CheckImages, Conv2d, LayerNorm, PixelShuffle, Shift
 from visq.models.ssm import MambaMixer
 from visq.models.stage import Stage, StagedNetwork
@@ -130,9 +130,9 @@ def infer_dvmsr(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] =
     mixer = "layers.0.residual_group.blocks.0.mixer."
     ends = ("conv_first.weight", "layers.0.conv.weight", "upsample.0.weight")
     telling = {**dict.fromkeys(ends, 4), f"{mixer}A_log": 2, f"{mixer}conv1d.weight": 3}
-    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
-    if missing or 0 in shapes["conv_first.weight"]:
-        raise VisqError(f"not a DVMSR checkpoint: {', '.join(missing) or 'values'} missing or of another rank")
+    need_tensors("a DVMSR checkpoint", shapes, telling)
+    if 0 in shapes["conv_first.weight"]:
+        raise VisqError("not a DVMSR checkpoint: values missing or of another rank")
     dim, channels = shapes["conv_first.weight"][:2]
     inner, d_state = shapes[f"{mixer}A_log"]
     upscale = math.isqrt(shapes["upsample.0.weight"][0] // channels)

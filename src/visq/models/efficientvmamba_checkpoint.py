@@ -15,7 +15,7 @@ from typing import Any
 from visq.errors import VisqError
 from visq.models.directions import split_directions, stack_directions
 from visq.models.efficientvmamba import SCAN_LEVELS, EfficientVMamba, EfficientVMambaConfig, fold_norms
-from visq.models.family import Family, Shapes, Tensors, register_family
+from visq.models.family import Family, Shapes, Tensors, need_tensors, register_family
 
 #: Pairs of an official name and ours.
 _ENDS = (
@@ -100,9 +100,7 @@ def infer_efficientvmamba(shapes: Shapes, hints: Mapping[str, Any], known: Itera
         "classifier.head.weight": 2,
         "patch_embed.0.weight": 4,
     }
-    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
-    if missing:
-        raise VisqError(f"not an EfficientVMamba checkpoint: {', '.join(missing)} missing or of another rank")
+    need_tensors("an EfficientVMamba checkpoint", shapes, telling)
     if any(0 in shapes[name] for name in telling):
         raise VisqError("not an EfficientVMamba checkpoint: a tensor without values")
     dim, reduced = shapes["patch_embed.0.weight"][0], shapes[f"{first}se.global_reduce.weight"][0]

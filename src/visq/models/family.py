@@ -38,6 +38,18 @@ def default_preprocess(config: Any) -> Preprocess:
     raise VisqError(f"images of {channels} channels are not supported, only grey (1) and RGB (3)")
 
 
+def need_tensors(what: str, shapes: Shapes, axes: Mapping[str, int]) -> None:
+    """Raises VisqError unless a checkpoint has the tensors that tell a network from others.
+
+    Arguments:
+        what: the network in the message, such as "a VMamba checkpoint".
+        axes: name of each tensor -> its number of axes.
+    """
+    missing = [name for name, count in axes.items() if len(shapes.get(name, ())) != count]
+    if missing:
+        raise VisqError(f"not {what}: {', '.join(missing)} missing or of another rank")
+
+
 #: A layer's number and its mixer, in front of a site's name.
 LAYER = r"^layers\.\d+\.(blocks\.\d+\.)?((mixer|op)\.)?"
 #: One of several scans of a layer: Vim's backward branch, VMamba's directions.

@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from visq.errors import VisqError
-from visq.models.family import Family, Shapes, Tensors, register_family
+from visq.models.family import Family, Shapes, Tensors, need_tensors, register_family
 from visq.models.localvim import LocalVim, LocalVimConfig, Rope
 
 #: A parameter of one direction: `mixer.conv1d_2.weight` is ours as `mixer.directions.2.conv1d.weight`.
@@ -52,9 +52,7 @@ def infer_localvim(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any
         f"{mixer}attn.global_reduce.weight": 2,
         "head.weight": 2,
     }
-    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
-    if missing:
-        raise VisqError(f"not a LocalVim checkpoint: {', '.join(missing)} missing or of another rank")
+    need_tensors("a LocalVim checkpoint", shapes, telling)
     if f"{mixer}multi_scan.weights" in shapes:
         raise VisqError("this LocalVim is the network of the search for directions; give the one that it found")
     inner, embed_dim = shapes[f"{mixer}in_proj.weight"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from visq.errors import VisqError
 from visq.models.directions import split_directions, stack_directions
-from visq.models.family import Family, Shapes, Tensors, register_family
+from visq.models.family import Family, Shapes, Tensors, need_tensors, register_family
 from visq.models.localvim_checkpoint import GUESS
 from visq.models.localvmamba import LocalVMamba, LocalVMambaConfig
 
@@ -73,9 +73,7 @@ def infer_localvmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[
         f"{op}multi_scan.attn.global_reduce.weight": 2,
         "classifier.head.weight": 2,
     }
-    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
-    if missing:
-        raise VisqError(f"not a LocalVMamba checkpoint: {', '.join(missing)} missing or of another rank")
+    need_tensors("a LocalVMamba checkpoint", shapes, telling)
     if f"{op}multi_scan.weights" in shapes:
         raise VisqError("this LocalVMamba is the network of the search for directions; give the one that it found")
     rows, dim = shapes[f"{op}in_proj.weight"]

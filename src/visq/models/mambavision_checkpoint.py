@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from visq.errors import VisqError
-from visq.models.family import Family, Shapes, override, register_family
+from visq.models.family import Family, Shapes, need_tensors, override, register_family
 from visq.models.mambavision import CONV_LEVELS, MambaVision, MambaVisionConfig, fold_norms
 
 _BLOCK = re.compile(r"levels\.(\d+)\.blocks\.(\d+)\.")
@@ -41,9 +41,7 @@ def infer_mambavision(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[
         f"{mixer}mlp.fc1.weight": 2,
         "head.weight": 2,
     }
-    missing = [name for name, axes in telling.items() if len(shapes.get(name, ())) != axes]
-    if missing:
-        raise VisqError(f"not a MambaVision checkpoint: {', '.join(missing)} missing or of another rank")
+    need_tensors("a MambaVision checkpoint", shapes, telling)
     if any(0 in shapes[name] for name in telling):
         raise VisqError("not a MambaVision checkpoint: a tensor without values")
     stem_dim, channels = shapes["patch_embed.conv_down.0.weight"][:2]

@@ -15,7 +15,7 @@ import torch
 
 from visq.errors import VisqError
 from visq.models.directions import split_directions, stack_directions
-from visq.models.family import Family, Shapes, Tensors, register_family
+from visq.models.family import Family, Shapes, Tensors, need_tensors, register_family
 from visq.models.vmamba import VMamba, VMambaConfig
 
 #: Older spelling -> the latest one, as the public code renames them.
@@ -106,9 +106,7 @@ def infer_vmamba(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any] 
         "classifier.head.weight": 2,
         "patch_embed.0.weight": 4,
     }
-    missing = [name for name, axes in telling.items() if len(found.get(name, ())) != axes]
-    if missing:
-        raise VisqError(f"not a VMamba checkpoint: {', '.join(missing)} missing or of another rank")
+    need_tensors("a VMamba checkpoint", found, telling)
     gated = "patch_embed.5.weight" not in found
     mlp = found.get("layers.0.blocks.0.mlp.fc1.weight")
     if "layers.0.blocks.0.conv_branch.0.weight" in found:

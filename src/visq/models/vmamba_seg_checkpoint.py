@@ -8,7 +8,7 @@ from typing import Any
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models.family import DIRECTION, Family, Shapes, Tensors, register_family
+from visq.models.family import DIRECTION, Family, Shapes, Tensors, need_tensors, register_family
 from visq.models.vmamba_checkpoint import infer_vmamba
 from visq.models.vmamba_checkpoint import pack as pack_backbone
 from visq.models.vmamba_checkpoint import unpack as unpack_backbone
@@ -54,10 +54,9 @@ def infer_vmamba_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[A
     width, last = _TELLING[head]
     axes_of_head = 4 if head == "upernet" else 2
     telling = {width: axes_of_head, last: axes_of_head}
-    missing = [name for name, axes in telling.items() if len(rest.get(name, ())) != axes]
-    if missing or "outnorm0.weight" not in inside:
-        what = ", ".join(missing) or "backbone.outnorm0.weight"
-        raise VisqError(f"not a VMamba for segmentation: {what} missing or of another rank")
+    need_tensors("a VMamba for segmentation", rest, telling)
+    if "outnorm0.weight" not in inside:
+        raise VisqError("not a VMamba for segmentation: backbone.outnorm0.weight missing or of another rank")
     classes = rest[last][0]
     found = infer_vmamba({**inside, "classifier.head.weight": (classes, 1)}, {}, ())
     return VMambaSegConfig(
