@@ -21,6 +21,9 @@ from visq.models.stage import Stage, StagedNetwork
 from visq.models.upernet import UperNetHead, fold_head
 from visq.models.vmamba import Stem, VMambaConfig, make_levels
 
+#: Fields that the backbone has in common with a classifier.
+BACKBONE = ("channels", "embed_dim", "depths", "d_state", "expand", "mlp_ratio", "forward_type")
+
 
 @dataclass(frozen=True)
 class VMambaSegConfig:
@@ -50,15 +53,9 @@ class VMambaSegConfig:
         """Returns the geometry of the classifier with this backbone."""
         return VMambaConfig(
             image_size=2 ** (1 + len(self.depths)),
-            channels=self.channels,
-            embed_dim=self.embed_dim,
-            depths=self.depths,
-            d_state=self.d_state,
-            expand=self.expand,
-            mlp_ratio=self.mlp_ratio,
-            forward_type=self.forward_type,
             num_classes=self.num_classes,
             drop_path=self.drop_path,
+            **{name: getattr(self, name) for name in BACKBONE},
         )
 
     @property
@@ -117,7 +114,7 @@ class VMambaSeg(StagedNetwork):
         given, wanted = classifier.config, self.config.backbone
         different = [
             f"{name} {getattr(given, name, None)} there, {getattr(wanted, name)} here"
-            for name in ("channels", "embed_dim", "depths", "d_state", "expand", "mlp_ratio", "forward_type")
+            for name in BACKBONE
             if getattr(given, name, None) != getattr(wanted, name)
         ]
         if different:

@@ -12,7 +12,7 @@ from visq.models.family import DIRECTION, Family, Shapes, Tensors, need_tensors,
 from visq.models.vmamba_checkpoint import infer_vmamba
 from visq.models.vmamba_checkpoint import pack as pack_backbone
 from visq.models.vmamba_checkpoint import unpack as unpack_backbone
-from visq.models.vmamba_seg import VMambaSeg, VMambaSegConfig, fold_norms
+from visq.models.vmamba_seg import BACKBONE, VMambaSeg, VMambaSegConfig, fold_norms
 
 _BACKBONE = "backbone."
 #: Tensors of training: a second head for its loss, and counters of batches.
@@ -60,17 +60,11 @@ def infer_vmamba_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[A
     classes = rest[last][0]
     found = infer_vmamba({**inside, "classifier.head.weight": (classes, 1)}, {}, ())
     return VMambaSegConfig(
-        channels=found.channels,
-        embed_dim=found.embed_dim,
-        depths=found.depths,
-        d_state=found.d_state,
-        expand=found.expand,
-        mlp_ratio=found.mlp_ratio,
-        forward_type=found.forward_type,
         head=head,
         head_dim=rest[width][0],
         norm="folded" if head == "upernet" and "decode_head.bottleneck.bn.weight" not in rest else "batch",
         num_classes=classes,
+        **{name: getattr(found, name) for name in BACKBONE},
     )
 
 
