@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from visq.cli import options
-from visq.cli.files import image_files
+from visq.cli.files import image_files, png_targets, read_pixels
 from visq.cli.output import Output
-from visq.errors import VisqError
 
 
 def segment(
@@ -40,8 +38,6 @@ def segment(
     from PIL import Image
 
     from visq.data import colours
-    from visq.data.decode import UnreadableImage, decode_image
-    from visq.data.sources import read_file
     from visq.runtime import load_engine, segmenting
     from visq.runtime.upscaling import spans
 
@@ -49,15 +45,11 @@ def segment(
     engine = load_engine(folder.expanduser(), threads=threads)
     classes = engine.program.output_shape[0]
     names = list(engine.config.classes or map(str, range(classes)))
-    sources = _targets(image_files(images), out, overlay, overwrite)
+    beside = _overlay if overlay else None
+    sources = png_targets(image_files(images), out, overwrite=overwrite, beside=beside, taken=("legend.png",))
     rows = []
     for target, source in sources.items():
-        try:
-            decoded = decode_image(read_file(source), engine.preprocess.channels, upright=True).image
-        except (UnreadableImage, OSError) as error:
-            raise VisqError(f"{source} cannot be read as an image: {error}") from error
-        pixels = np.asarray(decoded)
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        pixels = read_pixels(source, engine.preprocess.channels)
         start = time.perf_counter()
         found = segmenting.segment(engine, pixels, tile=tile, overlap=overlap)
         seconds = time.perf_counter() - start
@@ -87,18 +79,3 @@ def segment(
 
 def _overlay(target: Path) -> Path:
     return target.with_name(f"{target.stem}-overlay.png")
-
-
-def _targets(names: Iterable[str], out: Path, overlay: bool, overwrite: bool) -> dict[Path, Path]:
-    """Returns the image of every mask to write. Raises VisqError for two of one name, or files that are there."""
-    targets: dict[Path, Path] = {}
-    for name in names:
-        target = out / f"{Path(name).stem}.png"
-        if target in targets or target.name == "legend.png":
-            other = targets.get(target, "the legend")
-            raise VisqError(f"{other} and {name} would both become {target}; write them into two folders")
-        for path in (target, *((_overlay(target),) if overlay else ())):
-            if path.exists() and not overwrite:
-                raise VisqError(f"{path} exists; choose another folder or pass --overwrite to replace it")
-        targets[target] = Path(name)
-    return targets

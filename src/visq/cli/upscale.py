@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from visq.cli import options
-from visq.cli.files import image_files
+from visq.cli.files import image_files, png_targets, read_pixels
 from visq.cli.output import Output
-from visq.errors import VisqError
-from visq.files import replacing
 
 
 def upscale(
@@ -31,41 +29,22 @@ def upscale(
 ) -> None:
     """Enlarge images of any size with the integer engine; torch is not needed and not loaded."""
     output = Output(json_to)
-    import numpy as np
     from PIL import Image
 
-    from visq.data.decode import UnreadableImage, decode_image
-    from visq.data.sources import read_file
+    from visq.data.colours import write_png
     from visq.runtime import load_engine
     from visq.runtime.upscaling import spans, upscale
 
     spans(1, tile, overlap)  # refuses tiles that make no sense
     engine = load_engine(folder.expanduser(), threads=threads)
-    targets: dict[Path, Path] = {}
-    for name in image_files(images):
-        target = out / f"{Path(name).stem}.png"
-        if target in targets:
-            raise VisqError(f"{targets[target]} and {name} would both become {target}; enlarge them into two folders")
-        if target.exists() and not overwrite:
-            raise VisqError(f"{target} exists; choose another folder or pass --overwrite to replace it")
-        targets[target] = Path(name)
+    targets = png_targets(image_files(images), out, overwrite=overwrite)
     rows = []
     for target, source in targets.items():
-        try:
-            decoded = decode_image(read_file(source), engine.preprocess.channels, upright=True).image
-        except (UnreadableImage, OSError) as error:
-            raise VisqError(f"{source} cannot be read as an image: {error}") from error
-        pixels = np.asarray(decoded)
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        pixels = read_pixels(source, engine.preprocess.channels)
         start = time.perf_counter()
         found = upscale(engine, pixels, tile=tile, overlap=overlap)
         seconds = time.perf_counter() - start
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as temporary:
-                Image.fromarray(found if found.shape[2] == 3 else found[..., 0]).save(temporary, format="PNG")
-        except OSError as error:
-            raise VisqError(f"{target} cannot be written: {error.strerror or error}") from error
+        write_png(Image.fromarray(found if found.shape[2] == 3 else found[..., 0]), target)
         height, width = found.shape[:2]
         rate = height * width / 1e6 / seconds
         output.say(f"{target}: {width} x {height}, {seconds:.2f} s, {rate:.2f} megapixels a second")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from visq.device import described, resolve_device, too_little_memory
 from visq.errors import VisqError
+from visq.files import write_text
 from visq.models.checkpoint import geometry_notes, read_checkpoint
 from visq.models.family import family_of
 from visq.train.config import TrainConfig, differences
@@ -24,7 +25,7 @@ from visq.train.inputs import build_model
 from visq.train.masks import Masks
 from visq.train.optimizer import WeightAverage, learning_rate, make_optimizer
 from visq.train.report import EpochLog, Reporter
-from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors, write_text
+from visq.train.run_state import RunState, held, read_state, restore, save_state, write_safetensors
 from visq.train.step import Step
 from visq.train.task import Forward, Labels, Task
 

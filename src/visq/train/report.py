@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from visq.train.run_state import write_text
+from visq.files import write_text
 
 
 class EpochLog:

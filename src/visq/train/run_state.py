@@ -70,13 +70,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
             os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and moves it into place."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in a folder for the time of a `with` block, or until this one dies.
