@@ -178,8 +178,8 @@ class Engine {
 
   bool finished() const { return finished_; }
   int64_t output_floats() const;
-  // [channels, height, width] of the map that an image's result is, row by row and channels last; zeros where it is one row.
-  // Height and width are 0 where the rows are no square and nothing says how high they stand.
+  // The result of an image as a map: channels, height, width; row by row, channels last. Zeros where it is one row.
+  // Height and width are 0 where nothing tells the height and the rows make no square.
   std::array<int64_t, 3> output_map() const;
   int64_t channels() const { return channels_; }
   int64_t height() const { return height_; }

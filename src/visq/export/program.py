@@ -91,7 +91,7 @@ def to_onnx(program: Program, bundle: Bundle, chunk: int | None = None) -> Any:
 
 
 class _Export:
-    """One walk over a program; `tensors` holds each stored tensor, `registers` those of the operation at hand."""
+    """Walks over a program once; `tensors` holds each stored tensor, `registers` those of the operation at hand."""
 
     def __init__(self, program: Program, bundle: Bundle, chunk: int) -> None:
         self.program, self.bundle, self.graph, self.chunk = program, bundle, Graph(), chunk
@@ -145,7 +145,7 @@ class _Export:
         return self.graph.transpose(self.graph.reshape(x, (0, self.operation.width, -1)), (0, 2, 1))
 
     def sequences(self, x: str, length: int | None) -> str:
-        """The rows [B, rows, width] as the sequences [B sequences, length, width] that they are."""
+        """Returns rows [B, rows, width] as sequences [B sequences, length, width]."""
         return x if length in (None, self.operation.rows) else self.graph.reshape(x, (-1, length, 0))
 
     def rows_of_sequences(self, x: str, length: int | None) -> str:

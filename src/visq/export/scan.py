@@ -23,7 +23,7 @@ CHUNK = CHUNKS["onnxruntime"]
 
 @dataclass(frozen=True)
 class Sequences:
-    """What the steps of a scan read.
+    """Holds what the steps of a scan read.
 
     Attributes:
         channels, states: values [B, L, C] and [B, L, N] by name, in the order of the rows.
@@ -40,7 +40,7 @@ class Sequences:
 
 
 class Chunk:
-    """The body of a scan, which computes a chunk of steps; values are [steps, B, N, C], or broadcast against that."""
+    """Builds the body of a scan over a chunk of steps; values are [steps, B, N, C], or broadcast against that."""
 
     def __init__(self, first: int, size: int) -> None:
         self.graph, self.size = Graph(), size

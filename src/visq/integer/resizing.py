@@ -99,7 +99,7 @@ def _said(height: int, width: int) -> str:
 
 
 class _Resizing:
-    """One walk over a program's operations.
+    """Walks over a program's operations once.
 
     Attributes:
         sizes: the new size of every tensor written so far.

@@ -122,7 +122,7 @@ class AugmentConfig(_Strict):
 
 
 class MasksConfig(_Strict):
-    """How networks that give each pixel a class are trained.
+    """Says how networks that give each pixel a class are trained.
 
     `data.train` and `data.eval` are then as `open_masks` takes them. Of `augment`, flip, brightness, contrast and
     saturation apply.
@@ -147,7 +147,7 @@ class MasksConfig(_Strict):
         return scale
 
 
-#: What `augment` may have where images have masks.
+#: Keys of `augment` that images with masks may have.
 _WITH_MASKS = {"flip", "brightness", "contrast", "saturation"}
 
 

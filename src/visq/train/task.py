@@ -17,7 +17,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Task(Protocol):
-    """A kind of training data.
+    """Stands for a kind of training data.
 
     Attributes:
         metric: name of its score, as in the log.

@@ -24,7 +24,7 @@ Shape = Callable[[int], tuple[tuple[int, ...], dict[str, int]]]
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and what it runs on.
+    """Holds a kernel and what it runs on.
 
     Attributes:
         name: the first of its operations, for errors.
@@ -159,7 +159,7 @@ def _chains(steps: list[RowStep]) -> list[list[RowStep]]:
 
 
 class _Kernel:
-    """A kernel that calls steps; equal ones are one function."""
+    """Calls steps in one kernel; equal ones are one function."""
 
     def __init__(self, constants: str) -> None:
         self.arguments = Arguments()

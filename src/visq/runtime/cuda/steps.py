@@ -15,7 +15,7 @@ from visq.runtime.cuda.text import At, Place, Text
 
 @dataclass(frozen=True)
 class Step:
-    """What one Triton function computes.
+    """Describes what one Triton function computes.
 
     Attributes:
         name: the operation, for errors.
@@ -37,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RowStep(Step):
-    """A step that computes a tile of rows, `BLOCK` channels at a time.
+    """Computes a tile of rows, `BLOCK` channels at a time.
 
     Attributes:
         text: the function without its name.
@@ -55,7 +55,7 @@ class RowStep(Step):
 
 @dataclass(frozen=True)
 class ScanStep(Step):
-    """A step that takes a block of channels of one image through all rows."""
+    """Takes a block of channels of one image through all rows."""
 
     text: Text
     rows: int
@@ -65,7 +65,7 @@ class ScanStep(Step):
 
 @dataclass(frozen=True)
 class RotationStep(Step):
-    """The sums and differences of a rotation: `kernels.butterflies`."""
+    """Computes the sums and differences of a rotation: `kernels.butterflies`."""
 
     rows: int
     width: int

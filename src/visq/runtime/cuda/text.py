@@ -54,7 +54,7 @@ class At:
 
 
 class Arguments:
-    """What a kernel takes, in order: places and parameters. Equal ones are one argument.
+    """Holds what a kernel takes, in order: places and parameters. Equal ones are one argument.
 
     Attributes:
         values: the arguments.
@@ -79,7 +79,7 @@ class Arguments:
 
 
 class Text:
-    """The text of a Triton function under construction."""
+    """Holds the text of a Triton function while it is written."""
 
     def __init__(self) -> None:
         self._arguments = Arguments()
@@ -90,7 +90,7 @@ class Text:
 
     @property
     def arguments(self) -> list[Place | np.ndarray]:
-        """What the function takes, in order."""
+        """Returns what the function takes, in order."""
         return self._arguments.values
 
     def place(self, place: Place) -> str:
