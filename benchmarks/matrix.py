@@ -92,6 +92,7 @@ def work(args: argparse.Namespace) -> None:
                 continue
             start = time.perf_counter()
             options = {"samples": args.samples, "seeds": (seed,), "backend": args.backend, "cache": cache}
+            options["limit"] = args.limit
             row = compare([subject], [get_recipe(name)], **options)[1]
             seconds = time.perf_counter() - start
             print(f"{name} seed {seed}: {row['top1']:.2f}, drop {row['drop']:.2f} ({seconds:.0f} s)", flush=True)
@@ -243,6 +244,7 @@ if __name__ == "__main__":
     parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--scopes", nargs="+", default=list(SCOPES))
     parser.add_argument("--backend", default="int", help="what is measured: int, the engine, or sim")
+    parser.add_argument("--limit", type=int, help="test images, spread over all; one OUT holds rows of one limit")
     parser.add_argument("--until", default="24:00", help="no new cell after this time of the day (HH:MM)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix")
     arguments = parser.parse_args()
