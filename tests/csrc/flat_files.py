@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import visq
+from visq.data import Preprocess
 from visq.export import export
 from visq.models import create_model
 from visq.native.flat_file import aligned, checksum
@@ -60,6 +62,19 @@ def make_enlarger(folder: Path) -> tuple[Path, Path]:
     artifact, file = folder / "artifact", folder / "net.visq"
     visq.quantize(model, recipe, folder / "calib", samples=2, out=artifact, check=False)
     export(artifact, file, format="visq", size=(9, 12), threads=1)
+    return artifact, file
+
+
+def make_segmenter(folder: Path) -> tuple[Path, Path]:
+    """Returns an artifact that gives each position one of three classes, and its flat file for 18 x 30 pixels."""
+    torch.manual_seed(0)
+    model = create_model("vmamba_seg", embed_dim=8, depths=(1, 1), mlp_ratio=1, head_dim=8, num_classes=3)
+    card, names = model.card, ("road", "sky", "tree")
+    model.card = replace(card, config=model.config, preprocess=Preprocess.imagenet(16, 16), classes=names)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    artifact, file = folder / "artifact", folder / "net.visq"
+    visq.quantize(model.eval(), "minmax-w8a8", images, samples=2, held_out=0, check=False, out=artifact)
+    export(artifact, file, format="visq", size=(18, 30), threads=1)
     return artifact, file
 
 

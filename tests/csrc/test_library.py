@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 import pytest
 
-from tests.csrc.flat_files import PAIRS, QUICK, make, make_enlarger, patched
+from tests.csrc.flat_files import PAIRS, QUICK, make, make_enlarger, make_segmenter, patched
 from tests.csrc.library import (
     BAD_ARGUMENT,
     CANNOT_READ,
@@ -309,6 +309,29 @@ def test_a_network_that_returns_images(library: Library, images_to_images: tuple
     ):
         done = run_example(library, file, *arguments)
         assert done.returncode == 1 and sentence in done.stderr, done.stderr
+
+
+def test_a_network_that_gives_each_pixel_a_class(library: Library, tmp_path: Path) -> None:
+    """The maps have the engine's bits, the classes their names, and visq-run writes the number of each one."""
+    from PIL import Image
+
+    artifact, file = make_segmenter(tmp_path)
+    engine = Engine(artifact, threads=1)
+    status, net = library.open(file)
+    assert status == OK, library.error
+    info, out = library.input(net), library.output(net)
+    assert (info.channels, info.height, info.width, info.resize) == (3, 18, 30, 0)
+    assert (out.size, out.classes, out.channels, out.height, out.width) == (3 * 5 * 8, 3, 3, 5, 8)
+    assert [library.class_name(net, i)[1] for i in range(3)] == ["road", "sky", "tree"]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 18, 30, 3), dtype=np.uint8)
+    expected = engine(engine.preprocess.normalize_array(pixels.transpose(0, 3, 1, 2)))
+    found = np.full((2, 5, 8, 3), np.nan, np.float32)
+    assert library.run_rgb8(net, pixels, found) == OK, library.error
+    assert np.array_equal(found.transpose(0, 3, 1, 2), expected)
+    Image.fromarray(pixels[0]).save(tmp_path / "a.ppm")
+    done = run_example(library, file, tmp_path / "a.ppm", "-o", tmp_path / "classes.pgm")
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "classes.pgm")), expected[0].argmax(0))
 
 
 def test_too_little_memory_is_an_error(library: Library, files: Files) -> None:
