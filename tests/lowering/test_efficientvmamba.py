@@ -104,11 +104,3 @@ def test_an_fp32_model_has_a_program_for_every_size(size: tuple[int, int], model
 def test_a_batch_norm_must_be_folded() -> None:
     with pytest.raises(LoweringError, match=r"conv_branch\.1: a batch norm must be folded first, as load_model does"):
         lower(small())
-
-
-def test_the_cuda_engine_refuses_samples_by_name(model: EfficientVMamba) -> None:
-    pytest.importorskip("triton", reason="needs the extra gpu")
-    from visq.runtime.cuda.plan import make_plan
-
-    with pytest.raises(VisqError, match=r"op\.samples\.0: the engine on CUDA has no source sample; run .* 'int'"):
-        make_plan(lower(model), ParameterBundle(model))

@@ -108,13 +108,6 @@ def test_a_turn_of_an_odd_row_is_refused() -> None:
         turning(3)
 
 
-def test_a_turn_is_refused_by_name_on_cuda() -> None:
-    bodies = pytest.importorskip("visq.runtime.cuda.bodies")
-    program = turning(4)
-    with pytest.raises(VisqError, match=r"operation turned: the engine on CUDA has no instruction turn; .*'int'"):
-        bodies.Body(program, program.operations[0], None, {"t0": None}, 0)
-
-
 def turning(channels: int) -> Program:
     """Returns a program that turns the pixels of an image of 1 x 1."""
     body = (ir.Turn(dst=1, src=0), ir.Store(src=1, tensor="t0"))

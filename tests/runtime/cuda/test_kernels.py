@@ -8,7 +8,6 @@ import pytest
 from tests.runtime.cuda.agreement import check, check_program
 from tests.runtime.programs import QUANTIZERS, Maker, weight
 from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan, start_scan
-from visq.errors import VisqError
 from visq.integer import operations as ir
 from visq.integer.arithmetic import gelu, gelu_tanh, relu, sigmoid, silu, softplus
 from visq.integer.fixed_scan import FixedScan
@@ -21,7 +20,7 @@ from visq.integer.operations import Constant
 from visq.runtime.cuda import sources
 from visq.runtime.cuda.engine import CudaEngine
 from visq.runtime.cuda.instructions import EXPRESSIONS
-from visq.runtime.cuda.sources import pack_nibbles
+from visq.runtime.cuda.products import pack_nibbles
 from visq.runtime.oracle import Oracle
 
 
@@ -209,13 +208,20 @@ def test_the_engine_knows_every_field_of_what_it_runs() -> None:
         ir.Conv2d: "kind input weight bias kernel padding",
         ir.DenseConv2d: "kind input weight bias kernel stride padding",
         ir.PixelShuffle: "kind input scale",
+        ir.Bilinear: "kind input like",
+        ir.AveragePool: "kind input height width",
         ir.Transpose: "kind input height width",
         ir.Mean: "kind input",
         ir.EnterWindows: "kind input side window",
         ir.LeaveWindows: "kind input side window",
+        ir.Sample: "kind input height width row column by_columns",
+        ir.MergeSamples: "kind inputs height width",
+        ir.Attention: "kind q k v heads length scores probs",
         ir.Scan: "kind u delta A B C abar bbar h reverse length",
         ir.Concat: "kind parts",
         ir.Rows: "kind",
+        ir.Append: "op dst a b",
+        ir.Turn: "op dst src",
         ir.Round: "op dst src site reverse length",
         ir.Load: "op dst tensor row",
         ir.Rotate: "op dst src site",
@@ -224,7 +230,7 @@ def test_the_engine_knows_every_field_of_what_it_runs() -> None:
     assert {kind: set(kind.model_fields) for kind in known} == {
         kind: set(names.split()) for kind, names in known.items()
     }
-    assert {*sources._SOURCES, ir.Scan} == {kind for kind in known if "kind" in kind.model_fields}
+    assert {*sources._SOURCES, ir.Scan, ir.Attention} == {kind for kind in known if "kind" in kind.model_fields}
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -319,17 +325,3 @@ def test_windows_and_back(kind: str, side: int, window: int) -> None:
     inside = maker.store()
     maker.operation(ir.LeaveWindows(input=inside, side=side, window=window), side * side, 17)
     check(maker, maker.store(), batch=2)
-
-
-def test_attention_and_append_are_refused_by_name() -> None:
-    maker = Maker(4)
-    x = maker.random(6, 8, None)
-    maker.operation(ir.Attention(q=x, k=x, v=x, heads=2, length=6), 6, 8)
-    output = maker.store()
-    with pytest.raises(VisqError, match=r"^operation op\d: the engine on CUDA has no source attention; .*'int'"):
-        CudaEngine(maker.program(output), maker.bundle)
-    maker = Maker(4)
-    maker.operation(ir.Concat(parts=((maker.random(6, 8, None), 0, 6),)), 6, 8)
-    output = maker.store(maker.step(ir.Append(dst=1, a=0, b=0), 16))
-    with pytest.raises(VisqError, match=r"^operation op\d: the engine on CUDA has no instruction append; .*'int'"):
-        CudaEngine(maker.program(output), maker.bundle)

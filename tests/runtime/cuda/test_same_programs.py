@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime import test_dense, test_maps
+from tests.runtime import test_attention, test_dense, test_maps, test_resampling
 from tests.runtime.cpu import test_instructions, test_products, test_scans
 from tests.runtime.cpu.test_instructions import (  # noqa: F401
     test_encode_and_decode,
@@ -36,6 +36,14 @@ from tests.runtime.cpu.test_scans import (  # noqa: F401
     test_ladder_scan_that_saturates,
 )
 from tests.runtime.cuda.agreement import check
+from tests.runtime.test_attention import (  # noqa: F401
+    test_append,
+    test_attention_in_float32,
+    test_attention_in_integers,
+    test_attention_starts_a_phase_and_others_follow_it,
+    test_convolutions_that_look_ahead,
+    test_windows_and_back,
+)
 from tests.runtime.test_dense import (  # noqa: F401
     test_a_map_that_fills_tiles,
     test_a_zero_point_beyond_the_codes_runs_in_float,
@@ -56,11 +64,20 @@ from tests.runtime.test_maps import (  # noqa: F401
     test_windows_of_a_map,
     test_windows_of_the_image,
 )
+from tests.runtime.test_resampling import test_the_engine_has_the_oracles_bits  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (test_instructions, test_products, test_scans, test_maps, test_dense):
+    for module in (
+        test_instructions,
+        test_products,
+        test_scans,
+        test_maps,
+        test_dense,
+        test_attention,
+        test_resampling,
+    ):
         monkeypatch.setattr(module, "check", check)

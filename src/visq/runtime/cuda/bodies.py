@@ -1,7 +1,7 @@
 """Writes the values of an operation's registers, and finds which of its stores one kernel can compute together.
 
-A register's value is written where a store needs it, a block of channels at a time. What needs a whole row (a norm, a
-rotation) reads it from memory: its operand is stored first, by an earlier kernel of the operation.
+A register's value is written where a store needs it, a block of channels at a time. What needs other channels (a norm,
+a rotation, a turn, appended channels) reads them from memory: its operands are stored first, by an earlier step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from visq.errors import VisqError
 from visq.integer.consistency import register_widths
 from visq.integer.operations import (
     AddValues,
+    Append,
     Binary,
     LayerNorm,
     Load,
@@ -25,6 +26,7 @@ from visq.integer.operations import (
     Round,
     Slice,
     Store,
+    Turn,
     Unary,
     WithConstant,
     WithScalar,
@@ -35,8 +37,8 @@ from visq.runtime.cuda.codecs import SiteCodes, site_codes
 from visq.runtime.cuda.instructions import EXPRESSIONS
 from visq.runtime.cuda.text import At, Place, Text
 
-#: Instructions that need all channels of their operand.
-WHOLE_ROW = (RmsNorm, LayerNorm, Rotate)
+#: Instructions that need other channels of their operands than the one they compute.
+OTHER_CHANNELS = (RmsNorm, LayerNorm, Rotate, Turn, Append)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Piece:
     """Stores of an operation that one kernel computes, block by block of `width` channels.
 
     Attributes:
-        stage: how many operands of whole rows must have been stored before.
+        stage: how many operands must have been stored before.
         offsets: channels of register 0 at which the source is needed for channel 0.
         elementwise: whether nothing but register 0 and its row is read.
     """
@@ -83,7 +85,7 @@ class Body:
         index: the operation's number in the program.
 
     Attributes:
-        operands: for each instruction that needs a whole row, by its result, the place of its operand.
+        in_memory: for each register of which an instruction needs other channels, the place of its row in float32.
         turned: for each rotation, by its result, the place of its operand after sums and differences.
 
     Raises:
@@ -105,11 +107,13 @@ class Body:
                 self.stores.append(Stored(step.src, places[step.tensor], self.codes_of(step.tensor)))
             else:
                 self.steps[step.dst] = step
-        self.operands: dict[int, Place] = {}
+        self.in_memory: dict[int, Place] = {}
         self.turned: dict[int, Place] = {}
         for register, step in self.steps.items():
-            if isinstance(step, WHOLE_ROW):
-                self.operands[register] = self._in_memory(step.src)
+            if isinstance(step, OTHER_CHANNELS):
+                for operand in _operands(step):
+                    if not (isinstance(step, Append) and self.loaded(operand)):
+                        self.in_memory[operand] = self._in_memory(operand)
                 if isinstance(step, Rotate):
                     self.turned[register] = self.temporary(f"turned {register}", self.widths[step.src])
 
@@ -132,13 +136,17 @@ class Body:
         """Returns a place for a float32 row of the operation, which nothing after it reads."""
         return Place(f"operation {self.index}: {what}", self.operation.rows, width, coded=False, temporary=True)
 
-    def _in_memory(self, register: int) -> Place:
-        """Returns where the row of a register is in float32; it is stored for that if it is nowhere yet."""
+    def loaded(self, register: int) -> str | None:
+        """Returns the tensor that a register is the row of, if an earlier operation wrote it; None otherwise."""
         step = self.steps.get(register)
         if isinstance(step, Load) and step.row is None and step.tensor not in self.own:
-            place = self.places[step.tensor]
-            if not place.coded:
-                return place
+            return step.tensor
+        return None
+
+    def _in_memory(self, register: int) -> Place:
+        """Returns where the row of a register is in float32; it is stored for that if it is nowhere yet."""
+        if (tensor := self.loaded(register)) is not None and not self.places[tensor].coded:
+            return self.places[tensor]
         for stored in self.stores:
             if stored.register == register and stored.codes is None:
                 return stored.place
@@ -167,8 +175,8 @@ class Body:
         if isinstance(step, Load):
             own = self.own.get(step.tensor)
             return _Needs(loads=True) if own is None else self._needs(own.src, offset)
-        if isinstance(step, WHOLE_ROW):
-            return _Needs(stage=self._needs(step.src, 0).stage + 1, loads=True)
+        if isinstance(step, OTHER_CHANNELS):
+            return _Needs(stage=max(self._needs(operand, 0).stage for operand in _operands(step)) + 1, loads=True)
         if isinstance(step, Binary):
             return self._needs(step.a, offset).joined(self._needs(step.b, offset))
         return self._needs(step.src, offset + (step.offset if isinstance(step, Slice) else 0))
@@ -255,7 +263,7 @@ class Values:
         return codes.decode(self.text, codes.encode(self.text, x, at), at)
 
     def rms_norm(self, step: RmsNorm, offset: int) -> str:
-        place, at = self.body.operands[step.dst], self.shifted(offset)
+        place, at = self.body.in_memory[step.src], self.shifted(offset)
         with self.text.before_loop():
             total = self.text.let(f"k.sum_of_squares({self.text.place(place)}, {at.row}, {at.has_row}, {place.width})")
             mean = self.text.let(f"{total} * {self._number(1 / place.width)}")
@@ -264,7 +272,7 @@ class Values:
         return self.text.let(f"{x} * {self._channels(step.weight, at)}")
 
     def layer_norm(self, step: LayerNorm, offset: int) -> str:
-        place, at = self.body.operands[step.dst], self.shifted(offset)
+        place, at = self.body.in_memory[step.src], self.shifted(offset)
         rows = f"{self.text.place(place)}, {at.row}, {at.has_row}"
         with self.text.before_loop():
             mean = self.text.let(f"k.row_mean({rows}, {place.width})")
@@ -279,12 +287,38 @@ class Values:
         names = f"{self.text.place(place)}, {self.text.parameter(matrix)}"
         return self.text.let(f"k.rotated({names}, {at.row}, {at.column}, {at.has}, {place.width}, {len(matrix)})")
 
+    def turn(self, step: Turn, offset: int) -> str:
+        at = self.shifted(offset)
+        other = replace(at, column=self.text.let(f"{at.column} ^ 1"))
+        x = read(self.text, self.body.in_memory[step.src], None, other)
+        return self.text.let(f"tl.where({at.column} % 2 == 0, -{x}, {x})")
+
+    def append(self, step: Append, offset: int) -> str:
+        at, width = self.shifted(offset), self.body.widths[step.a]
+        first = self.text.let(f"{at.column} < {width}")
+        a = self._row(step.a, replace(at, has_column=self.text.let(f"({at.has_column}) & {first}")))
+        column = self.text.let(f"{at.column} - {width}")
+        rest = self.text.let(f"({at.has_column}) & ({column} >= 0)")
+        b = self._row(step.b, replace(at, column=column, has_column=rest))
+        return self.text.let(f"tl.where({first}, {a}, {b})")
+
+    def _row(self, register: int, at: At) -> str:
+        """Writes a register's value at other channels than those of the kernel."""
+        tensor = self.body.loaded(register)
+        if tensor is not None:
+            return read(self.text, self.body.places[tensor], self.body.codes_of(tensor), at)
+        return read(self.text, self.body.in_memory[register], None, at)
+
     def _number(self, value: float) -> str:
         return self.text.load(self.text.parameter(np.array([value], np.float32)), None)
 
     def _channels(self, constant: Any, at: At) -> str:
         value = self.body.bundle.constant(constant).reshape(-1)
         return self.text.load(f"{self.text.parameter(value)} + {at.column}", at.has_column, "0.0")
+
+
+def _operands(step: Any) -> tuple[int, ...]:
+    return (step.a, step.b) if isinstance(step, Append) else (step.src,)
 
 
 def read(text: Text, place: Place, codes: SiteCodes | None, at: At) -> str:
@@ -318,4 +352,6 @@ _VALUES: dict[type, Callable[[Values, Any, int], str]] = {
     RmsNorm: Values.rms_norm,
     LayerNorm: Values.layer_norm,
     Rotate: Values.rotate,
+    Turn: Values.turn,
+    Append: Values.append,
 }

@@ -47,6 +47,16 @@ class SiteCodes:
         zero = self._zero(text, (codec.zero + np.float32(codec.offset)).astype(np.int32), at)
         return text.let(f"{byte}.to(tl.int32) - {zero}")
 
+    def lift(self, text: Text, at: At) -> str | None:
+        """Writes 128 less the zero point, int32, so that a code is `byte - 128` plus it; None where it is 0."""
+        zero = (self.codec.zero + np.float32(self.codec.offset)).astype(np.int32)
+        return text.let(f"128 - {self._zero(text, zero, at)}") if (zero != 128).any() else None
+
+    @property
+    def zero_by_channel(self) -> bool:
+        """Returns whether channels have zero points of their own."""
+        return self.codec.zero.size > 1 and not self.codec.zero_by_token
+
     def decode(self, text: Text, byte: str, at: At) -> str:
         """Writes the float32 value of a byte."""
         codec = self.codec

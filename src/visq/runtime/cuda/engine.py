@@ -25,7 +25,7 @@ from visq.runtime.cuda.compiling import COMPILE_ERRORS, function
 from visq.runtime.cuda.device import find_device
 from visq.runtime.cuda.phases import Launch
 from visq.runtime.cuda.plan import make_plan
-from visq.runtime.cuda.sources import IMAGES
+from visq.runtime.cuda.source import IMAGES
 from visq.runtime.cuda.text import Place
 
 #: Numbers of images whose memory and graph are kept.

@@ -91,6 +91,12 @@ def sigmoid(x):
 
 
 @triton.jit
+def power(score, largest):
+    """Returns what a score has in a softmax before it is divided by the sum."""
+    return exp2((score - largest) * _LOG2E)
+
+
+@triton.jit
 def count_below(x, THRESHOLDS, COUNT: tl.constexpr, STEPS: tl.constexpr):
     """Returns how many of COUNT ascending thresholds lie below x, int32; NaN has all of them below.
 
@@ -108,7 +114,7 @@ def count_below(x, THRESHOLDS, COUNT: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _fold(lanes):
+def fold(lanes):
     """Returns the sum of 16 lanes [R, 16] as [R, 1]: the upper half is added to the lower one until one is left."""
     R: tl.constexpr = lanes.shape[0]
     a, b = tl.split(tl.permute(tl.reshape(lanes, [R, 2, 8]), [0, 2, 1]))
@@ -126,7 +132,7 @@ def sum_of_squares(X, row, has_row, W: tl.constexpr):
     for start in range(0, W, _LANES):
         x = tl.load(X + row * W + (start + j), mask=has_row & (start + j < W), other=0.0)
         lanes = lanes + x * x
-    return _fold(lanes)
+    return fold(lanes)
 
 
 @triton.jit
@@ -136,7 +142,7 @@ def row_mean(X, row, has_row, W: tl.constexpr):
     lanes = tl.zeros([row.shape[0], _LANES], tl.float32)
     for start in range(0, W, _LANES):
         lanes = lanes + tl.load(X + row * W + (start + j), mask=has_row & (start + j < W), other=0.0)
-    return tl.math.div_rn(_fold(lanes), W * 1.0)
+    return tl.math.div_rn(fold(lanes), W * 1.0)
 
 
 @triton.jit
@@ -148,7 +154,7 @@ def row_variance(X, row, has_row, mean, W: tl.constexpr):
         has = has_row & (start + j < W)
         x = tl.where(has, tl.load(X + row * W + (start + j), mask=has, other=0.0) - mean, 0.0)
         lanes = lanes + x * x
-    return tl.math.div_rn(_fold(lanes), W * 1.0)
+    return tl.math.div_rn(fold(lanes), W * 1.0)
 
 
 @triton.jit

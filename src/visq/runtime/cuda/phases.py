@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from visq.runtime.cuda.steps import RotationStep, RowStep, ScanStep, Step
+from visq.runtime.cuda.steps import AttentionStep, RotationStep, RowStep, ScanStep, Step
 from visq.runtime.cuda.text import Arguments, Place, Text
 
 #: Most rows and channels of a tile. More of either take all registers of a thread, as cuobjdump says of a Vim-Tiny's.
@@ -89,6 +89,8 @@ def _launch(group: list[Step]) -> Launch:
     kind = "+".join(dict.fromkeys(step.kind for step in group))
     if isinstance(first, RotationStep):
         return _butterflies(first)
+    if isinstance(first, AttentionStep):
+        return _attention(first)
     if isinstance(first, ScanStep):
         return _scans(kind, [step for step in group if isinstance(step, ScanStep)])
     return _phase(kind, [step for step in group if isinstance(step, RowStep)])
@@ -98,6 +100,15 @@ def _butterflies(step: RotationStep) -> Launch:
     width, order, rows = step.width, step.order, step.rows
     sizes = {"W": width, "ORDER": order, "RUNS": width // order, "WIDE": power_of_two(order)}
     return Launch(step.name, step.kind, "butterflies", step.arguments, None, lambda b: ((b * rows,), sizes), warps=1)
+
+
+def _attention(step: AttentionStep) -> Launch:
+    kernel = _Kernel("")
+    kernel.call(step.text, step.arguments, "M", "M")
+    grid, arguments = step.programs, tuple(kernel.arguments.values)
+    return Launch(
+        step.name, step.kind, kernel.text(), arguments, step.rows, lambda b: ((b * grid, step.heads), {}), warps=1
+    )
 
 
 def _scans(kind: str, steps: list[ScanStep]) -> Launch:
@@ -191,7 +202,8 @@ class _Kernel:
         functions = [
             "@triton.jit\n" + source.replace("def step(", f"def {name}(", 1) for source, name in self._functions.items()
         ]
-        kernel = f"def kernel({self.arguments.names}, M, {self._constants}):"
+        constants = f", {self._constants}" if self._constants else ""
+        kernel = f"def kernel({self.arguments.names}, M{constants}):"
         return "\n".join([*functions, kernel, *self._lines, ""])
 
 

@@ -10,7 +10,7 @@ from visq.runtime.bundle import Bundle
 from visq.runtime.cpu.schedule import scans_together
 from visq.runtime.cuda.bodies import Body
 from visq.runtime.cuda.phases import Launch, launches_of
-from visq.runtime.cuda.sources import IMAGES, Source
+from visq.runtime.cuda.source import IMAGES, Source
 from visq.runtime.cuda.steps import Step, steps_of
 from visq.runtime.cuda.text import Place
 from visq.runtime.operation_forms import form_of, reason

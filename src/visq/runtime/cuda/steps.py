@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from visq.integer.operations import DenseConv2d, Linear, Load, Operation, Rotate, Scan, inputs
+from visq.integer.operations import Attention, DenseConv2d, Linear, Load, Operation, Rotate, Scan, inputs
+from visq.runtime.cuda.attention import attention_text, programs
 from visq.runtime.cuda.bodies import Body, Piece, Stored, Values, read
 from visq.runtime.cuda.scans import scan_text
-from visq.runtime.cuda.sources import Source, add_source
+from visq.runtime.cuda.source import Source
+from visq.runtime.cuda.sources import add_source
 from visq.runtime.cuda.text import At, Place, Text
 
 
@@ -64,6 +67,20 @@ class ScanStep(Step):
 
 
 @dataclass(frozen=True)
+class AttentionStep(Step):
+    """Takes tiles of queries of one head through all keys of their sequence.
+
+    Attributes:
+        programs: tiles of an image.
+    """
+
+    text: Text
+    rows: int
+    programs: int
+    heads: int
+
+
+@dataclass(frozen=True)
 class RotationStep(Step):
     """Computes the sums and differences of a rotation: `kernels.butterflies`."""
 
@@ -82,14 +99,14 @@ def steps_of(source: Source) -> list[Step]:
     pieces = body.pieces()
     steps: list[Step] = []
     filled: Place | None = None
-    if isinstance(operation.source, Scan):
-        inside = [piece for piece in pieces if _in_scan(piece, operation)]
+    if isinstance(operation.source, Scan | Attention):
+        inside = [piece for piece in pieces if _with_source(piece, operation)]
         pieces = [piece for piece in pieces if piece not in inside]
         stores = [stored for piece in inside for stored in piece.stores]
         if any(piece.offsets for piece in pieces):
             filled = body.temporary("y", operation.width)
             stores.append(Stored(0, filled, None))
-        steps.append(_scan(source, stores))
+        steps.append(_scan(source, stores) if isinstance(operation.source, Scan) else _attention(source, stores))
     waiting = dict(body.turned)
     for piece in pieces:
         for register in [r for r in waiting if _stage(body, pieces, r) < piece.stage]:
@@ -100,12 +117,12 @@ def steps_of(source: Source) -> list[Step]:
 
 def _stage(body: Body, pieces: list[Piece], register: int) -> int:
     """Returns the stage after which the operand of a rotation is in memory; -1 where it is there from the start."""
-    operand = body.operands[register]
+    operand = body.in_memory[body.steps[register].src]
     return max((p.stage for p in pieces if any(s.place == operand for s in p.stores)), default=-1)
 
 
-def _in_scan(piece: Piece, operation: Operation) -> bool:
-    """Returns whether the scan itself may store a piece: it reads nothing but y and parameters."""
+def _with_source(piece: Piece, operation: Operation) -> bool:
+    """Returns whether a scan or attention itself may store a piece: it reads nothing but its row and parameters."""
     return piece.elementwise and piece.stage == 0 and piece.offsets == (0,) and piece.width == operation.width
 
 
@@ -113,15 +130,29 @@ def _written(stores: tuple[Stored, ...] | list[Stored]) -> frozenset[str]:
     return frozenset(stored.place.name for stored in stores)
 
 
-def _scan(source: Source, stores: list[Stored]) -> ScanStep:
-    body, operation = source.body, source.operation
+def _storing(body: Body, stores: list[Stored]) -> Callable[[Text, At, str], None]:
+    """Returns what writes the stores of a value of register 0."""
 
     def store(text: Text, at: At, y: str) -> None:
         values = Values(body, text, at, lambda offset: y)
         for stored in stores:
             values.store(stored)
 
-    text = scan_text(body, source.form, store)
+    return store
+
+
+def _attention(source: Source, stores: list[Stored]) -> AttentionStep:
+    body, operation = source.body, source.operation
+    assert isinstance(operation.source, Attention)
+    text = attention_text(body, source.form, _storing(body, stores))
+    arguments, writes = tuple(text.arguments), _written(stores)
+    tiles, heads = programs(operation.source, operation.rows), operation.source.heads
+    return AttentionStep(operation.name, "attention", arguments, writes, text, operation.rows, tiles, heads)
+
+
+def _scan(source: Source, stores: list[Stored]) -> ScanStep:
+    body, operation = source.body, source.operation
+    text = scan_text(body, source.form, _storing(body, stores))
     assert isinstance(operation.source, Scan)
     states = body.program.tensors[operation.source.B].width
     arguments, writes = tuple(text.arguments), _written(stores)
@@ -133,7 +164,7 @@ def _rotation(body: Body, register: int, turned: Place) -> RotationStep:
     assert isinstance(step, Rotate)
     matrix, divisor = body.bundle.rotation(step.site)
     inverse = np.float32(1) / np.broadcast_to(divisor, turned.width).astype(np.float32)
-    arguments = (body.operands[register], inverse, turned)
+    arguments = (body.in_memory[step.src], inverse, turned)
     writes = frozenset([turned.name])
     return RotationStep(body.operation.name, "rotation", arguments, writes, turned.rows, turned.width, len(matrix))
 
