@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from visq.runtime.cuda.phases import Launch, launches_of
 from visq.runtime.cuda.steps import RotationStep, RowStep, ScanStep, Step
 from visq.runtime.cuda.text import Place, Text
@@ -25,9 +27,9 @@ def rows(reads: str, writes: str, elsewhere: str = "", count: int = 197, multipl
     return RowStep(writes, "linear", arguments, stored, text, count, 768, frozenset(elsewhere), multiplies)
 
 
-def scan(reads: str, writes: str, width: int = 384) -> ScanStep:
+def scan(reads: str, writes: str, width: int = 384, states: int = 16) -> ScanStep:
     text, arguments, stored = written(reads, writes)
-    return ScanStep(writes, "scan", arguments, stored, text, 197, width, 16)
+    return ScanStep(writes, "scan", arguments, stored, text, 197, width, states)
 
 
 def names(launches: list[Launch]) -> list[str]:
@@ -69,6 +71,12 @@ def test_chains_and_scans_run_side_by_side() -> None:
 def test_scans_that_differ_or_wait_do_not_join() -> None:
     assert len(launches_of([scan("a", "b"), scan("a", "c", width=96)])) == 2
     assert len(launches_of([scan("a", "b"), scan("b", "c")])) == 2
+
+
+@pytest.mark.parametrize(("states", "block"), [(1, 64), (5, 32), (16, 16), (24, 8), (200, 2)])
+def test_blocks_of_a_scan_are_powers_of_two(states: int, block: int) -> None:
+    (launch,) = launches_of([scan("a", "b", states=states)])
+    assert launch.shape(3) == ((3, 384 // block, 1), {"BLOCK": block})
 
 
 def test_a_rotation_stands_alone() -> None:

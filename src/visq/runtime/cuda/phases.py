@@ -114,7 +114,7 @@ def _attention(step: AttentionStep) -> Launch:
 def _scans(kind: str, steps: list[ScanStep]) -> Launch:
     first = steps[0]
     width = first.width
-    block = max(min(256 // first.states, power_of_two(width), 64), 2)
+    block = max(min(256 // power_of_two(first.states), power_of_two(width), 64), 2)
     kernel = _Kernel("BLOCK: tl.constexpr")
     for index, step in enumerate(steps):
         kernel.side(2, index, len(steps))
