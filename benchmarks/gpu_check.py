@@ -1,7 +1,7 @@
 """Everything to be learnt from a GPU in 8 minutes: the engine's bits, speed beside PyTorch, the CPU engine's threads.
 
     python benchmarks/gpu_check.py [--json build/gpu-check/result.json] [--artifact DIR] [--seconds 450]
-    python benchmarks/gpu_check.py --prepare      makes the artifact (Vim-Tiny, random weights), and nothing else
+    python benchmarks/gpu_check.py --prepare      makes the artifacts (Vim-Tiny, MambaVision), and nothing else
 
 No network and no packages but visq's, and of these Pillow may be missing. Without a GPU it is a dry run: the same parts
 on a tiny network in Triton's interpreter, so that the script itself is tested; its times mean nothing. Each part that
@@ -40,12 +40,10 @@ if DRY:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
-from tests.runtime.programs import Maker, weight
-from tests.runtime.scan_programs import FUSED, make_scan
+from benchmarks.gpu_programs import programs
 from torch import nn
 
-from visq.integer import operations as ir
-from visq.models import create_model
+from visq.models import create_model, mambavision
 from visq.models.layers import CausalConv1d, SelectiveScan
 from visq.native.extension import available, engine_isa
 from visq.ops import backends
@@ -63,15 +61,31 @@ from visq.simulation import undeploy
 RECIPE = "visq-w8a8-fused"
 FOLDER = ROOT / "build" / "gpu-check"
 TINY = dict(image_size=28, patch_size=14, stride=14, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=10)
+#: Geometries of MambaVision: that of `mambavision_nano_imagenette`, and the one of a dry run.
+ATTENTION = dict(
+    image_size=128, stem_dim=16, embed_dim=24, depths=(1, 1, 4, 2), num_heads=(2, 4), windows=(8, 4), num_classes=10
+)
+TINY_ATTENTION = dict(
+    image_size=32,
+    stem_dim=4,
+    embed_dim=8,
+    depths=(1, 1, 2, 2),
+    num_heads=(2, 4),
+    windows=(2, 1),
+    d_state=4,
+    num_classes=5,
+)
 BATCHES = (1,) if DRY else (1, 8, 64, 128)
 THREADS = (1, 2) if DRY else (1, 2, 4, 8, 12, 16)
 #: Inputs that take turns, so that no call finds its own in the caches.
 ROTATED = 1 if DRY else 4
 
 
-def network(full: bool = not DRY) -> Any:
-    """Returns a Vim-Tiny with random weights, or the network of a dry run."""
+def network(full: bool = not DRY, attention: bool = False) -> Any:
+    """Returns a Vim-Tiny with random weights, or a small MambaVision; those of a dry run are smaller."""
     torch.manual_seed(0)
+    if attention:
+        return mambavision.fold_norms(create_model("mambavision", **(ATTENTION if full else TINY_ATTENTION)).eval())
     model = create_model("vim_tiny") if full else create_model("vim", **TINY)
     return model.eval()
 
@@ -95,12 +109,11 @@ def quick(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"scope": recipe.scope.model_copy(update=update)})
 
 
-def prepared(folder: Path, full: bool = not DRY) -> Path:
-    """Returns the artifact's folder; makes it from random weights and noise where it is missing."""
+def prepared(folder: Path, model: Any) -> Path:
+    """Returns the artifact's folder; makes it from a network and noise where it is missing."""
     if not (folder / "config.json").is_file():
         from visq.data import as_dataset
 
-        model = network(full)
         size, channels = model.card.preprocess.image_size, model.card.preprocess.channels
         shape = (size, size) if channels == 1 else (size, size, channels)
         pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
@@ -111,40 +124,6 @@ def prepared(folder: Path, full: bool = not DRY) -> Path:
 
 
 # --- bits
-
-
-def programs() -> Iterator[tuple[str, Maker, str]]:
-    """Yields small programs: every product, convolution and scan, over shapes that fill no block."""
-    for kind, bits in (("token asymmetric", 8), ("tensor", 4), ("groups asymmetric", 8), ("channel", 8)):
-        maker = Maker(1)
-        x = maker.random(37, 130, kind)
-        w = maker.site(weight(70, (130,), maker.rng, bits=bits))
-        maker.operation(ir.Linear(input=x, weight=w, bias=maker.parameter(70)), 37, 70)
-        maker.step(ir.Unary(op="silu", dst=1, src=0), 70)
-        maker.step(ir.Unary(op="softplus", dst=2, src=0), 70)
-        maker.step(ir.Unary(op="gelu", dst=3, src=0), 70)
-        for register in (1, 2, 3):
-            output = maker.store(register)
-        yield f"product of {kind} codes, {bits}-bit weights", maker, output
-    maker = Maker(2)
-    x = maker.random(36, 33, "channel asymmetric")
-    maker.operation(ir.Conv1d(input=x, weight=maker.site(weight(33, (1, 4), maker.rng)), reverse=True), 36, 33)
-    y = maker.store(kind="tensor")
-    maker.operation(
-        ir.Conv2d(input=y, weight=maker.site(weight(33, (1, 3, 3), maker.rng)), kernel=3, padding=1), 36, 33
-    )
-    maker.step(ir.RmsNorm(dst=1, src=0, weight=ir.Constant(name=maker.parameter(33)), eps=1e-5), 33)
-    yield "convolutions and a norm", maker, maker.store(1)
-    scans: dict[str, dict[str, Any]] = {
-        "fixed point": {},
-        "fixed point with tables": {"abar": "table", "bbar": "table channels", "reverse": True},
-        "fused": {**FUSED, "reverse": True},
-        "ladder": {**FUSED, "ladder": True},
-        "float32": {"h": "states", "u": None},
-    }
-    for name, options in scans.items():
-        maker = Maker(3)
-        yield f"scan, {name}", maker, make_scan(maker, 5 if DRY else 41, 37, 3 if DRY else 16, **options)
 
 
 def same(engine: CudaEngine, oracle: Oracle, images: np.ndarray) -> dict[str, Any]:
@@ -158,19 +137,19 @@ def same(engine: CudaEngine, oracle: Oracle, images: np.ndarray) -> dict[str, An
 
 def small_programs() -> dict[str, Any]:
     found = {}
-    for name, maker, output in programs():
+    for name, maker, output in programs(DRY):
         program = maker.program(output)
         engine = CudaEngine(program, maker.bundle, separate_memory=True)
         found[name] = same(engine, Oracle(program, maker.bundle), maker.images(2))
     return {"all_equal": all(row["equal"] for row in found.values()), "programs": found}
 
 
-def whole_network(artifact: Path) -> dict[str, Any]:
+def whole_network(artifact: Path, model: Any) -> dict[str, Any]:
     """Compares the engine with the oracle on one image, and with the C++ engine on more where there is one."""
     bundle = read_bundle(artifact)
     program = bundle.config.program
     assert program is not None
-    images = noise(network(), 2 if DRY else 8).numpy()
+    images = noise(model, 2 if DRY else 8).numpy()
     engine = CudaEngine(program, bundle)
     first = same(CudaEngine(program, bundle, separate_memory=True), Oracle(program, bundle), images[:1])
     found = {"oracle": first, "kernels_a_forward": engine.kernels, "bytes_an_image": engine.bytes_an_image}
@@ -178,6 +157,12 @@ def whole_network(artifact: Path) -> dict[str, Any]:
         expected = CpuEngine(program, bundle)(images)
         found["cpp"] = [bool(np.array_equal(engine(images[:n]), expected[:n])) for n in sorted({1, 2, len(images)})]
     return found
+
+
+def attention_network(artifact: Path) -> dict[str, Any]:
+    """Compares a MambaVision, whose artifact lies beside the other network's."""
+    model = network(attention=True)
+    return whole_network(prepared(artifact.with_name(f"{artifact.name}-attention"), model), model)
 
 
 # --- speed
@@ -427,11 +412,13 @@ def table(result: dict[str, Any]) -> str:
     """Returns the lines that are printed last."""
     place = result["where"]
     bits, network_bits = result.get("small_programs", {}), result.get("whole_network", {})
+    attention_bits = result.get("attention_network", {})
     lines = [
         "",
         ("DRY RUN, times mean nothing. " if DRY else "") + f"{place['card']}, torch {place['torch']}, {RECIPE}",
         f"bits of small programs equal the oracle's: {bits.get('all_equal', bits)}",
         f"bits of the network: {network_bits}",
+        f"bits of a MambaVision: {attention_bits}",
         f"{'batch':>5}  {'contender':<22}{'ms':>10}{'p90':>10}{'images/s':>11}{'dB to fp32':>12}{'peak MiB':>10}",
     ]
     for row in result.get("speed", {}).get("rows", []):
@@ -468,7 +455,8 @@ def main() -> int:
     parser.add_argument("--only-programs", action="store_true")
     options = parser.parse_args()
     if options.prepare:
-        prepared(FOLDER / RECIPE, full=True)
+        prepared(FOLDER / RECIPE, network(full=True))
+        prepared(FOLDER / f"{RECIPE}-attention", network(full=True, attention=True))
         return 0
     if options.only_programs:
         return 0 if small_programs()["all_equal"] else 1
@@ -489,9 +477,10 @@ def main() -> int:
         temporary.replace(options.json)
 
     with torch.no_grad():
-        artifact = prepared(options.artifact)
+        artifact = prepared(options.artifact, network())
         part("small_programs", small_programs)
-        part("whole_network", lambda: whole_network(artifact))
+        part("whole_network", lambda: whole_network(artifact, network()))
+        part("attention_network", lambda: attention_network(options.artifact))
         part("speed", lambda: speed(artifact, 0.3 * options.seconds))
         part("cpu_threads", lambda: cpu_threads(artifact, 0.1 * options.seconds))
         left = options.seconds - (time.perf_counter() - begin)
@@ -499,7 +488,10 @@ def main() -> int:
     print(table(result))
     unequal = [
         not result.get("small_programs", {}).get("all_equal", True),
-        not result.get("whole_network", {}).get("oracle", {}).get("equal", True),
+        *(
+            not result.get(name, {}).get("oracle", {}).get("equal", True)
+            for name in ("whole_network", "attention_network")
+        ),
     ]
     failed = any("error" in row for row in result.get("speed", {}).get("rows", []))
     return 1 if any(unequal) or failed or result["errors"] else 0

@@ -22,8 +22,9 @@ def test_dry_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(result.read_text())
     assert found["where"]["dry_run"] and found["errors"] == []
-    assert found["small_programs"]["all_equal"] and len(found["small_programs"]["programs"]) == 10
-    assert found["whole_network"]["oracle"] == {"equal": True, "wrong_tensors": []}
+    assert found["small_programs"]["all_equal"] and len(found["small_programs"]["programs"]) == 14
+    for network in ("whole_network", "attention_network"):
+        assert found[network]["oracle"] == {"equal": True, "wrong_tensors": []}
     rows = {row["contender"]: row for row in found["speed"]["rows"]}
     assert rows.keys() == {"visq engine", "eager fp16"} and rows["eager fp16"]["sqnr_db_to_fp32"] > 20
     assert "DRY RUN, times mean nothing." in done.stdout
