@@ -12,7 +12,7 @@ import torch
 
 import visq
 from tests.models import test_efficientvmamba, test_localmamba, test_mambavision
-from tests.runtime.cuda.test_networks import FEW, check_network
+from tests.runtime.cuda.test_networks import FEW, check_compiled, check_network
 from visq.models import create_model, efficientvmamba, mambavision, vmamba_seg
 from visq.recipes import get_recipe
 
@@ -48,3 +48,10 @@ def quantized(network: str, recipe: str, folder: Path) -> None:
 def test_a_network(network: str, recipe: str, tmp_path: Path) -> None:
     quantized(network, recipe, tmp_path / "a")
     check_network(tmp_path / "a", batch=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mambavision", "segmentation"])
+def test_kernels_compile_for_gpus(network: str, tmp_path: Path) -> None:
+    quantized(network, "visq-w8a8-fused", tmp_path / "a")
+    check_compiled(tmp_path / "a")

@@ -80,9 +80,14 @@ def test_kernels_compile_for_gpus(recipe: str, tmp_path: Path) -> None:
         quantized_vmamba("visq-w8a8-fused", tmp_path / "a")
     else:
         visq.quantize(vim(VIM), recipe, "fashion-mnist", samples=2, out=tmp_path / "a", check=False)
+    check_compiled(tmp_path / "a")
+
+
+def check_compiled(folder: Path) -> None:
+    """Checks that an artifact's kernels compile, use the instructions of products, and spill nothing."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "tests.runtime.cuda.compile_kernels", str(tmp_path / "a")]
+    environment["TRITON_CACHE_DIR"] = str(folder.parent)
+    command = [sys.executable, "-m", "tests.runtime.cuda.compile_kernels", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

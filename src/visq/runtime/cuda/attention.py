@@ -19,7 +19,7 @@ from visq.integer.forms import Form
 from visq.integer.operations import Attention
 from visq.runtime.cuda.bodies import Body, read, unsupported
 from visq.runtime.cuda.codecs import SiteCodes, site_codes
-from visq.runtime.cuda.text import At, Text
+from visq.runtime.cuda.text import At, Text, power_of_two
 
 #: Queries of a program.
 QUERIES = 16
@@ -50,7 +50,7 @@ class AttentionText:
         self.body, self.form, self.store, self.source = body, form, store, source
         self.length, self.width = source.length, body.operation.width
         self.depth = self.width // source.heads
-        self.padded = max(1 << (self.depth - 1).bit_length(), 32)
+        self.padded = max(power_of_two(self.depth), 32)
         self.text = Text()
 
     def write(self) -> Text:
@@ -260,7 +260,7 @@ _TEXTS: dict[type, type[AttentionText]] = {IntegerAttention: IntegerText, FloatA
 
 
 def attention_text(body: Body, form: Form, store: Store) -> Text:
-    """Returns the kernel of attention; `store` writes what becomes of the result at rows and channels.
+    """Returns the text of attention; `store` writes what becomes of the result at rows and channels.
 
     Raises:
         VisqError: a head has more channels than a program can hold.
@@ -271,6 +271,11 @@ def attention_text(body: Body, form: Form, store: Store) -> Text:
     return text.write()
 
 
-def programs(source: Attention, rows: int) -> int:
+def tiles(source: Attention, rows: int) -> int:
     """Returns how many tiles of queries an image of so many rows has."""
     return rows // source.length * -(-source.length // QUERIES)
+
+
+def warps(channels: int) -> int:
+    """Returns the warps of a program, given a head's channels. With fewer, cuobjdump shows registers on the stack."""
+    return min(max(power_of_two(channels) // 32, 1), 8)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visq.runtime.cuda.steps import AttentionStep, RotationStep, RowStep, ScanStep, Step
-from visq.runtime.cuda.text import Arguments, Place, Text
+from visq.runtime.cuda.text import Arguments, Place, Text, power_of_two
 
 #: Most rows and channels of a tile. More of either take all registers of a thread, as cuobjdump says of a Vim-Tiny's.
 ROWS, COLUMNS = 32, 64
@@ -105,9 +105,9 @@ def _butterflies(step: RotationStep) -> Launch:
 def _attention(step: AttentionStep) -> Launch:
     kernel = _Kernel("")
     kernel.call(step.text, step.arguments, "M", "M")
-    grid, arguments = step.programs, tuple(kernel.arguments.values)
+    grid, arguments = step.tiles, tuple(kernel.arguments.values)
     return Launch(
-        step.name, step.kind, kernel.text(), arguments, step.rows, lambda b: ((b * grid, step.heads), {}), warps=1
+        step.name, step.kind, kernel.text(), arguments, step.rows, lambda b: ((b * grid, step.heads), {}), step.warps
     )
 
 
@@ -205,8 +205,3 @@ class _Kernel:
         constants = f", {self._constants}" if self._constants else ""
         kernel = f"def kernel({self.arguments.names}, M{constants}):"
         return "\n".join([*functions, kernel, *self._lines, ""])
-
-
-def power_of_two(size: int) -> int:
-    """Returns the least power of two that is not below size."""
-    return 1 << max(size - 1, 0).bit_length()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visq.integer.operations import Attention, DenseConv2d, Linear, Load, Operation, Rotate, Scan, inputs
-from visq.runtime.cuda.attention import attention_text, programs
+from visq.runtime.cuda.attention import attention_text, tiles, warps
 from visq.runtime.cuda.bodies import Body, Piece, Stored, Values, read
 from visq.runtime.cuda.scans import scan_text
 from visq.runtime.cuda.source import Source
@@ -71,13 +71,15 @@ class AttentionStep(Step):
     """Takes tiles of queries of one head through all keys of their sequence.
 
     Attributes:
-        programs: tiles of an image.
+        tiles: of queries, in an image.
+        warps: of a program.
     """
 
     text: Text
     rows: int
-    programs: int
+    tiles: int
     heads: int
+    warps: int
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ def _attention(source: Source, stores: list[Stored]) -> AttentionStep:
     assert isinstance(operation.source, Attention)
     text = attention_text(body, source.form, _storing(body, stores))
     arguments, writes = tuple(text.arguments), _written(stores)
-    tiles, heads = programs(operation.source, operation.rows), operation.source.heads
-    return AttentionStep(operation.name, "attention", arguments, writes, text, operation.rows, tiles, heads)
+    heads, count = operation.source.heads, tiles(operation.source, operation.rows)
+    sizes = (operation.rows, count, heads, warps(operation.width // heads))
+    return AttentionStep(operation.name, "attention", arguments, writes, text, *sizes)
 
 
 def _scan(source: Source, stores: list[Stored]) -> ScanStep:

@@ -150,3 +150,8 @@ class Text:
     def function(self, name: str, parameters: str) -> str:
         """Returns the whole function; `parameters` follow its arguments."""
         return "\n".join([f"def {name}({self._arguments.names}, {parameters}):", *self._lines, ""])
+
+
+def power_of_two(size: int) -> int:
+    """Returns the least power of two that is not below size."""
+    return 1 << max(size - 1, 0).bit_length()
