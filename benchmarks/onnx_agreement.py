@@ -72,10 +72,11 @@ def measure(model: str, recipe: str, args: argparse.Namespace) -> dict[str, Any]
         "model": model,
         "recipe": recipe,
         "samples": calibration and calibration.images,
+        "limit": args.limit,
         "n": len(truth),
         "batch": BATCH,
     }
-    return {**settings, "batch": BATCH, "runtimes": rows, "commit": commit()}
+    return {**settings, "runtimes": rows, "commit": commit()}
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Builds the extension with sanitizers, in folders of its own, and runs tests on it.
 
-    python tools/sanitize.py address    AddressSanitizer and UndefinedBehaviorSanitizer: the tests of engine and kernels
+    python tools/sanitize.py address    AddressSanitizer and UndefinedBehaviorSanitizer: the tests of engine and kernels;
+                                        Triton's interpreter copies memory as a card would, so that a kernel for GPUs
+                                        that reads or writes beside a tensor is found as well
     python tools/sanitize.py thread     ThreadSanitizer: many batches on several threads (tests/csrc/many_batches.py)
 
 Needs the virtual environment of `make setup` and GCC. Further arguments go to pytest.
@@ -68,12 +70,14 @@ def run(kind: str, site: Path, arguments: list[str]) -> int:
             "-x",
             "-p",
             "no:cacheprovider",
+            # The sanitizers write to the process's standard error, which pytest would keep for itself.
+            "--capture=sys",
             "-m",
             "not slow",
             "-k",
             SKIPPED,
         ]
-        command += arguments or ["tests/runtime/cpu", "tests/runtime/test_maps.py", "tests/ops"]
+        command += arguments or ["tests/runtime/cpu", "tests/runtime/test_maps.py", "tests/ops", "tests/runtime/cuda"]
     else:
         command = [sys.executable, "-m", "tests.csrc.many_batches"]
         if shutil.which("setarch"):  # ThreadSanitizer of GCC 12 needs memory where newer kernels do not put it

@@ -94,7 +94,7 @@ def forward(
             chunks = (L + AHEAD - 1) // AHEAD
             tl.store(SAVED + (b * chunks + start // AHEAD) * D * N + cells, h, mask=has)
         for k in tl.static_range(AHEAD):
-            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0)
+            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0) if STATE else 1.0
             found = advance(
                 h, a, u[k], delta[k], drive[k], step, factor, SA, TA, SB, TB, low, high,
                 ABAR, KA, BITS_A, BBAR, KB, BITS_B, STATE,
@@ -145,14 +145,14 @@ def backward(
         grad_y = load_steps(GRAD_Y + b * grad_batch + d, grad_row, start, has_d, L, AHEAD)
         h = (tl.load(SAVED + (b * chunks + chunk) * D * N + cells, mask=has, other=0.0),)
         for k in tl.static_range(AHEAD - 1):
-            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0)
+            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0) if STATE else 1.0
             found = advance(
                 h[k], a, u[k], delta[k], drive[k], step, factor, SA, TA, SB, TB, low, high,
                 ABAR, KA, BITS_A, BBAR, KB, BITS_B, STATE,
             )  # fmt: skip
             h = h + (found[0],)
         for k in tl.static_range(AHEAD - 1, -1, -1):
-            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0)
+            step = tl.load(STEP + start + k, mask=start + k < L, other=1.0) if STATE else 1.0
             after, state, abar, bbar, slope_exponent, slope_bbar, slope_h = advance(
                 h[k], a, u[k], delta[k], drive[k], step, factor, SA, TA, SB, TB, low, high,
                 ABAR, KA, BITS_A, BBAR, KB, BITS_B, STATE,
