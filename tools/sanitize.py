@@ -1,8 +1,8 @@
 """Builds the extension with sanitizers, in folders of its own, and runs tests on it.
 
-    python tools/sanitize.py address    AddressSanitizer and UndefinedBehaviorSanitizer: the tests of engine and kernels;
-                                        Triton's interpreter copies memory as a card would, so that a kernel for GPUs
-                                        that reads or writes beside a tensor is found as well
+    python tools/sanitize.py address    AddressSanitizer and UndefinedBehaviorSanitizer: tests of engine and kernels. In
+                                        Triton's interpreter they also see a kernel for GPUs that reads or writes beside
+                                        a tensor
     python tools/sanitize.py thread     ThreadSanitizer: many batches on several threads (tests/csrc/many_batches.py)
 
 Needs the virtual environment of `make setup` and GCC. Further arguments go to pytest.
