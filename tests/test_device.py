@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import pytest
 import torch
@@ -48,6 +49,16 @@ def test_other_names_are_refused(name: str) -> None:
         resolve_device(name)
 
 
+def driver_warns() -> bool:
+    """Does what PyTorch does with a driver older than its CUDA."""
+    warnings.warn("CUDA initialization: found version 11040\nPlease update your GPU driver", stacklevel=1)
+    return False
+
+
+def driver_fails(index: int | None = None) -> tuple[int, int]:
+    raise RuntimeError("driver/library mismatch\nsecond line")
+
+
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(
     ("what", "value", "name", "message"),
@@ -55,6 +66,8 @@ def test_other_names_are_refused(name: str) -> None:
         (None, None, "cuda:2", "there is no GPU 2, the last one is cuda:1"),
         ((torch.version, "cuda"), None, "cuda", "this PyTorch is built without CUDA"),
         ((torch.cuda, "is_available"), lambda: False, "cuda", "finds no GPU: there is none, or its driver is too old"),
+        ((torch.cuda, "is_available"), driver_warns, "cuda", r"too old \(CUDA initialization: found version 11040\)"),
+        ((torch.cuda, "get_device_capability"), driver_fails, "cuda", "cannot use GPU 0: driver/library mismatch"),
         ((torch.cuda, "get_device_capability"), lambda index=None: (7, 5), "cuda:1", "8.0, and this GPU has 7.5"),
         (
             (importlib.util, "find_spec"),

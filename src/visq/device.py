@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,18 +47,30 @@ def why_not(index: int) -> str:
     """Returns why the kernels cannot run on GPU number `index`; empty where they can."""
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
-    if not torch.cuda.is_available():
-        return f"PyTorch for CUDA {torch.version.cuda} finds no GPU: there is none, or its driver is too old"
+    with warnings.catch_warnings(record=True) as said:  # PyTorch warns of a driver that does not fit
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        because = f" ({_first_line(said[0].message)})" if said else ""
+        return f"PyTorch for CUDA {torch.version.cuda} finds no GPU: there is none, or its driver is too old{because}"
     count = max(torch.cuda.device_count(), 1)
     if index >= count:
         return f"there is no GPU {index}, the last one is cuda:{count - 1}"
-    capability = torch.cuda.get_device_capability(index)
+    try:
+        capability = torch.cuda.get_device_capability(index)
+    except RuntimeError as error:  # the driver is asked here for the first time
+        return f"PyTorch for CUDA {torch.version.cuda} cannot use GPU {index}: {_first_line(error)}"
     if capability < LEAST_CAPABILITY:
         least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
         return f"needs compute capability {least}, and this GPU has {has}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'visq[gpu]'"
     return ""
+
+
+def _first_line(message: Warning | str | Exception) -> str:
+    lines = str(message).strip().splitlines()
+    return lines[0] if lines else type(message).__name__
 
 
 def described(device: torch.device) -> str:

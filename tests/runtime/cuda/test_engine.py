@@ -15,9 +15,11 @@ import visq
 from tests.runtime.agreement import same
 from tests.runtime.cuda.agreement import check_program
 from tests.runtime.programs import Maker, weight
+from tests.runtime.scan_programs import FUSED, make_scan
 from visq.cli.app import app
 from visq.errors import VisqError
 from visq.integer import operations as ir
+from visq.models import create_model
 from visq.runtime import Engine
 from visq.runtime.cuda import bodies, device, sources
 from visq.runtime.cuda import engine as cuda
@@ -118,6 +120,26 @@ def test_too_many_images_name_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> N
         engine(maker.images(1))
 
 
+def test_parameters_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker, output = small_network()
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(CudaEngine, "_parameter", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 1 << 30))
+    with pytest.raises(VisqError, match=r"the parameters do not fit into the memory of .*; 1 of 1024 MiB are free"):
+        CudaEngine(maker.program(output), maker.bundle)
+
+
+def test_a_scan_of_too_many_states_is_refused_by_name() -> None:
+    maker = Maker(1)
+    output = make_scan(maker, 2, 2, 257, **FUSED)
+    message = r"^operation op\d+: the engine on CUDA has no scan of more than 256 states; .*'int'"
+    with pytest.raises(VisqError, match=message):
+        CudaEngine(maker.program(output), maker.bundle)
+
+
 def test_machines_without_a_gpu_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def error(name: str | None = None) -> str:
         with pytest.raises(VisqError) as found:
@@ -150,7 +172,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact") / "a"
     torch.manual_seed(0)
     geometry = dict(image_size=28, patch_size=14, stride=14, channels=1, embed_dim=16, depth=1, d_state=2)
-    model = visq.models.create_model("vim", **geometry, num_classes=10)
+    model = create_model("vim", **geometry, num_classes=10)
     model.card = visq.load_model("vim_nano_fmnist").card
     visq.quantize(model, "visq-w8a8-fused", "fashion-mnist", samples=2, out=folder, check=False)
     return folder
