@@ -1,10 +1,11 @@
-"""Provides a bundle of a network's own float parameters, without quantized sites."""
+"""Provides a bundle of a network's own float parameters, without quantized sites, and marks for slow recipes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 
 from visq.runtime.bundle import Bundle
 
@@ -19,3 +20,8 @@ class ParameterBundle(Bundle):
 
     def weight(self, name: str) -> np.ndarray:  # type: ignore[override]
         return self.parameter(name)
+
+
+def slow(*recipes: str) -> list[Any]:
+    """Returns recipes as parameters that `make test-slow` runs."""
+    return [pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import visq
-from tests.lowering.bundles import ParameterBundle
+from tests.lowering.bundles import ParameterBundle, slow
 from tests.lowering.test_vmamba import check_engine
 from tests.models.test_efficientvmamba import small
 from visq.analysis.left_out import left_out
 from visq.artifact.geometry_checks import check_geometry
-from visq.data import Dataset, open_dataset
+from visq.data import Dataset
 from visq.errors import VisqError
 from visq.integer.operations import MergeSamples, Sample
 from visq.integer.program import Program
@@ -34,26 +32,6 @@ from visq.runtime.oracle import Oracle
 @pytest.fixture(scope="module")
 def model() -> EfficientVMamba:
     return fold_norms(small(depths=(1, 1, 1, 1)))
-
-
-@pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory, model: EfficientVMamba) -> Dataset:
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for index in range(4):
-        low = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(low).resize((44, 44), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return open_dataset(str(folder), model.card.preprocess, split="calib")
-
-
-@pytest.fixture(scope="module")
-def images(calibration: Dataset) -> Tensor:
-    return torch.cat([batch for batch, _ in calibration.batches(3)])[:3]
-
-
-def slow(*recipes: str) -> list[Any]:
-    """Marks recipes that `make test-slow` runs."""
-    return [pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
 
 
 RECIPES = [

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
 import visq
 from tests.lowering.bundles import ParameterBundle
 from tests.runtime.mutants import Artifact
-from visq.data import Dataset, open_dataset
+from visq.data import Dataset
 from visq.errors import VisqError
 from visq.integer.forms import FloatLinear
 from visq.integer.operations import Scan, Transpose
@@ -40,21 +39,6 @@ def model() -> VMamba:
     torch.manual_seed(0)
     model: VMamba = create_model("vmamba", **GEOMETRY).eval()
     return model
-
-
-@pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory, model: VMamba) -> Dataset:
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for index in range(4):
-        low = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(low).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return open_dataset(str(folder), model.card.preprocess, split="calib")
-
-
-@pytest.fixture(scope="module")
-def images(calibration: Dataset) -> Tensor:
-    return torch.cat([batch for batch, _ in calibration.batches(3)])[:3]
 
 
 def quantized(model: VMamba, recipe: Any, calibration: Dataset, folder: Path) -> tuple[Any, Program, Bundle]:
