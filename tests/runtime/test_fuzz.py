@@ -29,6 +29,11 @@ from visq.runtime.engine import Engine
 GEOMETRY: dict[str, dict[str, Any]] = {
     "vim": {"patch_size": 14, "stride": 14, "embed_dim": 16, "depth": 1, "d_state": 3},
     "vmamba": {"embed_dim": 8, "depths": [1], "mlp_ratio": 1},
+    "mambavision": {
+        **{"stem_dim": 4, "embed_dim": 4, "depths": [1, 1, 2, 2], "num_heads": [2, 2], "windows": [1, 1]},
+        **{"mlp_ratio": 1, "d_state": 2, "norm": "folded"},
+    },
+    "localvim": {"patch_size": 14, "embed_dim": 8, "depth": 1, "d_state": 2, "directions": ["h w2_flip"], "reduced": 2},
 }
 #: Networks and recipes that together have every scope and every form of products and scans.
 CASES = [
@@ -40,6 +45,8 @@ CASES = [
     ("vmamba", "minmax-w8a8-linear"),
     ("vmamba", "kscaled-w8a8-paper"),
     ("vmamba", "visq-w8a8-fused"),
+    ("mambavision", "minmax-w8a8-full"),
+    ("localvim", "minmax-w8a8-linear"),
 ]
 #: Numbers of mutants of the normal run and of the slow run, over all cases.
 USUAL, MANY = 300, 50_000
