@@ -17,6 +17,7 @@ from visq.models import create_model
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "dvmsr": ("dvmsr", {"embed_dim": 8, "depths": [1], "d_state": 4, "upscale": 2}),
+    "vim_seg": ("vim_seg", {"patch_size": 8, "stride": 8, "grid": 3, "embed_dim": 8, "depth": 2, "maps": 1}),
     "vmamba": ("vmamba", {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "mlp_ratio": 1, "num_classes": 3}),
 }
 

@@ -89,6 +89,13 @@ def test_learns_masks_and_resumes(masks_config: Path, tmp_path: Path) -> None:
     assert (again.score, again.score_raw, again.score_ema) == (result.score, result.score_raw, result.score_ema)
 
 
+@pytest.mark.slow
+def test_a_vim_learns_masks_too(masks_config: Path, tmp_path: Path) -> None:
+    geometry = "{patch_size: 4, stride: 4, grid: 4, embed_dim: 16, depth: 2, maps: 2, head_dim: 8, num_classes: 2}"
+    config = load_config(masks_config, [f"model={{name: vim_seg, geometry: {geometry}}}", "masks.crop=[16, 16]"])
+    assert train(config, out=tmp_path / "run", progress=False).score > 80
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -174,6 +174,7 @@ def _localvmamba(shown: _Shown) -> dict[str, Any]:
 #: Reads the fields of a geometry from a program, by family.
 FAMILIES: dict[str, Callable[[_Shown], dict[str, Any]]] = {
     "vim": _vim,
+    "vim_seg": _vim,
     "vmamba": _vmamba,
     "mambavision": _mambavision,
     "efficientvmamba": _efficientvmamba,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -214,6 +215,13 @@ class ProgramCheck:
         self._weight(constant.name, where)
         value = self._value(constant.name)
         shape = list(value.shape)
+        if constant.grid is not None:
+            need(len(shapes) > 1, f"{where} takes {constant.name} as a map; only what is added to rows may be one")
+            rows, width = shapes[1]
+            fits = math.prod(constant.grid) == rows
+            need(fits, f"{where} has {rows} rows, the positions of {constant.name} are {constant.grid}")
+            side = math.isqrt(value.size // width)
+            shapes = ((1, max(side, 1) ** 2, width),)
         expected = " or ".join(str(list(found)) for found in shapes)
         need(value.shape in shapes, f"tensor {constant.name} is {shape}, {where} needs {expected}")
         if constant.functions:

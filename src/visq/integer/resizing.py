@@ -90,7 +90,11 @@ def positions(program: Program, shape_of: Callable[[Constant], tuple[int, ...]])
         for step in operation.body:
             if isinstance(step, Load) and step.row is not None and program.tensors[step.tensor].rows > 1:
                 yield f"{operation.name} reads row {step.row}"
-            if isinstance(step, WithConstant) and math.prod(shape_of(step.constant)[:-1]) > 1:
+            if (
+                isinstance(step, WithConstant)
+                and step.constant.grid is None
+                and math.prod(shape_of(step.constant)[:-1]) > 1
+            ):
                 yield f"{step.constant.name} has a number for every position"
 
 
@@ -139,7 +143,8 @@ class _Resizing:
         for step in operation.body:
             if isinstance(step, Store):
                 self.sizes[step.tensor] = size
-        return Operation(**{**dict(operation), "rows": height * width, "source": source})
+        body = tuple(_with_grid(step, size) for step in operation.body)
+        return Operation(**{**dict(operation), "rows": height * width, "source": source, "body": body})
 
     def _size(self, operation: Operation) -> Size:
         """Returns the size of what an operation computes."""
@@ -185,6 +190,13 @@ class _Resizing:
 
     def _refuse(self, operation: Operation) -> NoReturn:
         raise VisqError(f"operation {operation.name} has a number of rows that follows from nothing it reads")
+
+
+def _with_grid(step: Any, size: Size) -> Any:
+    """Returns a row instruction whose table of positions, if it adds one, has the new size."""
+    if not isinstance(step, WithConstant) or step.constant.grid is None:
+        return step
+    return WithConstant(**{**dict(step), "constant": Constant(**{**dict(step.constant), "grid": size})})
 
 
 def _maps(source: Source) -> tuple[str, ...]:

@@ -35,10 +35,15 @@ class Strict(BaseModel):
 
 
 class Constant(Strict):
-    """A stored tensor (a parameter or a decoded weight) after `functions`, applied in order: A is A_log, exp, neg."""
+    """A stored tensor (a parameter or a decoded weight) after `functions`, applied in order: A is A_log, exp, neg.
+
+    With `grid` it is a table of positions [1, side * side, C], resampled bilinearly to a map of that height and width
+    (`visq.integer.resampling.bilinear`), [1, height * width, C].
+    """
 
     name: str
     functions: tuple[Literal["exp", "neg"], ...] = ()
+    grid: tuple[Size, Size] | None = None
 
 
 class TensorDecl(Strict):

@@ -31,6 +31,7 @@ from visq.models.layers import (
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
+from visq.models.vim_seg import Positions
 from visq.quant.ladder import LadderQuantizer
 from visq.quant.quantizer import one_scale
 from visq.quant.rotated import RotatedQuantizer
@@ -256,6 +257,16 @@ def average_pool(lowering: Lowering, module: AveragePool, name: str, x: Map) -> 
     height, width = module.size
     source = ir.AveragePool(input=lowering.builder.map_tensor(x), height=height, width=width)
     return Map(lowering.builder.operation(name, source, height * width, x.value.width), height, width)
+
+
+@lowers(Positions)
+def positions(lowering: Lowering, module: Positions, name: str, x: Map) -> Map:
+    """Adds the table of positions, resampled to the map's size. Raises LoweringError for other inputs than maps."""
+    if not isinstance(x, Map):
+        raise LoweringError(f"{name}: positions are added to a map")
+    constant = Constant(name=f"{name}.pos_embed", grid=(x.height, x.width))
+    added = lowering.binary("add", x.value, Parameter(constant, (1, x.value.rows, x.value.width)))
+    return Map(added, x.height, x.width)
 
 
 @lowers(Shift, by_row=True)

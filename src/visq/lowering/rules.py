@@ -26,7 +26,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 RULES: dict[str, Callable[..., Any]] = {}
 #: Names of the rules that take a map.
-OF_MAPS = ("add", "cat", "flatten", "getattr", "permute", "transpose")
+OF_MAPS = ("add", "cat", "flatten", "getattr", "permute", "transpose", "zeros_like")
 
 
 def rule(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,7 +95,7 @@ def to(lowering: Lowering, x: Parameter, like: Parameter) -> Parameter:
 
 
 @rule
-def zeros_like(lowering: Lowering, x: Value) -> Zeros:
+def zeros_like(lowering: Lowering, x: Value | Map) -> Zeros:
     return Zeros()
 
 
@@ -160,8 +160,10 @@ def unflatten(lowering: Lowering, x: Value, dim: int, sizes: tuple[int, ...]) ->
 
 
 @rule
-def flatten(lowering: Lowering, x: Map, start_dim: int = 0, end_dim: int = -1) -> Value:
+def flatten(lowering: Lowering, x: Map | Zeros, start_dim: int = 0, end_dim: int = -1) -> Value | Zeros:
     """Returns the positions of a map as a sequence, row by row."""
+    if isinstance(x, Zeros):
+        return x
     if not isinstance(x, Map) or (start_dim, end_dim) != (1, 2):
         raise LoweringError("flatten of something else than a map")
     return x.value

@@ -1,6 +1,6 @@
 """Defines the heads that turn the feature maps of a backbone into a class for each position.
 
-Maps are [B, H, W, C]. Both heads return logits [B, H / 4, W / 4, classes] of the largest map; whoever needs a class for
+Maps are [B, H, W, C]. Both heads return logits [B, H, W, classes] of the largest map; whoever needs a class for
 each pixel enlarges them (`visq.integer.bilinear`).
 """
 
@@ -52,12 +52,13 @@ class LightHead(nn.Module):
     Arguments:
         dims: channels of the maps, the largest map first.
         width: channels of the sum.
+        one_size: whether all maps have one size, so that none is enlarged.
     """
 
-    def __init__(self, dims: Sequence[int], width: int, classes: int) -> None:
+    def __init__(self, dims: Sequence[int], width: int, classes: int, one_size: bool = False) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(Linear(dim, width) for dim in dims)
-        self.resize = nn.ModuleList(Resize() for _ in dims[1:])
+        self.resize = nn.ModuleList(() if one_size else (Resize() for _ in dims[1:]))
         self.norm, self.act = LayerNorm(width), GELU()
         self.fuse, self.norm2, self.act2 = Conv2d(width, width, 3, padding=1), LayerNorm(width), GELU()
         self.classify = Linear(width, classes)
@@ -65,8 +66,8 @@ class LightHead(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         first, *others = (each_position(lateral, x) for lateral, x in zip(self.laterals, maps, strict=True))
         total = first
-        for x, resize in zip(others, self.resize, strict=True):
-            total = total + resize(x, first)
+        for i, x in enumerate(others):
+            total = total + (self.resize[i](x, first) if self.resize else x)
         x = self.act(self.norm(total))
         return each_position(self.classify, self.act2(self.norm2(self.fuse(x))))
 

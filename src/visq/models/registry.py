@@ -32,6 +32,7 @@ from visq.models.localvmamba_checkpoint import LOCALVMAMBA as LOCALVMAMBA  # reg
 from visq.models.mambavision import MambaVisionConfig
 from visq.models.mambavision_checkpoint import MAMBAVISION as MAMBAVISION  # registers the family
 from visq.models.vim import VimConfig
+from visq.models.vim_seg_checkpoint import VIM_SEG as VIM_SEG  # registers the family
 from visq.models.vmamba import VMambaConfig
 from visq.models.vmamba_checkpoint import VMAMBA as VMAMBA  # registers the family
 from visq.models.vmamba_seg_checkpoint import VMAMBA_SEG as VMAMBA_SEG  # registers the family

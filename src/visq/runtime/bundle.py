@@ -20,6 +20,7 @@ from visq.errors import VisqError
 from visq.integer.arithmetic import Floats, runs_of
 from visq.integer.codecs import Codec, FactorCodec, StateCodec, make_codec, make_factor_codec, make_state_codec
 from visq.integer.operations import Constant
+from visq.integer.resampling import bilinear
 from visq.integer.weights import Weight, coded_weight, made, stored_ladder
 
 
@@ -77,7 +78,10 @@ class Bundle:
         value = found.decoded() if isinstance(found, Weight) else found
         for function in constant.functions:
             value = np.exp(value.astype(np.float64)).astype(np.float32) if function == "exp" else -value
-        return value
+        if constant.grid is None:
+            return value
+        side = math.isqrt(value.shape[1])
+        return bilinear(value.reshape(side, side, -1), *constant.grid).reshape(1, -1, value.shape[2])
 
     def is_ladder(self, name: str) -> bool:
         """Returns whether a weight is stored as a decay ladder."""

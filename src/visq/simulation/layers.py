@@ -34,6 +34,7 @@ from visq.models.layers import (
     TokenMean,
 )
 from visq.models.vim import PatchConv2d
+from visq.models.vim_seg import Positions
 from visq.ops import exact
 from visq.quant.quantizer import Quantizer
 from visq.quant.rotated import RotatedQuantizer
@@ -184,6 +185,16 @@ def token_mean(module: TokenMean, x: Tensor) -> Tensor:
 def resize(module: Resize, x: Tensor, like: Tensor) -> Tensor:
     """Resamples a map bilinearly, in the order of `visq.integer.resampling`. [B, h, w, C] -> [B, H, W, C]"""
     x = module.site_in(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+    return resampled(x, like)
+
+
+@deploys(Positions)
+def positions(module: Positions, x: Tensor) -> Tensor:
+    return x + resampled(module.table(), x)
+
+
+def resampled(x: Tensor, like: Tensor) -> Tensor:
+    """Returns a map x [B, h, w, C] resampled to the height and width of `like`."""
     (top, bottom, down), (left, right, across) = (
         tuple(on_device(part, x) for part in taps(*sides)) for sides in zip(x.shape[1:3], like.shape[1:3], strict=True)
     )
