@@ -31,7 +31,7 @@ from unittest.mock import MagicMock
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 if importlib.util.find_spec("PIL") is None:  # visq reads pictures with it, and nothing here does
-    sys.modules["PIL"] = sys.modules["PIL.Image"] = MagicMock()
+    sys.modules["PIL"] = sys.modules["PIL.Image"] = MagicMock(Image=MagicMock(Image=MagicMock))
 
 import torch
 
@@ -114,10 +114,7 @@ def prepared(folder: Path, model: Any) -> Path:
     if not (folder / "config.json").is_file():
         from visq.data import as_dataset
 
-        size, channels = model.card.preprocess.image_size, model.card.preprocess.channels
-        shape = (size, size) if channels == 1 else (size, size, channels)
-        pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
-        images = as_dataset([(image, 0) for image in pixels], model.card.preprocess, split="calib")
+        images = as_dataset([(image, 0) for image in noise(model, 2).numpy()], model.card.preprocess, split="calib")
         print(f"calibrating {RECIPE} on noise into {folder}", flush=True)
         quantize(model, quick(get_recipe(RECIPE)), images, out=folder, check=False)
     return folder
@@ -463,6 +460,9 @@ def main() -> int:
     begin = time.perf_counter()
     result: dict[str, Any] = {"where": where(), "errors": []}
 
+    def left() -> float:
+        return max(options.seconds - (time.perf_counter() - begin), 10)
+
     def part(name: str, run: Callable[[], dict[str, Any]]) -> None:
         if options.parts and name not in options.parts.split(","):
             return
@@ -480,11 +480,10 @@ def main() -> int:
         artifact = prepared(options.artifact, network())
         part("small_programs", small_programs)
         part("whole_network", lambda: whole_network(artifact, network()))
+        part("speed", lambda: speed(artifact, min(0.3 * options.seconds, 0.5 * left())))
         part("attention_network", lambda: attention_network(options.artifact))
-        part("speed", lambda: speed(artifact, 0.3 * options.seconds))
-        part("cpu_threads", lambda: cpu_threads(artifact, 0.1 * options.seconds))
-        left = options.seconds - (time.perf_counter() - begin)
-        part("sanitizer", lambda: sanitized(max(left, 10)))
+        part("cpu_threads", lambda: cpu_threads(artifact, min(0.1 * options.seconds, 0.5 * left())))
+        part("sanitizer", lambda: sanitized(left()))
     print(table(result))
     unequal = [
         not result.get("small_programs", {}).get("all_equal", True),
