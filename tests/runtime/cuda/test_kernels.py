@@ -226,6 +226,7 @@ def test_the_engine_knows_every_field_of_what_it_runs() -> None:
         ir.Load: "op dst tensor row",
         ir.Rotate: "op dst src site",
         ir.TensorDecl: "rows width height site reverse length",
+        ir.Constant: "name functions grid",
     }
     assert {kind: set(kind.model_fields) for kind in known} == {
         kind: set(names.split()) for kind, names in known.items()
