@@ -1,6 +1,6 @@
 """The integer engine against the simulation on all test images: top-1 of both, how many predictions and logits agree.
 
-    python benchmarks/engine_agreement.py [--recipes a,b,...] [--samples 256] [--threads 2]
+    python benchmarks/engine_agreement.py [--recipes a,b,...] [--samples 256] [--threads 2] [--limit N]
     python benchmarks/engine_agreement.py --model vmamba_nano_imagenette --data val.tar --calib train-0.tar
         --samples 128 --out benchmarks/results/engine_agreement_vmamba_nano_imagenette.json
 
@@ -22,6 +22,7 @@ import torch
 import visq
 from common import commit, machine, write_json
 from visq.analysis import EngineModel
+from visq.analysis.evaluate import limited
 from visq.artifact import load
 from visq.data import open_dataset
 from visq.models import load_model
@@ -32,13 +33,13 @@ RECIPES = (
 )
 
 
-def measure(model: str, recipe: str, data: str, calib: str, samples: int) -> dict[str, Any]:
+def measure(model: str, recipe: str, data: str, calib: str, samples: int, limit: int | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "a"
-        visq.quantize(load_model(model), recipe, calib, samples=samples, out=out)
+        visq.quantize(load_model(model), recipe, calib, samples=samples, out=out, check=False)
         simulation, engine = load(out), EngineModel(out)
         card = simulation.card
-        dataset = open_dataset(data, card.preprocess, split="test", classes=card.classes)
+        dataset = limited(open_dataset(data, card.preprocess, split="test", classes=card.classes), limit)
         same, agree, right, seconds = 0, 0, [0, 0], [0.0, 0.0]
         for images, labels in dataset.batches(32):
             logits = []
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the simulation")
     parser.add_argument("--recipes", default=RECIPES)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--limit", type=int, help="test images, spread over all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine_agreement.json")
     args = parser.parse_args()
     if args.threads is not None:
@@ -85,7 +87,7 @@ def main() -> None:
     for recipe in args.recipes.split(","):
         if recipe in {row["recipe"] for row in rows}:
             continue
-        row = measure(args.model, recipe, args.data, args.calib or args.data, args.samples)
+        row = measure(args.model, recipe, args.data, args.calib or args.data, args.samples, args.limit)
         rows.append(row)
         print(
             f"{recipe}: sim {row['top1_sim']:.2f}, int {row['top1_int']:.2f}, same logits {row['same_logits']:.2f} %",
