@@ -13,15 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 import visq
 from visq.export import export
 from visq.models import create_model
-from visq.models.family import family_of
+from visq.models.family import families, image_size
 from visq.recipes import get_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +41,28 @@ NETWORKS = {
         image_size=32, stem_dim=4, embed_dim=4, depths=(1, 1, 2, 2), num_heads=(1, 2), windows=(2, 1), d_state=2
     ),
     "efficientvmamba": dict(dims=(4, 4, 8), depths=(1, 1, 1), d_state=2, hidden_ratio=2),
+    "localvim": dict(patch_size=4, embed_dim=8, depth=1, d_state=2, reduced=4, directions=("h_flip v w2 w2_flip",)),
+    "localvmamba": dict(embed_dim=8, depths=(1,), d_state=2, reduction=4, directions=("h v_flip w2 w2_flip",)),
+    "vmamba_seg": dict(embed_dim=4, depths=(1, 1), mlp_ratio=1, head="upernet", head_dim=4),
+    "dvmsr": dict(channels=3, embed_dim=8, depths=(1,), d_state=2, upscale=2),
 }
 #: Of the networks that have operations of their own.
 OTHERS = ("minmax-w8a8-linear", "visq-w8a8-fused")
+
+
+def small(network: str) -> nn.Module:
+    """Returns a network with random weights and a card."""
+    family = families()[network]
+    options = {"image_size": SIZE, "channels": 1, "num_classes": 10, **NETWORKS[network]}
+    known = {field.name for field in fields(family.config)}
+    model = create_model(network, **{name: value for name, value in options.items() if name in known})
+    model = family.fold(model.eval())  # as loading does
+    card = visq.load_model("vim_nano_fmnist").card
+    side, channels = image_size(model.config) or SIZE, model.config.channels
+    middle = (0.5,) * channels
+    preprocess = replace(card.preprocess, image_size=side, resize=side, channels=channels, mean=middle, std=middle)
+    model.card = replace(card, preprocess=preprocess, classes=card.classes if "num_classes" in known else None)
+    return model
 
 
 def seeds(folder: Path) -> int:
@@ -53,14 +74,13 @@ def seeds(folder: Path) -> int:
         if out.exists():
             continue
         torch.manual_seed(0)
-        model = create_model(network, **{"image_size": SIZE, "channels": 1, "num_classes": 10, **NETWORKS[network]})
-        model = family_of(model.config).fold(model.eval())  # as loading does
-        size = model.config.image_size
-        card = visq.load_model("vim_nano_fmnist").card
-        model.card = replace(card, preprocess=replace(card.preprocess, image_size=size, resize=size))
+        model = small(network)
+        side, any_size = model.card.preprocess.image_size, families()[network].any_size
+        plan = get_recipe(recipe).without_positions() if any_size else get_recipe(recipe)
+        images = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
         artifact = folder.parent / "artifacts" / out.stem
-        visq.quantize(model, get_recipe(recipe), "fashion-mnist", samples=8, out=artifact, check=False, overwrite=True)
-        export(artifact, out, format="visq", threads=1)
+        visq.quantize(model, plan, images, samples=8, out=artifact, check=False, overwrite=True)
+        export(artifact, out, format="visq", threads=1, size=(side, side) if any_size else None)
     return len(pairs)
 
 

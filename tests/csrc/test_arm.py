@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.csrc.flat_files import PAIRS, QUICK, make
+from tests.csrc.flat_files import PAIRS, QUICK, as_stored, make
 from visq.native.extension import available
 from visq.runtime.engine import Engine
 
@@ -26,6 +26,7 @@ pytestmark = [
 
 #: Fastest first.
 LEVELS = ("i8mm", "neondot", "neon", "scalar")
+IMAGES = 4
 
 
 def qemu(processor: str) -> list[str]:
@@ -47,17 +48,18 @@ def visq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_have_the_bits_of_the_engine(visq_run: Path, tmp_path: Path, pair: tuple[str, str]) -> None:
     artifact, file = make(*pair, tmp_path)
     engine = Engine(artifact, threads=1)
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        pixels = rng.integers(0, 256, (28, 28), dtype=np.uint8)
-        (tmp_path / "a.pgm").write_bytes(b"P5 28 28 255\n" + pixels.tobytes())
-        expected = engine(engine.preprocess.normalize_array(pixels[None, None]))[0]
+    side, rng = engine.preprocess.image_size, np.random.default_rng(0)
+    for index in range(IMAGES):
+        pixels = rng.integers(0, 256, (side, side), dtype=np.uint8)
+        (tmp_path / "a.pgm").write_bytes(f"P5 {side} {side} 255\n".encode() + pixels.tobytes())
+        prepared = np.repeat(pixels[None, None], engine.preprocess.channels, axis=1)
+        expected = as_stored(engine(engine.preprocess.normalize_array(prepared)))[0]
         for level in LEVELS:
             command = [*qemu("max"), visq_run, file, tmp_path / "a.pgm"]
             command += ["--level", level, "--threads", str(1 + index % 2), "--logits"]
             done = subprocess.run([*map(str, command)], capture_output=True, check=False)
             assert done.returncode == 0, done.stderr
-            assert np.array_equal(np.frombuffer(done.stdout, np.float32), expected), level
+            assert np.array_equal(np.frombuffer(done.stdout, np.float32).reshape(expected.shape), expected), level
 
 
 @pytest.mark.parametrize(

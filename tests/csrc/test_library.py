@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 import pytest
 
-from tests.csrc.flat_files import PAIRS, QUICK, make, make_enlarger, make_segmenter, patched
+from tests.csrc.flat_files import PAIRS, QUICK, as_stored, make, make_enlarger, make_segmenter, patched
 from tests.csrc.library import (
     BAD_ARGUMENT,
     CANNOT_READ,
@@ -67,22 +67,24 @@ def net(library: Library, file: Path) -> int:
     return net
 
 
-def images(count: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 1, (count, 1, 28, 28)).astype(np.float32)
+def images(count: int, side: int = 28, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 1, (count, channels, side, side)).astype(np.float32)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_logits_have_the_bits_of_oracle_and_engine(library: Library, files: Files, pair: tuple[str, str]) -> None:
     artifact, file = files(pair)
-    batch = images(3)
+    engine = Engine(artifact, threads=1)
+    batch = images(3, engine.preprocess.image_size, engine.preprocess.channels)
     expected = Engine(artifact, kernel="oracle")(batch)
-    assert np.array_equal(Engine(artifact, threads=1)(batch), expected)
+    assert np.array_equal(engine(batch), expected)
+    expected = as_stored(expected)
     for level in engine_isas():
         status, net = library.open(file, level)
         assert status == OK, library.error
         assert library.text(net, "level") == level
         for threads in (1, 2):
-            logits = np.full((3, 10), np.nan, np.float32)
+            logits = np.full(expected.shape, np.nan, np.float32)
             assert library.run(net, batch, logits, threads) == OK, library.error
             assert np.array_equal(logits, expected), (level, threads)
         assert library.close(net) == OK
@@ -189,7 +191,8 @@ def test_every_truncation_is_an_error(library: Library, file: Path) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_changed_bytes_are_an_error_or_a_network(library: Library, files: Files, pair: tuple[str, str]) -> None:
     """The checksum is made to fit, so that the program's own checks must find what is wrong."""
-    content = files(pair)[1].read_bytes()
+    artifact, file = files(pair)
+    content, side = file.read_bytes(), Engine(artifact, threads=1).preprocess.image_size
     records = struct.unpack_from("<Q", content, 64 + 3 * 24 - 16)[0]  # where the tensors begin
     rng = random.Random(0)
     logits, found = np.empty((1, 10), np.float32), set()
@@ -202,8 +205,8 @@ def test_changed_bytes_are_an_error_or_a_network(library: Library, files: Files,
         if status == OK:
             out = library.output(net)
             info = library.input(net)
-            if (out.size, info.height) == (10, 28):
-                library.run(net, images(1), logits)
+            if (out.size, info.height, info.width) == (10, side, side):
+                library.run(net, images(1, side), logits)
             assert library.close(net) == OK
     assert found <= {OK, DAMAGED, NO_MEMORY}
 
@@ -224,7 +227,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow resizes in another order")
-@pytest.mark.parametrize("size", [(28, 28), (40, 28), (31, 77), (200, 90), (9, 9), (3000, 2), (60, 150)])
+@pytest.mark.parametrize("size", [(28, 28), (40, 28), (31, 77), (200, 90), (9, 9), (3000, 2), (60, 150), (60, 120)])
 @pytest.mark.parametrize("change", [{}, {"resize": 37}, {"channels": 3, "interpolation": "bilinear"}], ids=str)
 def test_the_example_prepares_any_image_as_pillow_does(
     fit: Path, tmp_path: Path, size: tuple[int, int], change: dict[str, object]
@@ -268,6 +271,25 @@ def test_the_example(library: Library, files: Files, tmp_path: Path) -> None:
     ):
         done = run_example(library, *arguments)
         assert done.returncode in (1, 2) and sentence in done.stderr, done.stderr
+
+
+def test_the_example_names_the_five_likeliest_classes_of_a_grey_picture(
+    library: Library, files: Files, tmp_path: Path
+) -> None:
+    """A PGM, whose name and comment say nothing, and a network of one channel: as `predict` answers."""
+    artifact, file = files(QUICK[0])
+    pixels = np.random.default_rng(3).integers(0, 256, (33, 47), dtype=np.uint8)
+    (tmp_path / "a.grey").write_bytes(b"P5\n# grey\n47 33\n255\n" + pixels.tobytes())
+    done = run_example(library, file, tmp_path / "a.grey", "--threads", 2)
+    assert done.returncode == 0, done.stderr
+    guesses = Engine(artifact, threads=1).predict(tmp_path / "a.grey", top=5)[0]
+    shown = [line.split(maxsplit=1) for line in done.stdout.decode().splitlines()[:5]]
+    assert [name for _, name in shown] == [guess.name for guess in guesses]
+    logits = np.frombuffer(run_example(library, file, tmp_path / "a.grey", "--logits").stdout, np.float32)
+    assert [float(score) for score, _ in shown] == [float(f"{x:.4f}") for x in sorted(logits, reverse=True)[:5]]
+    (tmp_path / "a.grey").write_bytes(b"P5 47 33 255 " + pixels.tobytes()[:-1])
+    done = run_example(library, file, tmp_path / "a.grey")
+    assert done.returncode == 1 and b"it ends early" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.csrc.flat_files import PAIRS, make
+from tests.csrc.flat_files import PAIRS, as_stored, make
 from visq.native.extension import available
 from visq.runtime.engine import Engine
 from visq.web.compiled import NEEDED, compile_library
@@ -34,8 +34,10 @@ def glue() -> dict[str, Path]:
 def test_logits_have_the_bits_of_the_engine(glue: dict[str, Path], tmp_path: Path, pair: tuple[str, str]) -> None:
     artifact, file = make(*pair, tmp_path)
     engine = Engine(artifact, threads=1)
-    grey = np.random.default_rng(0).integers(0, 256, (4, 1, 28, 28), dtype=np.uint8)
-    expected = engine(engine.preprocess.normalize_array(grey))
+    side = engine.preprocess.image_size
+    grey = np.random.default_rng(0).integers(0, 256, (4, 1, side, side), dtype=np.uint8)
+    prepared = np.repeat(grey, engine.preprocess.channels, axis=1)
+    expected = as_stored(engine(engine.preprocess.normalize_array(prepared)))
     (tmp_path / "images").write_bytes(np.repeat(grey[:, 0, :, :, None], 3, axis=-1).tobytes())
     for level, script in glue.items():
         command = ["node", HERE / "wasm_run.js", script, file, tmp_path / "images", level]
