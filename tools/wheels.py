@@ -5,7 +5,7 @@
 Made are an sdist of visq; from it a wheel with kernels for each Python, whose tag auditwheel sets, and one without, as
 pip makes it where there is no compiler; and the wheel of visq-models. Needs a C++ compiler and the extra `wheels`.
 --python names further interpreters: each gets its wheel, and tries it beside the one without kernels. The versions of
-constraints.txt are those of this Python; others take what pip finds for them.
+constraints.txt are those of this Python; others take this Python's torch, and what pip finds for them.
 Prints a table: size, seconds to install (without torch and the other dependencies), to import and for a small demo.
 """
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def tried(wheel: Path, models: Path | None, interpreter: object, folder: Path) -
     """Installs a wheel of visq in a new virtual environment, and measures what a user does first [s]."""
     call(interpreter, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    pinned = ("-c", "constraints.txt") if interpreter == sys.executable else ()
+    torch = f"torch=={metadata.version('torch').partition('+')[0]}"
+    pinned = ("-c", "constraints.txt") if interpreter == sys.executable else (torch,)
     dry = ("install", "--dry-run", "--quiet", "--report", "-", *pinned, wheel)
     dependencies = json.loads(pip(*dry, python=python, cwd=ROOT))
     names = [f"{item['metadata']['name']}=={item['metadata']['version']}" for item in dependencies["install"]]
