@@ -1,4 +1,4 @@
-"""What dropping quantizers and averaging steps bring the learner `distill`, on training images.
+"""What the options of the learner `distill` bring, on training images.
 
     python benchmarks/learner_options.py --model vim_nano_fmnist --calib fashion-mnist --data fashion-mnist
         [--recipe visq-rotated-w4a4] [--samples 128] [--limit 512] [--epochs 4] [--batch 16] [--seeds 1] [--only ...]
@@ -33,6 +33,10 @@ from visq.stages.stream import Stream
 SETTINGS: dict[str, dict[str, float]] = {
     "no learner": {"epochs": 0},
     "as it is": {},
+    "batch 4": {"batch": 4},
+    "blocks 1": {"blocks": 1.0},
+    "mirror, crop": {"mirror": 0.5, "crop": 0.5},
+    "blocks 1, mirror, crop": {"blocks": 1.0, "mirror": 0.5, "crop": 0.5},
     "average 0.9": {"average": 0.9},
     "average 0.97": {"average": 0.97},
     "drop 0.25": {"drop": 0.25},
@@ -48,14 +52,21 @@ def outputs(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def learn(
-    model: nn.Module, images: Tensor, exact: Tensor, folder: Path, seed: int, options: dict[str, Any]
+    fp32: nn.Module,
+    model: nn.Module,
+    images: Tensor,
+    exact: Tensor,
+    folder: Path,
+    seed: int,
+    options: dict[str, Any],
 ) -> list[float]:
     """Tunes the quantized network and returns its held-back losses, the initial one first."""
     stream = Stream.create(folder / "teacher")
     for batch in zip(images.split(AT_ONCE), exact.split(AT_ONCE), strict=True):
         stream.append(batch)
     stream.close()
-    run = NetworkRun(model, Stream(folder / "teacher", torch.device("cpu")), folder, seed, report=lambda line: None)
+    teacher = Stream(folder / "teacher", torch.device("cpu"))
+    run = NetworkRun(model, fp32, teacher, folder, seed, report=lambda line: None)
     with torch.enable_grad():
         Distill(**options).tune(run)
     found = folder / "distill.safetensors"
@@ -114,7 +125,7 @@ def main() -> None:
             model = copy.deepcopy(base)
             options = {"epochs": args.epochs, "batch": args.batch, **SETTINGS[name]}
             with tempfile.TemporaryDirectory() as folder:
-                losses = learn(model, seen, targets, Path(folder), seed, options)
+                losses = learn(fp32, model, seen, targets, Path(folder), seed, options)
             found = outputs(model, images)
             same = 100 * float((found.argmax(1) == exact.argmax(1)).double().mean())
             top1 = 100 * float((found.argmax(1) == labels).double().mean())

@@ -12,10 +12,11 @@ import torch
 
 import visq
 from visq.calibrate import Calibration, calibrate
-from visq.calibrate.learners.distill import Distill, distance
+from visq.calibrate.learners.distill import Distill, distance, outputs
 from visq.data import open_dataset
 from visq.errors import VisqError
 from visq.models import create_model
+from visq.models.stage import alike
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site import WEIGHT, named_sites, site_parameter
@@ -103,16 +104,17 @@ def test_which_scales_are_learned(model: VisionMamba, images: Images, tmp_path: 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_killed_run_resumes_to_the_same_bytes(model: VisionMamba, images: Images, tmp_path: Path, epoch: int) -> None:
     whole, killed = copy.deepcopy(model), copy.deepcopy(model)
-    run(whole, images, tmp_path / "whole")
+    chosen = recipe(blocks=1.0, mirror=0.5, crop=0.3)
+    run(whole, images, tmp_path / "whole", chosen)
 
     def kill(done: int, total: int, line: str) -> None:
         if line.startswith(f"distilling, epoch {epoch} "):
             raise Killed
 
     with pytest.raises(Killed):
-        run(killed, images, tmp_path / "killed", report=kill)
+        run(killed, images, tmp_path / "killed", chosen, report=kill)
     lines: list[str] = []
-    run(model, images, tmp_path / "killed", resume=True, report=lambda *told: lines.append(told[2]))
+    run(model, images, tmp_path / "killed", chosen, resume=True, report=lambda *told: lines.append(told[2]))
     assert len(lines) == 3 - epoch
     assert_same(everything(model), everything(whole))
 
@@ -153,10 +155,25 @@ def test_outputs_that_are_images_are_compared_by_their_squares() -> None:
     assert float(distance(exact + 1, exact)) == pytest.approx(1 / 5)
 
 
+@torch.no_grad()
+def test_the_stages_errors_count_beside_the_outputs(model: VisionMamba) -> None:
+    images = torch.randn(4, 1, 12, 12)
+    exact = outputs(model, images)
+    assert torch.equal(exact[-1][0], model(images)) and len(exact) == len(model.stages())
+    assert float(Distill(blocks=1.0).loss(exact, exact)) == pytest.approx(0, abs=1e-6)
+    found = [tuple(2 * tensor for tensor in state) for state in exact[:-1]] + [exact[-1]]
+    # The residual of the first block is zero, and so is its error.
+    errors = [np.mean([float(tensor.any()) for tensor in alike(state)]) for state in exact[:-1]]
+    assert float(Distill(blocks=0.5).loss(found, exact)) == pytest.approx(0.5 * np.mean(errors))
+    assert float(Distill().loss(found, exact)) == pytest.approx(0, abs=1e-6)
+
+
 SETTINGS = [
     ({"epochs": -1}, "epochs >= 0"),
     ({"holdout": 1.0}, "holdout < 1"),
     ({"drop": -0.1}, "drop < 1"),
+    ({"blocks": -1.0}, "blocks >= 0"),
+    ({"crop": 1.0}, "crop < 1"),
     ({"average": 1}, "average < 1"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def calibrate(
     network_learners = [learner for learner in made if isinstance(learner, NetworkLearner)]
     if len(dataset) == 0:
         raise VisqError("the calibration set is empty; pass images with --calib and at least --samples 1")
+    exact = copy.deepcopy(model) if network_learners else model
     folder = WorkFolder(work_dir, model=model, recipe=recipe, dataset=dataset, seed=seed, batch_size=batch_size)
     stages: list[Stage] = model.stages()  # type: ignore[operator]
     with_student = any(learner.needs_student for learner in learners)
@@ -143,6 +145,7 @@ def calibrate(
     if network_learners:
         network_run = NetworkRun(
             model,
+            exact,
             Stream(folder.teacher, device),
             folder.path,
             seed,

@@ -41,6 +41,7 @@ class NetworkRun:
 
     Attributes:
         model: the network; every targeted site has its quantizer, and weights are baked.
+        exact: FP32, as it came to calibration.
         teacher: batches of (images, FP32's outputs).
         folder: where a learner keeps its state for a run that is killed.
         report: called with a line of progress.
@@ -48,6 +49,7 @@ class NetworkRun:
     """
 
     model: nn.Module
+    exact: nn.Module
     teacher: Stream
     folder: Path
     seed: int

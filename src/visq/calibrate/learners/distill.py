@@ -2,7 +2,8 @@
 
 Block reconstruction compares blocks, and the errors of all blocks add up on the way to the logits. Here the loss is the
 divergence of the logits themselves (knowledge distillation, arXiv 1503.02531; for quantized networks LLM-QAT, arXiv
-2305.17888), and everything is learned at once.
+2305.17888), and everything is learned at once. FP32 looks at the same views of the images as the network that learns
+(consistent teaching, arXiv 2106.05237).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visq import parallel
+from visq.calibrate.learners.augment import check_views, views
 from visq.calibrate.learners.base import NetworkLearner, NetworkRun, register
 from visq.calibrate.learners.dropping import check_share, dropping
 from visq.calibrate.learners.reconstruction import gather, split
 from visq.errors import VisqError
 from visq.files import replacing
+from visq.models.stage import alike
 from visq.quant.half import round_parameters
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import INNER, WEIGHT, bake_weights, named_sites, without_codes
@@ -42,7 +45,8 @@ class Distill(NetworkLearner):
 
     Weights are learned through their rounding, straight through, and steps in the log domain. Zero points stay, and so
     do the scales of Abar, Bbar and h, to which `ops.quantized_scan` has no gradient. The loss is KL(FP32 || quantized)
-    of the logits; for a network without classes it is the squared error of its outputs. The best state by held-back
+    of the logits, and `blocks` times the relative squared error of what the stages hand on, their mean; for a network
+    without classes the squared error of its outputs takes the divergence's place. The best state by held-back
     calibration images is kept, the initial state included. A killed run goes on from its last epoch and ends in the
     same bytes.
 
@@ -53,6 +57,8 @@ class Distill(NetworkLearner):
         lr: AdamW's rate for parameters; it falls along a cosine.
         lr_scale: the rate for logarithms of steps, that is, their relative change.
         holdout: share of the calibration images that is never trained on and chooses the best state.
+        blocks: weight of the stages' errors beside the outputs'.
+        mirror, crop: how training images are changed (`views`); held-back images stay as they are.
         drop: share of the activations' codes that each pass leaves out at random (`dropping`).
         average: decay of the exponential average, over steps, that is judged and kept in the place of the last values;
             it is less in the first steps, (1 + n) / (10 + n), and 0 keeps the last values.
@@ -66,16 +72,23 @@ class Distill(NetworkLearner):
         batch: int = 16,
         holdout: float = 0.125,
         at_once: int = 4,
+        blocks: float = 0.0,
+        mirror: float = 0.0,
+        crop: float = 0.0,
         drop: float = 0.0,
         average: float = 0.0,
     ) -> None:
         if epochs < 0 or batch < 1 or at_once < 1 or not 0 <= holdout < 1:
             got = f"{epochs}, {batch}, {at_once}, {holdout}"
             raise VisqError(f"distill needs epochs >= 0, batch and at_once >= 1 and 0 <= holdout < 1, got {got}")
+        if blocks < 0:
+            raise VisqError(f"distill needs blocks >= 0, got {blocks}")
         check_share("distill", drop)
+        check_views("distill", mirror, crop)
         if not 0 <= average < 1:
             raise VisqError(f"distill needs 0 <= average < 1, got {average}")
         self.epochs, self.batch, self.holdout, self.at_once = epochs, batch, holdout, at_once
+        self.blocks, self.mirror, self.crop = blocks, mirror, crop
         self.drop, self.average = drop, average
         self.lr, self.lr_scale = lr, lr_scale
 
@@ -94,7 +107,7 @@ class Distill(NetworkLearner):
             descent.average = student.values() if self.average > 0 else {}
         while len(descent.losses) <= self.epochs and math.isfinite(descent.losses[-1]):
             epoch = len(descent.losses)
-            finite = self.run_epoch(epoch, run, descent, data, training)
+            finite = self.run_epoch(epoch, run, descent, data[0][training])
             with student.holding(descent.average):
                 descent.add(self.evaluate(run, student, data, held_back) if finite else math.nan)
             parallel.on_rank_zero(descent.save)
@@ -112,18 +125,16 @@ class Distill(NetworkLearner):
         epoch: int,
         run: NetworkRun,
         descent: Descent,
-        data: tuple[Tensor, ...],
-        training: Tensor,
+        images: Tensor,
     ) -> bool:
         """Takes one pass over the training images; returns whether loss and gradient were finite all the time.
 
         Random numbers follow from the seed and the epoch, which counts from 1.
         """
-        images, exact = data
         student, optimizer = descent.student, descent.optimizer
         sites = [site for _, site in named_sites(run.model)]
         generator = torch.Generator().manual_seed(run.seed * 2**32 + zlib.crc32(f"distill {epoch}".encode()))
-        parts = training[torch.randperm(len(training), generator=generator)].split(self.batch)
+        parts = torch.randperm(len(images), generator=generator).split(self.batch)
         for index, part in enumerate(parts):
             done = (epoch - 1 + index / len(parts)) / self.epochs
             for group, rate in zip(optimizer.param_groups, (self.lr, self.lr_scale), strict=True):
@@ -131,8 +142,11 @@ class Distill(NetworkLearner):
             optimizer.zero_grad()
             for some in part.split(self.at_once):
                 student.assign()
+                seen = views(images[some], self.mirror, self.crop, generator)
+                with torch.no_grad():
+                    exact = outputs(run.exact, seen)
                 with dropping(sites, self.drop, generator):
-                    loss = distance(run.model(images[some]), exact[some])
+                    loss = self.loss(outputs(run.model, seen), exact)
                 (loss * (len(some) / len(part))).backward()
             if not torch.isfinite(nn.utils.clip_grad_norm_(student.leaves().values(), CLIP)):
                 return False
@@ -140,6 +154,14 @@ class Distill(NetworkLearner):
             taken = (epoch - 1) * len(parts) + index
             descent.move_average(min(self.average, (1 + taken) / (10 + taken)))
         return True
+
+    def loss(self, found: list[tuple[Tensor, ...]], exact: list[tuple[Tensor, ...]]) -> Tensor:
+        """Returns the loss of what all stages hand on, the network's outputs last."""
+        loss = distance(found[-1][0], exact[-1][0])
+        if self.blocks and len(found) > 1:
+            errors = [relative_error(*pair) for pair in zip(found[:-1], exact[:-1], strict=True)]
+            loss = loss + self.blocks * torch.stack(errors).mean()
+        return loss
 
     @torch.no_grad()
     def evaluate(self, run: NetworkRun, student: Student, data: tuple[Tensor, ...], part: Tensor) -> float:
@@ -156,6 +178,22 @@ def distance(found: Tensor, exact: Tensor) -> Tensor:
         logs = found.log_softmax(-1), exact.log_softmax(-1)
         return F.kl_div(*logs, log_target=True, reduction="batchmean")
     return (found - exact).square().mean() / exact.square().mean().clamp_min(1e-30)
+
+
+def relative_error(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Tensor:
+    """Returns the squared error of what a stage hands on over its square, the mean over its tensors."""
+    pairs = zip(alike(found), alike(exact), strict=True)
+    return torch.stack([(x - y).square().sum() / y.square().sum().clamp_min(1e-30) for x, y in pairs]).mean()
+
+
+def outputs(model: nn.Module, images: Tensor) -> list[tuple[Tensor, ...]]:
+    """Returns what each stage hands on; the last one's first tensor is the network's output."""
+    state: tuple[Tensor, ...] = (images,)
+    found = []
+    for stage in model.stages():  # type: ignore[operator]
+        state = stage.forward(*state)
+        found.append(state)
+    return found
 
 
 class Student:
