@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import visq
 from visq.calibrate import Calibration, calibrate
+from visq.calibrate.learners import distill
 from visq.calibrate.learners.distill import Distill, distance, outputs
 from visq.data import open_dataset
 from visq.errors import VisqError
@@ -153,6 +155,23 @@ def test_simulation_and_engine_have_the_same_bits(tmp_path: Path) -> None:
 def test_outputs_that_are_images_are_compared_by_their_squares() -> None:
     exact = torch.tensor([[[[1.0, 3.0]]]])
     assert float(distance(exact + 1, exact)) == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize(
+    ("params", "looks"), [({}, False), ({"mirror": 0.5}, True), ({"crop": 0.5}, True), ({"blocks": 1.0}, True)]
+)
+def test_fp32_computes_again_only_what_its_stored_logits_do_not_tell(
+    model: VisionMamba,
+    images: Images,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+    looks: bool,
+) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(distill, "outputs", lambda network, x: (seen.append(network), outputs(network, x))[1])
+    run(model, images, tmp_path, recipe(epochs=1, **params))
+    assert model in seen and (len({id(network) for network in seen}) == 2) == looks
 
 
 @torch.no_grad()

@@ -50,6 +50,28 @@ def need_tensors(what: str, shapes: Shapes, axes: Mapping[str, int]) -> None:
         raise VisqError(f"not {what}: {', '.join(missing)} missing or of another rank")
 
 
+def expansion(what: str, shapes: Shapes, in_proj: str) -> tuple[int, int]:
+    """Returns (embed_dim, expand) of a Mamba layer from the shape of its in_proj, [2 * expand * embed_dim, embed_dim].
+
+    Raises VisqError, which names `what` the checkpoint is not, for any other shape.
+    """
+    inner, embed_dim = shapes[in_proj]
+    if 0 in (embed_dim, inner) or inner % (2 * embed_dim):
+        raise VisqError(f"not {what}: {in_proj} is {shapes[in_proj]}")
+    return embed_dim, inner // (2 * embed_dim)
+
+
+def need_backbone(given: Any, wanted: Any, names: Iterable[str]) -> None:
+    """Raises VisqError unless a trained network's config has the fields `names` of the backbone that is wanted."""
+    different = [
+        f"{name} {getattr(given, name, None)} there, {getattr(wanted, name)} here"
+        for name in names
+        if getattr(given, name, None) != getattr(wanted, name)
+    ]
+    if different:
+        raise VisqError(f"the backbone has another geometry ({', '.join(different)})")
+
+
 #: A layer's number and its mixer, in front of a site's name.
 LAYER = r"^layers\.\d+\.(blocks\.\d+\.)?((mixer|op)\.)?"
 #: One of several scans of a layer: Vim's backward branch, VMamba's directions.

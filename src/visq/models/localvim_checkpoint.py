@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from visq.errors import VisqError
-from visq.models.family import Family, Shapes, Tensors, need_tensors, register_family
+from visq.models.family import Family, Shapes, Tensors, expansion, need_tensors, register_family
 from visq.models.localvim import LocalVim, LocalVimConfig, Rope
 
 #: A parameter of one direction: `mixer.conv1d_2.weight` is ours as `mixer.directions.2.conv1d.weight`.
@@ -55,9 +55,7 @@ def infer_localvim(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any
     need_tensors("a LocalVim checkpoint", shapes, telling)
     if f"{mixer}multi_scan.weights" in shapes:
         raise VisqError("this LocalVim is the network of the search for directions; give the one that it found")
-    inner, embed_dim = shapes[f"{mixer}in_proj.weight"]
-    if 0 in (embed_dim, inner) or inner % (2 * embed_dim):
-        raise VisqError(f"not a LocalVim checkpoint: {mixer}in_proj.weight is {shapes[f'{mixer}in_proj.weight']}")
+    embed_dim, expand = expansion("a LocalVim checkpoint", shapes, f"{mixer}in_proj.weight")
     scans = sum(re.fullmatch(rf"{re.escape(mixer)}A_log_\d+", name) is not None for name in shapes)
     if scans > len(GUESS):
         raise VisqError(f"this LocalVim variant is not supported: {scans} scans in a layer; {len(GUESS)} is the most")
@@ -80,7 +78,7 @@ def infer_localvim(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any
         embed_dim=embed_dim,
         depth=len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
         d_state=shapes[f"{mixer}A_log_0"][1],
-        expand=inner // (2 * embed_dim),
+        expand=expand,
         d_conv=shapes[f"{mixer}conv1d_0.weight"][2],
         reduced=shapes[f"{mixer}attn.global_reduce.weight"][0],
         directions=(" ".join(GUESS[:scans]),),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from visq.errors import VisqError
 from visq.models.dense_heads import LightHead
+from visq.models.family import need_backbone
 from visq.models.layers import CheckImages, Conv2d, RMSNorm
 from visq.models.positions import resize_positions
 from visq.models.stage import Stage, StagedNetwork
@@ -138,14 +139,9 @@ class VimSeg(StagedNetwork):
 
         The class token and its position are left out, and positions are resampled to `grid`.
         """
-        given = classifier.config
-        different = [
-            f"{name} {getattr(given, name, None)} there, {getattr(self.config, name)} here"
-            for name in BACKBONE
-            if getattr(given, name, None) != getattr(self.config, name)
-        ]
-        if different or not isinstance(given, VimConfig):
-            raise VisqError(f"the backbone has another geometry ({', '.join(different)})")
+        need_backbone(classifier.config, self.config.backbone, BACKBONE)
+        if not isinstance(classifier.config, VimConfig):
+            raise VisqError("the backbone is not a Vim")
         tensors = classifier.state_dict()
         weights = {n: t for n, t in tensors.items() if n.startswith(("patch_embed.", "layers."))}
         found = resize_positions(tensors["pos_embed"], self.config.grid**2)

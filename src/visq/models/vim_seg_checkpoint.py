@@ -8,7 +8,7 @@ from typing import Any
 
 from visq.data import Preprocess
 from visq.errors import VisqError
-from visq.models.family import DIRECTION, LAYER, Family, Shapes, need_tensors, register_family
+from visq.models.family import DIRECTION, LAYER, Family, Shapes, expansion, need_tensors, register_family
 from visq.models.vim_seg import VimSeg, VimSegConfig
 
 
@@ -29,9 +29,7 @@ def infer_vim_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any]
         "decode_head.classify.weight": 2,
     }
     need_tensors("a Vim for segmentation", shapes, telling)
-    inner, embed_dim = shapes[f"{mixer}in_proj.weight"]
-    if 0 in (embed_dim, inner) or inner % (2 * embed_dim):
-        raise VisqError(f"not a Vim for segmentation: {mixer}in_proj.weight is {shapes[f'{mixer}in_proj.weight']}")
+    embed_dim, expand = expansion("a Vim for segmentation", shapes, f"{mixer}in_proj.weight")
     patch, positions = shapes["patch_embed.proj.weight"][2], shapes["positions.pos_embed"][1]
     grid = isqrt(positions)
     if grid < 1 or grid * grid != positions:
@@ -44,7 +42,7 @@ def infer_vim_seg(shapes: Shapes, hints: Mapping[str, Any], known: Iterable[Any]
         embed_dim=embed_dim,
         depth=len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
         d_state=shapes[f"{mixer}A_b_log"][1],
-        expand=inner // (2 * embed_dim),
+        expand=expand,
         d_conv=shapes[f"{mixer}conv1d.weight"][2],
         maps=len({name.split(".")[1] for name in shapes if name.startswith("outnorms.")}),
         head_dim=shapes["decode_head.laterals.0.weight"][0],

@@ -12,8 +12,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from visq.errors import VisqError
 from visq.models.dense_heads import LightHead
+from visq.models.family import need_backbone
 from visq.models.layers import CheckImages, LayerNorm
 from visq.models.levels import Level
 from visq.models.ssm import reset_linears_and_scans
@@ -111,14 +111,7 @@ class VMambaSeg(StagedNetwork):
 
     def take_backbone(self, classifier: nn.Module) -> None:
         """Copies the stem and the levels of a trained classifier. Raises VisqError for another geometry."""
-        given, wanted = classifier.config, self.config.backbone
-        different = [
-            f"{name} {getattr(given, name, None)} there, {getattr(wanted, name)} here"
-            for name in BACKBONE
-            if getattr(given, name, None) != getattr(wanted, name)
-        ]
-        if different:
-            raise VisqError(f"the backbone has another geometry ({', '.join(different)})")
+        need_backbone(classifier.config, self.config.backbone, BACKBONE)
         weights = {n: t for n, t in classifier.state_dict().items() if n.startswith(("patch_embed.", "layers."))}
         left = self.backbone.load_state_dict(weights, strict=False)
         assert not left.unexpected_keys and all(name.startswith("outnorms.") for name in left.missing_keys)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from visq.calibrate.learners.reconstruction import relative_error
 from visq.data import Dataset
 from visq.quant.site import named_sites
 from visq.search.groups import Group
@@ -74,7 +75,7 @@ def divergence(found: Tensor, exact: Tensor) -> float:
     if exact.ndim == 2:
         log_p, log_q = exact.log_softmax(-1), found.log_softmax(-1)
         return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    return float((found - exact).square().mean() / exact.square().mean().clamp_min(1e-30))
+    return float(relative_error(found, exact))
 
 
 def singles(

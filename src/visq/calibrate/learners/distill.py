@@ -26,7 +26,7 @@ from visq import parallel
 from visq.calibrate.learners.augment import check_views, views
 from visq.calibrate.learners.base import NetworkLearner, NetworkRun, register
 from visq.calibrate.learners.dropping import check_share, dropping
-from visq.calibrate.learners.reconstruction import gather, split
+from visq.calibrate.learners.reconstruction import gather, relative_error, split
 from visq.errors import VisqError
 from visq.files import replacing
 from visq.models.stage import alike
@@ -107,7 +107,7 @@ class Distill(NetworkLearner):
             descent.average = student.values() if self.average > 0 else {}
         while len(descent.losses) <= self.epochs and math.isfinite(descent.losses[-1]):
             epoch = len(descent.losses)
-            finite = self.run_epoch(epoch, run, descent, data[0][training])
+            finite = self.run_epoch(epoch, run, descent, data, training)
             with student.holding(descent.average):
                 descent.add(self.evaluate(run, student, data, held_back) if finite else math.nan)
             parallel.on_rank_zero(descent.save)
@@ -125,16 +125,18 @@ class Distill(NetworkLearner):
         epoch: int,
         run: NetworkRun,
         descent: Descent,
-        images: Tensor,
+        data: tuple[Tensor, ...],
+        training: Tensor,
     ) -> bool:
         """Takes one pass over the training images; returns whether loss and gradient were finite all the time.
 
         Random numbers follow from the seed and the epoch, which counts from 1.
         """
+        images, logits = data
         student, optimizer = descent.student, descent.optimizer
         sites = [site for _, site in named_sites(run.model)]
         generator = torch.Generator().manual_seed(run.seed * 2**32 + zlib.crc32(f"distill {epoch}".encode()))
-        parts = torch.randperm(len(images), generator=generator).split(self.batch)
+        parts = training[torch.randperm(len(training), generator=generator)].split(self.batch)
         for index, part in enumerate(parts):
             done = (epoch - 1 + index / len(parts)) / self.epochs
             for group, rate in zip(optimizer.param_groups, (self.lr, self.lr_scale), strict=True):
@@ -142,9 +144,12 @@ class Distill(NetworkLearner):
             optimizer.zero_grad()
             for some in part.split(self.at_once):
                 student.assign()
-                seen = views(images[some], self.mirror, self.crop, generator)
-                with torch.no_grad():
-                    exact = outputs(run.exact, seen)
+                seen = images[some]
+                exact: list[tuple[Tensor, ...]] = [(logits[some],)]
+                if self.follows:
+                    seen = views(seen, self.mirror, self.crop, generator)
+                    with torch.no_grad():
+                        exact = outputs(run.exact, seen)
                 with dropping(sites, self.drop, generator):
                     loss = self.loss(outputs(run.model, seen), exact)
                 (loss * (len(some) / len(part))).backward()
@@ -155,11 +160,16 @@ class Distill(NetworkLearner):
             descent.move_average(min(self.average, (1 + taken) / (10 + taken)))
         return True
 
+    @property
+    def follows(self) -> bool:
+        """Whether FP32 looks at each image again; otherwise its logits, which are stored, are all that counts."""
+        return bool(self.blocks or self.mirror or self.crop)
+
     def loss(self, found: list[tuple[Tensor, ...]], exact: list[tuple[Tensor, ...]]) -> Tensor:
-        """Returns the loss of what all stages hand on, the network's outputs last."""
+        """Returns the loss of what the stages hand on, the network's outputs last."""
         loss = distance(found[-1][0], exact[-1][0])
         if self.blocks and len(found) > 1:
-            errors = [relative_error(*pair) for pair in zip(found[:-1], exact[:-1], strict=True)]
+            errors = [stage_error(*pair) for pair in zip(found[:-1], exact[:-1], strict=True)]
             loss = loss + self.blocks * torch.stack(errors).mean()
         return loss
 
@@ -177,13 +187,13 @@ def distance(found: Tensor, exact: Tensor) -> Tensor:
     if found.ndim == 2:
         logs = found.log_softmax(-1), exact.log_softmax(-1)
         return F.kl_div(*logs, log_target=True, reduction="batchmean")
-    return (found - exact).square().mean() / exact.square().mean().clamp_min(1e-30)
+    return relative_error(found, exact)
 
 
-def relative_error(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Tensor:
-    """Returns the squared error of what a stage hands on over its square, the mean over its tensors."""
+def stage_error(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Tensor:
+    """Returns the relative squared error of what a stage hands on, the mean over its tensors."""
     pairs = zip(alike(found), alike(exact), strict=True)
-    return torch.stack([(x - y).square().sum() / y.square().sum().clamp_min(1e-30) for x, y in pairs]).mean()
+    return torch.stack([relative_error(*pair) for pair in pairs]).mean()
 
 
 def outputs(model: nn.Module, images: Tensor) -> list[tuple[Tensor, ...]]:

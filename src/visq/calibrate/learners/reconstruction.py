@@ -33,8 +33,12 @@ def squared_distance(student: tuple[Tensor, ...], target: tuple[Tensor, ...]) ->
 
     BRECQ, arXiv 2102.05426, without Fisher weights.
     """
-    reference = total(target)
-    return (total(student) - reference).square().mean() / reference.square().mean().clamp_min(1e-30)
+    return relative_error(total(student), total(target))
+
+
+def relative_error(found: Tensor, exact: Tensor) -> Tensor:
+    """Returns the mean squared error over the mean square of `exact`."""
+    return (found - exact).square().mean() / exact.square().mean().clamp_min(1e-30)
 
 
 def total(outputs: tuple[Tensor, ...]) -> Tensor:

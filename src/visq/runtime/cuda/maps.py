@@ -92,8 +92,7 @@ def leave_windows(source: Source, step: LeaveWindows, text: Text, at: At) -> str
 
 def mean(source: Source, step: Mean, text: Text, at: At) -> str:
     rows = source.body.places[step.input].rows
-    total = text.fresh()
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    total = text.zeros(at.has)
     with text.loop(f"for i in range({rows}):"):
         there = replace(at, row=text.let(f"{at.row} * {rows} + i"), token=text.let(f"{at.token} * 0 + i"))
         x = source.read(text, step.input, there)
@@ -186,8 +185,7 @@ def average_pool(source: Source, step: AveragePool, text: Text, at: At) -> str:
         for place, cut in zip(places, cuts, strict=True)
     )
     tall, wide = (int((cut[:, 1] - cut[:, 0]).max()) for cut in cuts)
-    total = text.fresh()
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    total = text.zeros(at.has)
     with text.loop(f"for i in range({tall * wide}):"):
         y, x = text.let(f"{top} + i // {wide}"), text.let(f"{left} + i % {wide}")
         there = text.let(f"{at.has_row} & ({y} < {bottom}) & ({x} < {right})")

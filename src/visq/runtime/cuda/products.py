@@ -70,8 +70,7 @@ def pack_nibbles(weight: np.ndarray, chunk: int) -> np.ndarray:
 def _float_linear(source: Source, step: Linear, form: FloatLinear, text: Text, at: At) -> str:
     columns, depth = form.weight.shape
     weight = text.parameter(np.ascontiguousarray(form.weight.T))
-    total = text.fresh()
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    total = text.zeros(at.has)
     with text.loop(f"for i in range({depth}):"):
         x = source.read(text, step.input, replace(at, column="i", has_column=None))
         w = text.load(f"{weight} + i * {columns} + {at.column}", at.has_column, "0.0")
@@ -102,8 +101,7 @@ def conv1d(source: Source, step: Conv1d, text: Text, at: At) -> str:
         return _scaled(form, text.let(f"k.taps({names}, {length}, {width}, {taps}, {ahead}, {step.reverse})"), text, at)
     assert isinstance(form, FloatConv1d)
     taps = form.weight.shape[1]
-    weight, total = text.parameter(form.weight), text.fresh()
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    weight, total = text.parameter(form.weight), text.zeros(at.has)
     with text.loop(f"for i in range({taps}):"):
         away = taps - 1 - ahead
         shift = text.let(f"{away} - i" if step.reverse else f"i - {away}")
@@ -127,8 +125,7 @@ def conv2d(source: Source, step: Conv2d, text: Text, at: At) -> str:
         sizes = f"{height}, {width}, {windows.across}, {operation.width}, {step.kernel}, {step.padding}"
         return _scaled(form, text.let(f"k.windows({names}, {sizes})"), text, at)
     assert isinstance(form, FloatConv2d)
-    weight, total, area = text.parameter(form.weight), text.fresh(), step.kernel**2
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    weight, total, area = text.parameter(form.weight), text.zeros(at.has), step.kernel**2
     with text.loop(f"for i in range({area}):"):
         token, inside = windows.position(text, at.token, "i", str(at.has_row))
         row = text.let(f"{image} * {place.rows} + {token}")
@@ -170,8 +167,7 @@ def _float_windows(source: Source, step: DenseConv2d, form: FloatLinear, windows
     columns, depth = form.weight.shape
     place, area = source.body.places[step.input], step.kernel[0] * step.kernel[1]
     image = text.let(f"{at.row} // {source.operation.rows}")
-    weight, total = text.parameter(np.ascontiguousarray(form.weight.T)), text.fresh()
-    text.line(f"{total} = tl.zeros(({at.has}).shape, tl.float32)")
+    weight, total = text.parameter(np.ascontiguousarray(form.weight.T)), text.zeros(at.has)
     with text.loop(f"for i in range({depth}):"):
         token, inside = windows.position(text, at.token, text.let(f"i % {area}"), str(at.has_row))
         row = text.let(f"{image} * {place.rows} + {token}")

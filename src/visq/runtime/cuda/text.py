@@ -115,6 +115,12 @@ class Text:
         self._count += 1
         return f"v{self._count}"
 
+    def zeros(self, has: object) -> str:
+        """Returns a name for float32 zeros of the shape of a mask, which further lines may add to."""
+        name = self.fresh()
+        self.line(f"{name} = tl.zeros(({has}).shape, tl.float32)")
+        return name
+
     def line(self, text: str) -> None:
         self._lines.append("    " * len(self._known) + text)
 
