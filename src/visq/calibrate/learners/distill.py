@@ -45,10 +45,9 @@ class Distill(NetworkLearner):
 
     Weights are learned through their rounding, straight through, and steps in the log domain. Zero points stay, and so
     do the scales of Abar, Bbar and h, to which `ops.quantized_scan` has no gradient. The loss is KL(FP32 || quantized)
-    of the logits, and `blocks` times the relative squared error of what the stages hand on, their mean; for a network
-    without classes the squared error of its outputs takes the divergence's place. The best state by held-back
-    calibration images is kept, the initial state included. A killed run goes on from its last epoch and ends in the
-    same bytes.
+    of the logits; for a network without classes it is the squared error of its outputs. With `blocks`, the relative
+    squared errors of what the stages hand on are averaged and added. The best state by held-back calibration images is
+    kept, the initial state included. A killed run goes on from its last epoch and ends in the same bytes.
 
     Arguments:
         epochs, batch: passes over the training images, images per step.
@@ -57,7 +56,7 @@ class Distill(NetworkLearner):
         lr: AdamW's rate for parameters; it falls along a cosine.
         lr_scale: the rate for logarithms of steps, that is, their relative change.
         holdout: share of the calibration images that is never trained on and chooses the best state.
-        blocks: weight of the stages' errors beside the outputs'.
+        blocks: the weight of the stages' errors in the loss.
         mirror, crop: how training images are changed (`views`); held-back images stay as they are.
         drop: share of the activations' codes that each pass leaves out at random (`dropping`).
         average: decay of the exponential average, over steps, that is judged and kept in the place of the last values;

@@ -57,7 +57,7 @@ class Windows:
 
     @property
     def across(self) -> int:
-        """How many windows lie beside each other."""
+        """Returns how many windows lie beside each other."""
         return (self.size[1] + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
 
     def position(self, text: Text, token: str, at: str, mask: str) -> tuple[str, str]:
