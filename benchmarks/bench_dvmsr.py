@@ -1,18 +1,16 @@
 """Megapixels a second of DVMSR: the engine and eager PyTorch take turns on one image, and their PSNR on Set5.
 
     python benchmarks/bench_dvmsr.py --checkpoint team07_DVMSR.pth --calib train-0.tar [--artifact DIR] [--size 128]
-                                     [--threads 2] [--rounds 20] [--hr Set5/HR --lr Set5/LR_bicubic/X4]
+                                     [--threads 2] [--seconds 5] [--hr Set5/HR --lr Set5/LR_bicubic/X4]
 
 Without --artifact the network is quantized with --recipe first. Megapixels are those of the enlarged image; medians of
-all rounds. With --hr and --lr it also prints whether simulation and engine have the same bits on every image.
+all calls. With --hr and --lr it also prints whether simulation and engine have the same bits on every image.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 import visq
+from common import median_seconds
 from visq.analysis import EngineModel
 from visq.analysis.super_resolution import evaluate_restoration, pairs
 from visq.models import load_model
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each contender")
     parser.add_argument("--hr", type=Path)
     parser.add_argument("--lr", type=Path)
     args = parser.parse_args()
@@ -51,7 +50,7 @@ def main() -> None:
             "eager fp32": lambda: fp32(images),
         }
         pixels = (args.size * fp32.config.upscale) ** 2 / 1e6
-        for name, seconds in in_turns(contenders, args.rounds).items():
+        for name, seconds in median_seconds(contenders, args.seconds).items():
             print(f"{name}: {pixels / seconds:.2f} megapixels a second ({1e3 * seconds:.1f} ms)")
         if args.hr and args.lr:
             compare(folder, engine, args.hr, args.lr)
@@ -63,18 +62,6 @@ def quantized(args: argparse.Namespace, out: Path) -> Path:
     recipe = get_recipe(args.recipe).without_positions()
     visq.quantize(model, recipe, args.calib, samples=args.samples, held_out=0, check=False, out=out)
     return out
-
-
-def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each contender; the first three rounds warm up."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(rounds + 3):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if index >= 3:
-                found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """Milliseconds an image of a network that gives each pixel a class: the engine, eager and compiled PyTorch in turns.
 
     python benchmarks/bench_segmentation.py --checkpoint vmamba_nano_camvid.safetensors --calib train.tar
-        [--artifact DIR] [--recipe visq-w8a8-fused] [--size 360x480] [--threads 2] [--rounds 20] [--no-compile]
+        [--artifact DIR] [--recipe visq-w8a8-fused] [--size 360x480] [--threads 2] [--seconds 5] [--no-compile]
 
 Without --artifact the network is quantized with --recipe first. The map of logits is timed, without its enlargement,
-which is the same for all. Medians of all rounds, on one random image.
+which is the same for all. Medians of all calls, on one random image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import visq
-from bench_dvmsr import in_turns
+from common import median_seconds
 from visq.models import load_model
 from visq.recipes import get_recipe
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path)
     parser.add_argument("--size", default="360x480", help="height x width")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each contender")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which compiles for minutes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -57,7 +57,7 @@ def main() -> None:
         if not args.no_compile:
             compiled = torch.compile(fp32)
             contenders["compiled fp32"] = lambda: compiled(images)
-        found = in_turns(contenders, args.rounds)
+        found = median_seconds(contenders, args.seconds)
         for name, seconds in found.items():
             ratio = seconds / found["engine"]
             print(f"{name}: {1e3 * seconds:.1f} ms for {width} x {height}, {ratio:.2f} times the engine's time")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 import visq
 from visq.analysis import Subject
+from visq.analysis.bench import WARM_UP, take_turns
 from visq.data import open_dataset
 from visq.ops import backends
 
@@ -54,6 +57,14 @@ def subject_of(model: Any, data: str, calib: str | None = None) -> Subject:
     card = model.card
     test = open_dataset(data, card.preprocess, split="test", classes=card.classes)
     return Subject(model, open_dataset(calib or data, card.preprocess, split="calib"), test)
+
+
+def median_seconds(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The median of each contender's calls, which take turns after a warm-up."""
+    for run in contenders.values():
+        for _ in range(WARM_UP):
+            run()
+    return {name: statistics.median(times) for name, times in take_turns(contenders, set(), seconds).items()}
 
 
 def write_json(path: Path, value: Any) -> None:

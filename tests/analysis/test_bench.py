@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,18 @@ import torch
 
 import visq
 from tests.other_device import other_device
-from visq.analysis.bench import bench, example, expected_seconds, first_batch, spoken, sqnr_db, timed, top1
+from visq.analysis.bench import (
+    ROUNDS,
+    bench,
+    example,
+    expected_seconds,
+    first_batch,
+    spoken,
+    sqnr_db,
+    take_turns,
+    timed,
+    top1,
+)
 from visq.analysis.contenders import Contender, make_contenders, optional_contenders, without_quantizers
 from visq.analysis.evaluate import evaluate
 from visq.artifact import load
@@ -123,6 +136,19 @@ def test_the_forecast_counts_every_contender_and_batch() -> None:
     assert expected_seconds([fast], [1], 1.0, 0.5) == pytest.approx(5.5)
     assert expected_seconds([slow], [1], 1.0, 0.5) == pytest.approx(70.0)
     assert (spoken(3.2), spoken(119), spoken(600)) == ("3 s", "119 s", "10 min")
+
+
+def test_contenders_take_turns_and_rest_before_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    clock = itertools.count(step=0.03)
+    monkeypatch.setattr("visq.analysis.bench.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("visq.analysis.bench.time.sleep", lambda seconds: events.append("rest"))
+    runs = {name: functools.partial(events.append, name) for name in ("fast", "slow")}
+    times = take_turns(runs, {"slow"}, seconds=0.2)
+    assert len(times["fast"]) == ROUNDS and len(times["slow"]) == 3
+    assert np.allclose(times["fast"], 0.03)
+    assert events[:6] == ["rest", "fast", "fast", "rest", "slow", "slow"] and events[-1] == "fast"
+    assert all(pair != ("fast", "slow") for pair in itertools.pairwise(events))
 
 
 def test_the_time_is_said_first(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

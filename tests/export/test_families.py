@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.lowering.bundles import ParameterBundle
-from tests.models import test_efficientvmamba, test_localmamba, test_mambavision
+from tests.models import test_efficientvmamba, test_localmamba, test_mambavision, test_vim_seg
 from visq.lowering import lower
 from visq.models import create_model, efficientvmamba, mambavision, vmamba_seg
 
@@ -35,6 +35,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "localvmamba": lambda: test_localmamba.small("localvmamba"),
     "vmamba_seg": lambda: segmentation("light"),
     "vmamba_seg with UperNet": lambda: segmentation("upernet"),
+    "vim_seg": test_vim_seg.small,
 }
 #: What `make test-slow` runs.
 LATER = ("mambavision in windows", "vmamba_seg")
