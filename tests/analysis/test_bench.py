@@ -129,12 +129,12 @@ def test_the_forecast_counts_every_contender_and_batch() -> None:
 
     fast, slow = Contender("int", make), Contender("plain", make, slow=True)  # type: ignore[arg-type]
     compiled = Contender("compile-fp32", make, compiles=True)  # type: ignore[arg-type]
-    assert expected_seconds([fast], [1], 3.0, 0.0) == 3.0
-    assert expected_seconds([fast, fast], [1, 8], 3.0, 0.0) == 12.0
-    assert expected_seconds([compiled], [1], 3.0, 0.0) == 33.0
+    assert expected_seconds([fast], [1], 3.0, 0.0) == pytest.approx(3.6)  # a fifth of the time is rest
+    assert expected_seconds([fast, fast], [1, 8], 3.0, 0.0) == pytest.approx(14.4)
+    assert expected_seconds([compiled], [1], 3.0, 0.0) == pytest.approx(33.6)
     # Four warm-up calls and seven rounds of half a second; the slow one has three rounds, each twenty times as long.
-    assert expected_seconds([fast], [1], 1.0, 0.5) == pytest.approx(5.5)
-    assert expected_seconds([slow], [1], 1.0, 0.5) == pytest.approx(70.0)
+    assert expected_seconds([fast], [1], 1.0, 0.5) == pytest.approx(2.0 + 1.2 * 3.5)
+    assert expected_seconds([slow], [1], 1.0, 0.5) == pytest.approx(40.0 + 1.2 * 30.0)
     assert (spoken(3.2), spoken(119), spoken(600)) == ("3 s", "119 s", "10 min")
 
 

@@ -159,7 +159,7 @@ def expected_seconds(contenders: list[Contender], batches: list[int], seconds: f
         for contender in contenders:
             call = one_image * batch * (SLOWER if contender.slow else 1)
             timed = 3 * call if contender.slow else max(seconds, ROUNDS * call)
-            total += WARM_UP * call + timed + COMPILING * contender.compiles
+            total += WARM_UP * call + timed * (1 + PAUSE / TURN) + COMPILING * contender.compiles
     return total
 
 
