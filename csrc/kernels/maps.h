@@ -4,16 +4,32 @@
 
 namespace visq::engine::VISQ_LEVEL {
 
-template <class V>
-View transpose_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t stride = padded(op.width), H = op.map_height, W = op.map_width;
+// Copies a row of a tensor for each row of a tile: `from(position)` says which; zeros where the row is negative.
+struct Origin {
+  int64_t tensor, row;
+};
+
+template <class V, class From>
+View copied_rows(const Operation& op, const Frame& f, int64_t first, int64_t count, From from) {
+  const int64_t stride = padded(op.width);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = (first + i) % H * W + (first + i) / H;
+    const Origin origin = from(first + i);
     float* out = f.scratch + i * stride;
-    const float* from = float_row<V>(f, f.tensors[op.inputs[0]], row, out);
-    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
+    if (origin.row < 0) {
+      __builtin_memset(out, 0, op.width * sizeof(float));
+      continue;
+    }
+    const float* row = float_row<V>(f, f.tensors[origin.tensor], origin.row, out);
+    if (row != out) __builtin_memcpy(out, row, op.width * sizeof(float));
   }
   return {f.scratch, stride};
+}
+
+template <class V>
+View transpose_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
+  return copied_rows<V>(op, f, first, count, [&](int64_t at) {
+    return Origin{op.inputs[0], at % op.map_height * op.map_width + at / op.map_height};
+  });
 }
 
 // Channel c of position (y, x) is channel c scale^2 + (y % scale) scale + x % scale of (y / scale, x / scale).
@@ -67,6 +83,17 @@ View bilinear_source(const Operation& op, const Frame& f, int64_t first, int64_t
   return {f.scratch, stride};
 }
 
+template <class V>
+void add_row(float* sum, const float* row, int64_t width) {
+  for (int64_t k = 0; k < width; k += V::W) V::store(sum + k, V::add(V::load(sum + k), V::load(row + k)));
+}
+
+template <class V>
+void divide_row(float* sum, int64_t by, int64_t width) {
+  const auto divisor = V::set1(static_cast<float>(by));
+  for (int64_t k = 0; k < width; k += V::W) V::store(sum + k, V::div(V::load(sum + k), divisor));
+}
+
 // The means of the parts of a map; the rows of a part are added up in order.
 template <class V>
 View average_pool_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
@@ -77,15 +104,13 @@ View average_pool_source(const Operation& op, const Frame& f, int64_t first, int
     const int64_t top = y * H / op.out_height, bottom = ((y + 1) * H + op.out_height - 1) / op.out_height;
     const int64_t left = x * W / op.out_width, right = ((x + 1) * W + op.out_width - 1) / op.out_width;
     float* out = f.scratch + i * stride;
-    for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::zero());
+    __builtin_memset(out, 0, stride * sizeof(float));
     for (int64_t r = top; r < bottom; ++r) {
       for (int64_t s = left; s < right; ++s) {
-        const float* row = float_row<V>(f, t, r * W + s, f.scratch + op.tile_floats);
-        for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::add(V::load(out + k), V::load(row + k)));
+        add_row<V>(out, float_row<V>(f, t, r * W + s, f.scratch + op.tile_floats), stride);
       }
     }
-    const auto rows = V::set1(static_cast<float>((bottom - top) * (right - left)));
-    for (int64_t k = 0; k < stride; k += V::W) V::store(out + k, V::div(V::load(out + k), rows));
+    divide_row<V>(out, (bottom - top) * (right - left), stride);
   }
   return {f.scratch, stride};
 }
@@ -93,59 +118,37 @@ View average_pool_source(const Operation& op, const Frame& f, int64_t first, int
 // Rows of a map in the order of its windows, with zeros where a window leaves the map; or the way back.
 template <class V>
 View windows_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t stride = padded(op.width), side = op.side, w = op.window, across = (side + w - 1) / w;
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t row = first + i;
+  const int64_t side = op.side, w = op.window, across = (side + w - 1) / w;
+  return copied_rows<V>(op, f, first, count, [&](int64_t at) {
     if (op.kind == Operation::kEnterWindows) {
-      const int64_t window = row / (w * w), inside = row % (w * w);
+      const int64_t window = at / (w * w), inside = at % (w * w);
       const int64_t y = window / across * w + inside / w, x = window % across * w + inside % w;
-      row = y < side && x < side ? y * side + x : -1;
-    } else {
-      const int64_t y = row / side, x = row % side;
-      row = (y / w * across + x / w) * w * w + y % w * w + x % w;
+      return Origin{op.inputs[0], y < side && x < side ? y * side + x : -1};
     }
-    float* out = f.scratch + i * stride;
-    if (row < 0) {
-      __builtin_memset(out, 0, op.width * sizeof(float));
-      continue;
-    }
-    const float* from = float_row<V>(f, f.tensors[op.inputs[0]], row, out);
-    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
-  }
-  return {f.scratch, stride};
+    const int64_t y = at / side, x = at % side;
+    return Origin{op.inputs[0], (y / w * across + x / w) * w * w + y % w * w + x % w};
+  });
 }
 
 // Every second row and column of a map, with zeros beyond an odd side.
 template <class V>
 View sample_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t stride = padded(op.width), rows = half(op.map_height), columns = half(op.map_width);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = first + i, down = op.by_columns ? at % rows : at / columns;
-    const int64_t across = op.by_columns ? at / rows : at % columns;
+  const int64_t rows = half(op.map_height), columns = half(op.map_width);
+  return copied_rows<V>(op, f, first, count, [&](int64_t at) {
+    const int64_t down = op.by_columns ? at % rows : at / columns, across = op.by_columns ? at / rows : at % columns;
     const int64_t y = op.first_row + 2 * down, x = op.first_column + 2 * across;
-    float* out = f.scratch + i * stride;
-    if (y >= op.map_height || x >= op.map_width) {
-      __builtin_memset(out, 0, op.width * sizeof(float));
-      continue;
-    }
-    const float* from = float_row<V>(f, f.tensors[op.inputs[0]], y * op.map_width + x, out);
-    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
-  }
-  return {f.scratch, stride};
+    return Origin{op.inputs[0], y < op.map_height && x < op.map_width ? y * op.map_width + x : -1};
+  });
 }
 
 // The map whose four samples are the inputs, each position from the sample that has it.
 template <class V>
 View merge_source(const Operation& op, const Frame& f, int64_t first, int64_t count) {
-  const int64_t stride = padded(op.width), rows = half(op.map_height), columns = half(op.map_width);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t y = (first + i) / op.map_width, x = (first + i) % op.map_width;
-    const int64_t row = y % 2 ? x / 2 * rows + y / 2 : y / 2 * columns + x / 2;
-    float* out = f.scratch + i * stride;
-    const float* from = float_row<V>(f, f.tensors[op.inputs[y % 2 + x % 2 * 2]], row, out);
-    if (from != out) __builtin_memcpy(out, from, op.width * sizeof(float));
-  }
-  return {f.scratch, stride};
+  const int64_t rows = half(op.map_height), columns = half(op.map_width);
+  return copied_rows<V>(op, f, first, count, [&](int64_t at) {
+    const int64_t y = at / op.map_width, x = at % op.map_width;
+    return Origin{op.inputs[y % 2 + x % 2 * 2], y % 2 ? x / 2 * rows + y / 2 : y / 2 * columns + x / 2};
+  });
 }
 
 // The mean of all rows, which are added up in order.
@@ -154,13 +157,9 @@ View mean_source(const Operation& op, const Frame& f) {
   const Tensor& t = f.tensors[op.inputs[0]];
   const int64_t width = padded(op.width);
   float* out = f.scratch;
-  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::zero());
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const float* row = float_row<V>(f, t, r, f.scratch + op.tile_floats);
-    for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::add(V::load(out + c), V::load(row + c)));
-  }
-  const auto rows = V::set1(static_cast<float>(t.rows));
-  for (int64_t c = 0; c < width; c += V::W) V::store(out + c, V::div(V::load(out + c), rows));
+  __builtin_memset(out, 0, width * sizeof(float));
+  for (int64_t r = 0; r < t.rows; ++r) add_row<V>(out, float_row<V>(f, t, r, f.scratch + op.tile_floats), width);
+  divide_row<V>(out, t.rows, width);
   return {out, width};
 }
 
