@@ -13,6 +13,7 @@ from visq.integer.spec import Spec
 from visq.ops.fake_quantize import Axis
 from visq.quant.scales import check_scale
 from visq.quant.site import SiteQuantizer
+from visq.quant.straight_through import StraightThrough
 
 
 class Quantizer(SiteQuantizer):
@@ -112,23 +113,31 @@ class Quantizer(SiteQuantizer):
         return self._out_of_steps(codes.float() - zero_point if self.table is None else self.table[codes.long()])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns exactly decode(encode(x)), differentiable in x, scale and smooth by the straight-through
+        """Returns exactly decode(encode(x)), differentiable in x, scale, smooth and zero_point by the straight-through
         estimator."""
-        if self._fits_kernel(x):
+        rounded = self._rounded(x)
+        if not torch.is_grad_enabled():
+            return rounded
+        steps, zero_point = self._steps(x)
+        if self.table is None:
+            ends = self.spec.qmin - 0.5, self.spec.qmax + 0.5
+        else:
+            zero_point, ends = 0.0, (self.table[0].item(), self.table[-1].item())
+        result: Tensor = StraightThrough.apply(x, rounded, zero_point, *ends, *steps)
+        return result
+
+    @torch.no_grad()
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Returns decode(encode(x)), by a kernel where there is one: for a sequence and uniform codes."""
+        if x.ndim == 3 and self.table is None and self.axis in (None, -1, -2):
             axis: Axis = "tensor" if self.axis is None else "channel" if self.axis == -1 else "token"
             scale, zero_point = self._along_axis(x)
             zeros = zero_point.flatten() if isinstance(zero_point, Tensor) else None
             return ops.fake_quantize(x, scale.flatten(), zeros, self.smooth, self.spec.qmin, self.spec.qmax, axis)
         v, zero_point = self._in_steps(x)
         if self.table is not None:
-            nearest = self.table[torch.bucketize(v.detach(), (self.table[1:] + self.table[:-1]) / 2)]
-            inside = v.clamp(self.table[0].item(), self.table[-1].item())
-            v = inside + (nearest - inside).detach() if v.requires_grad else nearest
-        elif v.requires_grad:
-            v = (v + (v.round() - v).detach() + zero_point).clamp(self.spec.qmin, self.spec.qmax) - zero_point
-        else:
-            v = v.round_().add_(zero_point).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero_point)
-        return self._out_of_steps(v)
+            return self._out_of_steps(self.table[torch.bucketize(v, (self.table[1:] + self.table[:-1]) / 2)])
+        return self._out_of_steps(v.round_().add_(zero_point).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero_point))
 
     def scan_argument(self) -> Any:
         """Returns the rounding of Abar or Bbar as the scan kernel takes it."""
@@ -139,13 +148,6 @@ class Quantizer(SiteQuantizer):
         if self.table is not None:
             return ops.Table(self.table * self.scale, self.smooth)
         return ops.Uniform(float(self.scale), self.spec.qmin, self.spec.qmax, self.smooth)
-
-    def _fits_kernel(self, x: Tensor) -> bool:
-        """Returns whether `ops.fake_quantize` can compute this: a sequence, uniform codes, no gradient."""
-        with_gradient = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (x, self.scale, self.smooth)
-        )
-        return x.ndim == 3 and self.table is None and self.axis in (None, -1, -2) and not with_gradient
 
     def _in_steps(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Returns x / (smooth * scale), and zero_point."""
