@@ -173,17 +173,21 @@ class Estimator:
         return torch.where(empty, low.min(), group_low), torch.where(empty, high.max(), group_high)
 
     def make(self, low: Tensor, high: Tensor, labels: Tensor | None) -> Quantizer:
-        """Returns a uniform quantizer whose codes span [low, high] of each group.
+        """Returns a uniform quantizer whose codes span [low, high] of each group."""
+        scale, zero_point = self.grid(low, high, labels)
+        return Quantizer(self.spec, scale, zero_point, axis=self.axis, group=labels, smooth=self.smooth)
 
-        A symmetric one spans [-max, max] (eq. 3 of arXiv 2501.16738).
+    def grid(self, low: Tensor, high: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns scales and zero points [G] with which codes span [low, high] of each group.
+
+        Symmetric ones span [-max, max] (eq. 3 of arXiv 2501.16738) and have no zero point.
         """
         spec = self.spec
         if spec.symmetric:
-            scale, zero_point = usable(torch.maximum(low.abs(), high.abs()) / spec.qmax), None
+            scale = usable(torch.maximum(low.abs(), high.abs()) / spec.qmax)
             if spec.granularity.power_of_two and labels is not None:
                 scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
-        else:
-            low, high = low.clamp_max(0), high.clamp_min(0)
-            scale = usable((high - low) / spec.qmax)
-            zero_point = (-low / scale).round().clamp(0, spec.qmax)
-        return Quantizer(spec, scale, zero_point, axis=self.axis, group=labels, smooth=self.smooth)
+            return scale, None
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        scale = usable((high - low) / spec.qmax)
+        return scale, (-low / scale).round().clamp(0, spec.qmax)

@@ -73,20 +73,19 @@ class MSE(Estimator):
             self.counts += counts.view_as(self.counts)
 
     def result(self) -> Quantizer:
-        candidates = [self.make(self.low * share, self.high * share, self.labels) for share in self.shrink.tolist()]
-        best = torch.stack([self.error(candidate) for candidate in candidates]).argmin(0)[None]
-        scale = torch.stack([candidate.scale for candidate in candidates]).gather(0, best)[0]
+        grids = [self.grid(self.low * share, self.high * share, self.labels) for share in self.shrink.tolist()]
+        best = torch.stack([self.error(*grid) for grid in grids]).argmin(0)[None]
+        scale = torch.stack([scale for scale, _ in grids]).gather(0, best)[0]
         if self.spec.granularity.power_of_two and self.labels is not None:
             scale = scale.max() * 2.0 ** -power_of_two_shifts(scale)
-        zero_point = None
-        if not self.spec.symmetric:
-            zero_point = torch.stack([candidate.zero_point for candidate in candidates]).gather(0, best)[0]  # type: ignore[misc]
+        zero_points = [zero for _, zero in grids if zero is not None]
+        zero_point = torch.stack(zero_points).gather(0, best)[0] if zero_points else None
         return Quantizer(self.spec, scale, zero_point, axis=self.axis, group=self.labels, smooth=self.smooth)
 
-    def error(self, candidate: Quantizer) -> Tensor:
+    def error(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """Returns the sum of |error|^p over the values of each group, [G]."""
-        scale = candidate.scale[:, None]
-        zero = 0.0 if candidate.zero_point is None else candidate.zero_point[:, None]
+        scale = scale[:, None]
+        zero = 0.0 if zero_point is None else zero_point[:, None]
         x_hat = (self.values / scale).round_().add_(zero).clamp_(self.spec.qmin, self.spec.qmax).sub_(zero).mul_(scale)
         error = x_hat.sub_(self.values).abs_()
         error = error.square_() if self.p == 2 else error.pow_(self.p)
