@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import visq
-from tests.models import test_efficientvmamba, test_localmamba, test_mambavision
+from tests.models import test_efficientvmamba, test_localmamba, test_mambavision, test_vim_seg
 from tests.runtime.cuda.test_networks import FEW, check_compiled, check_network
 from visq.models import create_model, efficientvmamba, mambavision, vmamba_seg
 from visq.recipes import get_recipe
@@ -31,14 +31,17 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "localvmamba": (lambda: test_localmamba.small("localvmamba"), 24),
     "segmentation": (lambda: segmentation("light"), 32),
     "upernet": (lambda: segmentation("upernet"), 32),
+    "vim_seg": (test_vim_seg.small, 32),
 }
+#: Networks of any image size: their recipes have no scales per position.
+ANY_SIZE = ("segmentation", "upernet", "vim_seg")
 
 
 def quantized(network: str, recipe: str, folder: Path) -> None:
     make, side = NETWORKS[network]
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     model, found = make(), get_recipe(recipe)
-    found = found.without_positions() if isinstance(model, vmamba_seg.VMambaSeg) else found
+    found = found.without_positions() if network in ANY_SIZE else found
     visq.quantize(model, found, pixels, samples=2, held_out=1, out=folder, check=False)
 
 
@@ -47,7 +50,7 @@ def quantized(network: str, recipe: str, folder: Path) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network(network: str, recipe: str, tmp_path: Path) -> None:
     quantized(network, recipe, tmp_path / "a")
-    check_network(tmp_path / "a", batch=1)
+    check_network(tmp_path / "a", batch=1, joined=0.25)  # rotations of a MambaVision join least: 35 kernels of 49
 
 
 @pytest.mark.slow

@@ -47,7 +47,9 @@ def quantized_vmamba(recipe: str, folder: Path) -> None:
     visq.quantize(create_model("vmamba", **VMAMBA).eval(), recipe, images, samples=2, out=folder, check=False)
 
 
-def check_network(folder: Path, batch: int) -> None:
+def check_network(folder: Path, batch: int, joined: float = 0.3) -> None:
+    """Compares every tensor with the oracle's, and counts kernels: at least the share `joined` of operations has none
+    of its own."""
     bundle = read_bundle(folder)
     program = bundle.config.program
     assert program is not None
@@ -55,7 +57,7 @@ def check_network(folder: Path, batch: int) -> None:
     images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     check_program(program, bundle, images)
     engine = CudaEngine(program, bundle)
-    assert engine.kernels == len(engine.plan.launches) < 0.7 * len(program.operations)
+    assert engine.kernels == len(engine.plan.launches) < (1 - joined) * len(program.operations)
 
 
 @pytest.mark.parametrize("recipe", recipes())
