@@ -195,7 +195,8 @@ def compare_with_best(table: Cell, first_seed: dict[str, Cell | None]) -> None:
 def markdown(result: Cell) -> str:
     lines = [f"FP32 {result['fp32_top1']:.2f} on {result['n']} images; quantized: {', '.join(result['backends'])}"]
     for scope in SCOPES:
-        lines += ["", f"## Scope {scope}", "", *overview(result["summary"], scope)]
+        if any(title.endswith(f" {scope}") for title in result["summary"]):
+            lines += ["", f"## Scope {scope}", "", *overview(result["summary"], scope)]
     for title, table in result["summary"].items():
         lines += ["", f"## {title}", ""]
         lines += ["| recipe | top-1 | drop | p, FP32 | p, best | sites | bytes | calibration s |", "|---|" + "---|" * 7]
