@@ -28,8 +28,8 @@ class StraightThrough(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, rounded: Tensor, zero: Tensor | float, lowest: float, highest: float, *steps: Tensor
     ) -> Tensor:
-        zero = torch.as_tensor(zero, device=x.device)
-        ctx.save_for_backward(x, rounded, zero, *steps)
+        zeros = zero if isinstance(zero, Tensor) else torch.zeros_like(steps[0])
+        ctx.save_for_backward(x, rounded, zeros, *steps)
         ctx.range = lowest, highest
         return rounded.view_as(rounded)
 
