@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import visq
 from visq.calibrate import calibrate
+from visq.calibrate.driver import mixed
 from visq.calibrate.stage_store import weights_digest
+from visq.data import Dataset, open_dataset
 from visq.errors import VisqError
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import StateQuantizer
@@ -174,3 +177,36 @@ def test_the_model_is_untouched_where_nothing_is_targeted(model: VisionMamba, im
     digest = weights_digest(model)
     calibrate(model, get_recipe("fp32"), images, work_dir=tmp_path / "w", batch_size=4)  # type: ignore[arg-type]
     assert weights_digest(model) == digest
+
+
+def sorted_by_class(count: int) -> Dataset:
+    """Fashion-MNIST as a folder of classes would be: all images of a class, then those of the next."""
+    data = open_dataset("fashion-mnist", visq.load_model("vim_nano_fmnist").card.preprocess, split="test")
+    data = data.select(range(count))
+    return data.select(sorted(range(count), key=data.labels.__getitem__))
+
+
+def test_searches_see_images_of_all_classes() -> None:
+    data = sorted_by_class(200)
+    assert len(set(data.labels[:16])) == 1
+    drawn = mixed(data, 16, seed=0)
+    assert len(set(drawn.labels[:16])) > 5 and sorted(drawn.labels) == sorted(data.labels)
+    assert drawn.labels == mixed(data, 16, seed=0).labels != mixed(data, 16, seed=1).labels
+    assert mixed(data, None, seed=0) is data and mixed(data, 200, seed=0) is data
+
+
+def test_the_order_of_the_files_does_not_choose_the_images_of_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Dataset] = []
+
+    def stop(folder: Path, dataset: Dataset, batch_size: int) -> None:
+        written.append(dataset)
+        raise Killed
+
+    monkeypatch.setattr("visq.calibrate.driver.write_images", stop)
+    data, model = sorted_by_class(200), visq.load_model("vim_nano_fmnist")
+    for recipe in ("kscaled-w8a8", "minmax-w8a8"):  # the first searches on 64 images, the second on none
+        with pytest.raises(Killed):
+            calibrate(model, get_recipe(recipe), data, work_dir=tmp_path / recipe)
+    assert len(set(written[0].labels[:64])) == 10 and written[1] is data

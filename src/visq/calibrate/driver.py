@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def calibrate(
     Arguments:
         model: FP32, with `stages()` and sites, on the device that shall compute; put into eval mode.
         dataset: the calibration images, already chosen.
-        seed: for learners that draw random numbers.
+        seed: draws the images of searches, and for learners that draw random numbers.
     Raises:
         VisqError: an unusable recipe, no images, NaN or Inf in weights or activations, a work_dir of a different run,
             a targeted site that stayed unquantized.
@@ -97,7 +98,8 @@ def calibrate(
     for index in range(done):
         folder.finished(index).restore(model)
     if done == 0:
-        notes += write_images(folder.stream(0), dataset, batch_size).warnings(recipe)
+        images = mixed(dataset, recipe.scope.search_images, seed)
+        notes += write_images(folder.stream(0), images, batch_size).warnings(recipe)
         if network_learners:
             write_teacher(model, Stream(folder.stream(0), device), folder.teacher)
     for index in range(done, len(stages)):
@@ -178,6 +180,16 @@ def finish(model: nn.Module, stage: Stage, store: FinishedStage) -> None:
     parallel.on_rank_zero(lambda: store.save(model, stage))
     if parallel.rank() > 0:
         store.restore(model)
+
+
+def mixed(dataset: Dataset, searched: int | None, seed: int) -> Dataset:
+    """Returns the images in a drawn order where searches see only the first `searched` of them.
+
+    Files lie in the order of their classes, so that the first images of a set would show a few classes, or one.
+    """
+    if searched is None or searched >= len(dataset):
+        return dataset
+    return dataset.select(np.random.default_rng([seed, 2]).permutation(len(dataset)).tolist())
 
 
 def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:

@@ -90,7 +90,8 @@ class Scope(BaseModel):
         transforms: applied before anything is observed; the network's function stays the same.
         sites: the rules.
         learners: run after the quantizers are in place.
-        search_images: how many calibration images the searches (every pass after the first) see; None means all.
+        search_images: how many calibration images, drawn by the seed, the searches (every pass after the first) see;
+            None means all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
