@@ -147,8 +147,8 @@ NEEDS = (
         256,
         "an hour",
         "nearly as fast",
-        "The best at 4 bits with every tensor coded. It learns on the calibration images, so give it many of them: all but "
-        "the first network had 1,024.",
+        "The best at 4 bits with every tensor coded. It learns on the calibration images, so give it many of them: all "
+        "but the first network had 1,024.",
         (
             Measured("visq-distilled-w4a4", _NANO, 2.52, 625139, "distilled_256_vim_nano_fmnist.json"),
             Measured("visq-distilled-w4a4", _MICRO192, 5.50, 1191730, "distilled_1024_vim_micro192_imagenette.json"),
