@@ -14,6 +14,7 @@ import yaml
 from tests.search.conftest import Case
 from visq import pipeline
 from visq.artifact import artifact_bytes, save, serialize
+from visq.data import Dataset
 from visq.errors import VisqError
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe
@@ -39,6 +40,21 @@ def test_the_recipe_is_an_ordinary_one(case: Case, tmp_path: Path) -> None:
     for name, spec in specs.items():
         assert spec.model_copy(update={"bits": 8}) == base[name].model_copy(update={"bits": 8})
     assert yaml.safe_load(case.found.text)["base"] == "omse"
+
+
+def test_sensitivity_is_measured_on_drawn_images(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images of a set are of one class where it lies in the order of its classes."""
+    seen: list[Dataset] = []
+
+    def stop(library: object, groups: object, images: Dataset, batch_size: int) -> None:
+        seen.append(images)
+        raise InterruptedError
+
+    monkeypatch.setattr("visq.search.run.Probe", stop)
+    with pytest.raises(InterruptedError):
+        case.search(tmp_path / "state", probed=4)
+    drawn, first = case.images.subset(4, case.wanted.seed), case.images.select(range(4))
+    assert seen[0].fingerprint() == drawn.fingerprint() != first.fingerprint()
 
 
 def test_the_budget_holds(case: Case) -> None:

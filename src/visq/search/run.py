@@ -231,7 +231,7 @@ class _Run:
         self, library: Library, groups: Sequence[Group], widths: Sequence[int]
     ) -> tuple[Any, list[tuple[int, int, float]]]:
         """Returns losses [groups, widths] and the pairs that interact, by index."""
-        some_images = self.images.select(range(min(self.wanted.probed, len(self.images))))
+        some_images = self.images.subset(min(self.wanted.probed, len(self.images)), self.wanted.seed)
         probe = Probe(library, groups, some_images, self.wanted.batch_size)
         loss: dict[Group, dict[int, float]] = {}
         with self.progress.task(f"measuring {len(groups)} groups of sites", total=len(groups)) as task:
