@@ -90,7 +90,7 @@ class RotatedQuantizer(Quantizer):
         identity = torch.eye(size, device=rotation.device) / max(runs, 1)
         if not runs or rotation.shape != identity.shape or not _close(rotation @ rotation.T, identity):
             raise VisqError("a quantizer's rotation must be an orthogonal matrix")
-        if divisor is not None and fault_of_scale(divisor.abs().float().numpy(force=True)) is not None:
+        if divisor is not None and fault_of_scale(divisor.detach().abs().float().cpu().numpy()) is not None:
             raise VisqError("a quantizer's divisor must be finite and not 0, and so must 1 / divisor")
         self.register_buffer("rotation", rotation.float().clone())
         self.register_buffer("divisor", None if divisor is None else divisor.float().clone())
