@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import visq
 from visq.analysis import Subject
 from visq.analysis.bench import WARM_UP, take_turns
-from visq.data import open_dataset
+from visq.data import Dataset, open_dataset
 from visq.ops import backends
 
 
@@ -57,6 +58,13 @@ def subject_of(model: Any, data: str, calib: str | None = None) -> Subject:
     card = model.card
     test = open_dataset(data, card.preprocess, split="test", classes=card.classes)
     return Subject(model, open_dataset(calib or data, card.preprocess, split="calib"), test)
+
+
+def drawn_others(source: Dataset, count: int, taken: set[int], seed: int) -> list[int]:
+    """The indices of at most `count` images that are not `taken`, drawn from all of these and ascending."""
+    left = np.setdiff1d(np.arange(len(source)), sorted(taken))
+    found: list[int] = np.sort(np.random.default_rng(seed).choice(left, min(count, len(left)), replace=False)).tolist()
+    return found
 
 
 def median_seconds(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:

@@ -21,8 +21,9 @@ import torch
 import visq
 from common import commit, machine, write_json
 from visq.analysis import EngineModel
+from visq.analysis.evaluate import limited
 from visq.analysis.significance import mcnemar
-from visq.data import open_dataset
+from visq.data import Dataset, open_dataset
 from visq.models import load_model
 from visq.quant.ladder import LadderQuantizer, fit
 from visq.quant.site import named_sites, site_parameter
@@ -34,16 +35,14 @@ def residuals(model: Any) -> dict[str, float]:
     return {name: fit(site_parameter(model, name, site).detach())[1] for name, site in sites.items()}
 
 
-def answers(network: Any, dataset: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions and labels of the first `limit` images."""
+def answers(network: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Decisions and labels of all images."""
     found, truth = [], []
     for images, labels in dataset.batches(16):
         with torch.no_grad():
             found.append(network(images).argmax(1).numpy())
         truth.append(labels.numpy())
-        if sum(map(len, found)) >= limit:
-            break
-    return np.concatenate(found)[:limit], np.concatenate(truth)[:limit]
+    return np.concatenate(found), np.concatenate(truth)
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--calib", help="the calibration images, where --data has none")
     parser.add_argument("--recipes", default="visq-w8a8-fused,visq-ladder-w8a8", help="without and with the ladder")
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--limit", type=int, default=1 << 30)
+    parser.add_argument("--limit", type=int, help="test images, spread over all")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     name = args.model
@@ -69,7 +68,7 @@ def main() -> None:
             card = visq.load(out).card
             ladders = sum(isinstance(site.quantizer, LadderQuantizer) for _, site in named_sites(visq.load(out)))
         dataset = open_dataset(args.data, card.preprocess, split="test", classes=card.classes)
-        found, labels = answers(engine, dataset, args.limit)
+        found, labels = answers(engine, limited(dataset, args.limit))
         right.append(found == labels)
         rows.append({"recipe": recipe, "ladders": ladders, "top1": 100 * float(right[-1].mean()), "n": len(labels)})
         print(f"{name} {recipe}: {rows[-1]['top1']:.2f} of {len(labels)}, ladders in {ladders} scans", flush=True)

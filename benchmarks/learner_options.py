@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from common import commit, machine, write_json
+from common import commit, drawn_others, machine, write_json
 from visq.calibrate import calibrate
 from visq.calibrate.learners import Distill, NetworkRun
 from visq.calibrate.learners.distill import distance
@@ -93,10 +93,11 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or Path(__file__).parent / "results" / f"learner_options_{args.model}.json"
     of = {key: getattr(args, key) for key in ("model", "recipe", "samples", "limit", "epochs", "batch")}
+    of["others"] = "drawn"  # they were a prefix of drawn ones, without the last classes
     rows: list[dict[str, Any]] = []
     if out.exists():
         before = json.loads(out.read_text())
-        if {key: before[key] for key in of} != of:
+        if {key: before.get(key) for key in of} != of:
             raise SystemExit(f"{out} is of other settings: delete it, or choose --out")
         rows = before["rows"]
     fp32 = load_model(args.model).eval()
@@ -113,8 +114,7 @@ def main() -> None:
             continue
         chosen = source.drawn(args.samples, seed)
         taken = set(chosen) if args.data == args.calib else set()
-        order = held.drawn(min(args.limit + len(taken), len(held)), 1000 + seed)
-        others = [index for index in order if index not in taken][: args.limit]
+        others = drawn_others(held, args.limit, taken, 1000 + seed)
         images, labels = (torch.cat(x) for x in zip(*held.select(others).batches(AT_ONCE), strict=True))
         seen = torch.cat([batch for batch, _ in source.select(chosen).batches(AT_ONCE)])
         exact, targets = outputs(fp32, images), outputs(fp32, seen)

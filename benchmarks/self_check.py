@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common import machine, write_json
+from common import drawn_others, machine, write_json
 from visq import pipeline
 from visq.analysis import EngineModel
 from visq.artifact import save
@@ -80,8 +80,7 @@ def measure(model: Any, source: Dataset, recipe: str, case: str, samples: int, i
     """Quantizes a copy of the model, and returns the check beside what it loses on other images of the source."""
     calibration, held_out = pipeline.draw(source, samples, 64, seed=0)
     used = set(source.drawn(samples, 0))
-    chosen = [index for index in source.drawn(min(len(source), images + samples), 99) if index not in used][:images]
-    data = source.select(chosen)
+    data = source.select(drawn_others(source, images, used, 99))
     labels, exact = torch.tensor(data.labels), logits(model, data)
     if case == "black":
         calibration = black_images(model)

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import commit, machine, write_json
+from common import commit, drawn_others, machine, write_json
 from visq import ops
 from visq.calibrate import calibrate
 from visq.data import open_dataset
+from visq.data.dataset import mixed
 from visq.models import load_model
 from visq.models.layers import SelectiveScan
 from visq.quant.quantizer import Quantizer, StateQuantizer
@@ -317,10 +318,11 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or Path(__file__).parent / "results" / f"state_ideas_{args.model}.json"
     of = {"model": args.model, "recipe": args.recipe, "samples": args.samples, "images": args.limit}
+    of["chosen"] = "drawn"  # scans were those of the first images
     rows: list[dict[str, Any]] = []
     if out.exists():
         before = json.loads(out.read_text())
-        if {key: before[key] for key in of} != of:
+        if {key: before.get(key) for key in of} != of:
             raise SystemExit(f"{out} is of another model or other numbers of images: delete it, or choose --out")
         rows = before["rows"]
     model = load_model(args.model).eval()
@@ -330,8 +332,8 @@ def main() -> None:
     calibration = source.select(chosen)
     held = open_dataset(args.data, card.preprocess, split="train", classes=card.classes)
     taken = set(chosen) if args.data == args.calib else set()
-    others = [i for i in held.drawn(min(args.limit + len(taken), len(held)), 1) if i not in taken][: args.limit]
-    batches = list(held.select(others).batches(AT_ONCE))
+    others = held.select(drawn_others(held, args.limit, taken, 1))
+    batches = list(others.batches(AT_ONCE))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     exact = torch.cat([model(part) for part in images.split(AT_ONCE)])
     of_fp32 = {"fp32_top1": 100 * float((exact.argmax(1) == labels).double().mean())}
@@ -339,9 +341,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         calibrate(model, get_recipe(args.recipe), calibration, work_dir=Path(folder))
     scans = {name: module for name, module in model.named_modules() if isinstance(module, SelectiveScan)}
-    seen = torch.cat([batch for batch, _ in calibration.batches(AT_ONCE)])[:FITTED]
+    seen = torch.cat([batch for batch, _ in mixed(calibration, FITTED, 0).batches(AT_ONCE)])[:FITTED]
     fitted = record(model, scans, seen)
-    tested = record(model, scans, images[:MEASURED])
+    tested = record(model, scans, images[others.drawn(min(MEASURED, len(others)), 0)])
     fits = {name: Fit(scan, fitted[name]) for name, scan in scans.items()}
     truth = {name: ops.selective_scan(*inputs) for name, inputs in tested.items()}
     wanted = list(IDEAS) if args.only is None else args.only.split(";")
