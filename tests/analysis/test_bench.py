@@ -18,7 +18,7 @@ from visq.analysis.bench import (
     bench,
     example,
     expected_seconds,
-    first_batch,
+    one_batch,
     spoken,
     sqnr_db,
     take_turns,
@@ -176,7 +176,16 @@ def test_top1_takes_whole_batches_and_counts_no_image_twice() -> None:
         return np.eye(10)[[int(labels[0])] * len(images)]
 
     assert top1(run, data, 3) == pytest.approx(100 * float((labels == labels[0]).double().mean()))
-    assert shapes == {(3, 1, 28, 28)} and first_batch(data, 9).shape == (9, 1, 28, 28)
+    assert shapes == {(3, 1, 28, 28)} and one_batch(data, 9).shape == (9, 1, 28, 28)
+
+
+def test_a_batch_is_drawn_from_all_images() -> None:
+    data = open_dataset("fashion-mnist", visq.load_model("vim_nano_fmnist").card.preprocess, split="test").subset(40, 0)
+    data = data.select(sorted(range(40), key=data.labels.__getitem__))
+    every = next(iter(data.batches(40)))[0].numpy()
+    batch = one_batch(data, 8)
+    classes = {data.labels[int((every == image).all((1, 2, 3)).argmax())] for image in batch}
+    assert len(set(data.labels[:8])) < 4 < len(classes) and np.array_equal(batch, one_batch(data, 8))
 
 
 def test_what_compiles_while_it_is_timed_is_timed_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,10 +126,29 @@ def test_the_report_covers_every_quantized_site(
     assert all(0 < value < 0.6 for row in report["scans"] for value in row["h_error"])
     stages = {row["name"]: row["sqnr_db"] for row in report["stages"]}
     assert list(stages) == ["embed", "layers.0", "layers.1", "classify"]
-    expected = (quantized(images.images[:6]) - model(images.images[:6])).square().sum()
-    decibels = 10 * math.log10(model(images.images[:6]).square().sum() / expected)
+    drawn = images.shuffled(0).images[:6]
+    expected = (quantized(drawn) - model(drawn)).square().sum()
+    decibels = 10 * math.log10(model(drawn).square().sum() / expected)
     assert stages["classify"] == pytest.approx(decibels, abs=1e-3)
     json.dumps(report, allow_nan=False)
+
+
+def test_images_of_all_classes_are_looked_at(quantized: VisionMamba) -> None:
+    """Forty images in the order of five classes, which the first pixel tells."""
+    pixels = torch.randn(40, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+    pixels[:, 0, 0, 0] = torch.arange(40) // 8
+    labels: list[int] = []
+    quantized.patch_embed.register_forward_pre_hook(lambda _, args: labels.extend(args[0][:, 0, 0, 0].int().tolist()))
+
+    def seen(count: int) -> list[int]:
+        labels.clear()
+        report = diagnose(quantized, Images(pixels), images=count)  # type: ignore[arg-type]
+        assert report["images"] == len(labels) == min(count, 40)
+        return list(labels)
+
+    drawn = seen(16)
+    assert set(drawn) == set(range(5)) and drawn == seen(16)
+    assert seen(41) == [label for label in range(5) for _ in range(8)]
 
 
 def test_a_network_without_errors_has_none_along_time(quantized: VisionMamba, images: Images) -> None:  # noqa: F811

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import visq
 from visq.analysis import EngineModel
+from visq.analysis.mask_picture import MaskPicture
 from visq.analysis.segmentation import evaluate_masks
 from visq.cli.main import run
 from visq.data import Preprocess, open_dataset
@@ -202,3 +203,15 @@ def test_masks_that_do_not_fit_are_refused(what: str, message: str, tmp_path: Pa
     with pytest.raises(VisqError, match=message):
         for pair in open_masks(bad(tmp_path, what)):
             pair.read(3)
+
+
+def test_a_picture_shows_images_spread_over_all() -> None:
+    """The first ones of a film are of one place."""
+    drawing = MaskPicture(10)
+    for index in range(10):
+        drawing.add(*(np.full((2, 2), index, np.uint8) for _ in range(3)))
+    assert [int(pixels[0, 0]) for pixels, _, _ in drawing.rows] == [0, 2, 5, 7]
+    few = MaskPicture(2)
+    for index in range(2):
+        few.add(*(np.full((2, 2), index, np.uint8) for _ in range(3)))
+    assert len(few.rows) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class Images:
 
     def fingerprint(self) -> str:
         return f"{self.name}-{len(self)}"
+
+    def shuffled(self, seed: int) -> Images:
+        return Images(self.images[np.random.default_rng(seed).permutation(len(self))], self.name)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for part in self.images.split(batch_size):

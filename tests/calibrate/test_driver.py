@@ -12,9 +12,9 @@ from torch import Tensor
 
 import visq
 from visq.calibrate import calibrate
-from visq.calibrate.driver import mixed
 from visq.calibrate.stage_store import weights_digest
 from visq.data import Dataset, open_dataset
+from visq.data.dataset import mixed
 from visq.errors import VisqError
 from visq.models.vim import VisionMamba
 from visq.quant.quantizer import StateQuantizer

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.data.images import SMALL, values, write_images
 from visq.data import Preprocess, open_dataset
+from visq.data.dataset import mixed
 from visq.errors import VisqError
 
 
@@ -45,6 +46,32 @@ def test_subset() -> None:
         dataset.subset(2049, 0)
     with pytest.raises(VisqError, match="0 images were asked for"):
         dataset.subset(0, 0)
+
+
+def test_where_only_the_first_images_are_looked_at_they_are_drawn(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    dataset = open_dataset(str(tmp_path), SMALL, split="test")
+    drawn = mixed(dataset, 5, 0)
+    assert len(set(dataset.labels[:5])) == 1 < len(set(drawn.labels[:5]))
+    assert sorted(values(drawn)) == values(dataset) and values(drawn) == values(mixed(dataset, 5, 0))
+    assert values(drawn) != values(mixed(dataset, 5, 1))
+    assert mixed(dataset, None, 0) is dataset is mixed(dataset, len(dataset), 0)
+
+
+def test_an_image_that_is_skipped_in_a_drawn_order_is_said_once(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    dataset = open_dataset(str(tmp_path), SMALL, split="test")
+    drawn = mixed(dataset, 3, 0)
+    first = values(drawn)[0]  # the value of every pixel is the image's number
+    broken = sorted(tmp_path.rglob("*.png"))[first]
+    broken.write_bytes(b"\x89PNG and nothing more")
+    dataset = open_dataset(str(tmp_path), SMALL, split="test")
+    with pytest.warns(UserWarning, match=broken.name):
+        batch, _ = next(mixed(dataset, 3, 0).pixel_batches(3))
+    assert len(batch) == 3 and dataset.skipped == [f"{broken.parent.name}/{broken.name}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(values(dataset)) == 9
 
 
 def test_fingerprint_says_what_differs(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import visq
 from visq import pipeline
 from visq.artifact import Agreement, load, save
 from visq.artifact.schema import render, self_hash
-from visq.data import Dataset, open_dataset
+from visq.data import Dataset, Preprocess, open_dataset
 from visq.errors import VisqError
 from visq.integer.spec import Spec
 from visq.models import VisionMamba, create_model
@@ -26,6 +26,7 @@ from visq.pipeline.check import agreement
 from visq.pipeline.verdict import below, verdict
 from visq.pipeline.wording import described
 from visq.pipeline.worst_sites import worst_sites
+from visq.progress import Progress
 from visq.quant.quantizer import Quantizer
 from visq.quant.site import named_sites
 from visq.quant.site_error import SiteError
@@ -82,6 +83,36 @@ def test_same_seed_same_bytes_and_old_artifacts_load(model: VisionMamba, image_f
     assert old.check is None
     save(old, tmp_path / "c")
     assert (tmp_path / "c/config.json").read_bytes() == config.read_bytes()
+
+
+def test_sites_are_measured_on_images_of_several_classes(
+    model: VisionMamba, images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first four of the folder are of one class."""
+    seen: list[Tensor] = []
+
+    def watched(network: object, sample: Tensor) -> object:
+        seen.append(sample)
+        return worst_sites(network, sample)
+
+    monkeypatch.setattr(self_checks, "worst_sites", watched)
+    pipeline.quantize(model, RECIPE, images)
+    everything = next(images.batches(24))[0]
+    where = [int((everything == image).flatten(1).all(1).nonzero()) for image in seen[0]]
+    assert len(where) == 4 and len({images.labels[index] for index in where}) > 1
+
+
+def test_what_cannot_be_compared_on_all_images_is_compared_on_drawn_ones() -> None:
+    model = create_model("dvmsr", embed_dim=16, depths=[1], d_state=4, upscale=2).eval().requires_grad_(False)
+    source = open_dataset("fashion-mnist", Preprocess(12, 12, (0.5,) * 3, (0.5,) * 3), split="calib").select(range(40))
+    source = source.select(sorted(range(40), key=source.labels.__getitem__))
+    exact = self_checks.reference(model, source, batch_size=8, progress=Progress("silent"))
+    drawn = exact.images.labels[:16]
+    assert len(exact.outputs) == 16 and len(set(drawn)) > len(set(source.labels[:16]))
+    with torch.no_grad():
+        torch.testing.assert_close(exact.outputs, model(next(exact.images.batches(16))[0]))
+    few = source.select(range(10))
+    assert self_checks.reference(model, few, batch_size=8, progress=Progress("silent")).images is few
 
 
 def test_without_a_check_nothing_is_stored(model: VisionMamba, images: Dataset, tmp_path: Path) -> None:
@@ -188,6 +219,9 @@ def test_a_network_without_classes_has_a_check() -> None:
 
         def __len__(self) -> int:
             return 6
+
+        def shuffled(self, seed: int) -> object:
+            return self
 
         def fingerprint(self) -> str:
             return "crops"

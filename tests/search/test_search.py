@@ -15,6 +15,7 @@ from tests.search.conftest import Case
 from visq import pipeline
 from visq.artifact import artifact_bytes, save, serialize
 from visq.data import Dataset
+from visq.data.dataset import mixed
 from visq.errors import VisqError
 from visq.quant.site import named_sites
 from visq.recipes import get_recipe
@@ -55,6 +56,23 @@ def test_sensitivity_is_measured_on_drawn_images(case: Case, tmp_path: Path, mon
         case.search(tmp_path / "state", probed=4)
     drawn, first = case.images.subset(4, case.wanted.seed), case.images.select(range(4))
     assert seen[0].fingerprint() == drawn.fingerprint() != first.fingerprint()
+
+
+def test_searches_of_the_base_recipe_see_drawn_images(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Dataset] = []
+
+    def stop(folder: Path, images: Dataset, batch_size: int) -> None:
+        seen.append(images)
+        raise InterruptedError
+
+    monkeypatch.setattr("visq.search.quantizers.write_images", stop)
+    images = case.images.select(list(range(8)) * 9)  # more than the recipe's 64
+    for base in ("kscaled-w8a8", "omse-w8a8"):
+        with pytest.raises(InterruptedError):
+            calibrate_widths(case.model, get_recipe(base), images, (8,), folder=tmp_path / base, batch_size=8, seed=3)
+    assert seen[0].labels == mixed(images, 64, seed=3).labels != images.labels and seen[1] is images
 
 
 def test_the_budget_holds(case: Case) -> None:

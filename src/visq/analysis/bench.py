@@ -22,6 +22,7 @@ from visq.analysis.evaluate import check_labels
 from visq.analysis.roofline import Rates, Work, count_work, measure_rates, roofline
 from visq.artifact import is_artifact, load
 from visq.data import Dataset, Preprocess
+from visq.data.dataset import mixed
 from visq.device import CPU, on_its_device, too_little_memory
 from visq.errors import VisqError
 from visq.progress import Progress
@@ -109,7 +110,7 @@ def bench(
         forecast = repeats * expected_seconds(contenders, batches, seconds, one_image)
         progress.say(f"this takes about {spoken(forecast)}; --seconds, --batch and --backends make it shorter")
         for batch in batches:
-            images = example(network.card.preprocess, batch) if data is None else first_batch(data, batch)
+            images = example(network.card.preprocess, batch) if data is None else one_batch(data, batch)
             torch._dynamo.reset()
             exact = on_its_device(without_quantizers(network))(torch.from_numpy(images)).numpy()
             ready: dict[str, Callable[[], object]] = {}
@@ -201,9 +202,9 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def first_batch(data: Dataset, batch: int) -> np.ndarray:
-    """Returns the first `batch` images, again from the first where there are fewer."""
-    images = next(iter(data.batches(batch)))[0].numpy()
+def one_batch(data: Dataset, batch: int) -> np.ndarray:
+    """Returns `batch` images drawn from all, always the same ones; again from the first where there are fewer."""
+    images = next(iter(mixed(data, batch, seed=0).batches(batch)))[0].numpy()
     return np.resize(images, (batch, *images.shape[1:]))
 
 

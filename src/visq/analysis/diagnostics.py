@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visq.analysis.recurrence import RecurrenceError
 from visq.analysis.site_stats import SiteStats, ladder_row, weight_histogram
 from visq.data import Dataset
+from visq.data.dataset import mixed
 from visq.device import device_of, reproducible
 from visq.errors import VisqError
 from visq.models.layers import SelectiveScan
@@ -39,7 +40,7 @@ def diagnose(
     Arguments:
         model: simulation of a quantized model.
         fp32: the network it was made of, on the same device; without it there are no errors against FP32.
-        images: at most so many, the first ones.
+        images: at most so many, drawn from all and always the same ones.
         any_fp32: accept an FP32 network of other weights than the artifact was made of.
     Returns:
         images: how many were seen.
@@ -71,7 +72,7 @@ def diagnose(
     stages: dict[str, list[float]] = {}
     seen = 0
     with reproducible(device, batch_size):
-        for batch, _ in dataset.batches(batch_size):
+        for batch, _ in mixed(dataset, images, seed=0).batches(batch_size):
             batch = batch[: images - seen].to(device)
             exact, exact_outputs = ({}, []) if fp32 is None else passes(fp32.eval(), batch, {})
             found, outputs = passes(model, batch, stats)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visq.data.colours import legend, overlay, write_png
+from visq.data.masks import subset
 
 Pixels = NDArray[np.uint8]
 
@@ -19,15 +20,22 @@ _GAP = 4
 
 
 class MaskPicture:
-    """Collects the first images of an evaluation: image, mask and result in a row, the legend below."""
+    """Collects a few images of an evaluation: image, mask and result in a row, the legend below.
 
-    def __init__(self) -> None:
+    Arguments:
+        images: how many will be added. Neighbours look alike where they are frames of a film, so the picture shows
+            images spread over all.
+    """
+
+    def __init__(self, images: int) -> None:
         self.rows: list[tuple[Pixels, Pixels, Pixels]] = []
+        self._shown, self._added = set(subset(range(images), MOST)), 0
 
     def add(self, pixels: Pixels, mask: Pixels, found: Pixels) -> None:
-        """Keeps an image [H, W, channels], its mask and the classes found, both [H, W]; nothing beyond `MOST`."""
-        if len(self.rows) < MOST:
+        """Keeps an image [H, W, channels], its mask and the classes found, both [H, W], if the picture shows it."""
+        if self._added in self._shown:
             self.rows.append((pixels, mask, found))
+        self._added += 1
 
     def write(self, names: Sequence[str], path: Path) -> None:
         """Writes the picture as a PNG. Numbers without a class are grey."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from visq.calibrate.sample import Sample
 from visq.calibrate.scan_job import ScanJob
 from visq.calibrate.stage_store import FinishedStage, WorkFolder
 from visq.data import Dataset
+from visq.data.dataset import mixed
 from visq.device import device_of
 from visq.errors import VisqError
 from visq.integer.spec import Spec
@@ -180,16 +180,6 @@ def finish(model: nn.Module, stage: Stage, store: FinishedStage) -> None:
     parallel.on_rank_zero(lambda: store.save(model, stage))
     if parallel.rank() > 0:
         store.restore(model)
-
-
-def mixed(dataset: Dataset, searched: int | None, seed: int) -> Dataset:
-    """Returns the images in a drawn order where searches see only the first `searched` of them.
-
-    Files lie in the order of their classes, so that the first images of a set would show a few classes, or one.
-    """
-    if searched is None or searched >= len(dataset):
-        return dataset
-    return dataset.select(np.random.default_rng([seed, 2]).permutation(len(dataset)).tolist())
 
 
 def write_images(folder: Path, dataset: Dataset, batch_size: int) -> Sample:

@@ -21,7 +21,7 @@ def diagnose(
     fp32: Annotated[
         str | None, typer.Option("--fp32", help="The model it was made of; by default the packaged one of its name.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Images to look at.")] = 32,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Look at so many images, drawn from all.")] = 32,
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for pictures (needs matplotlib).")] = None,
     compared: Annotated[
         Path | None, typer.Option("--compare", help="JSON of `visq compare`: also plot accuracy against bits.")

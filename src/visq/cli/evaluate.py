@@ -54,7 +54,9 @@ def evaluate(
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="PNG", help="Draw images, masks and what was found, for the first --masks."),
+        typer.Option(
+            "--picture", metavar="PNG", help="Draw four of the images, their masks and what was found; for --masks."
+        ),
     ] = None,
     backend: Annotated[
         str | None,

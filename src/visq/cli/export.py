@@ -65,7 +65,7 @@ def export(
 
 
 def _images(folder: Path, data: str, limit: int) -> Any:
-    """The first images of a data set as the artifact's network takes them."""
+    """Images drawn from a data set as the artifact's network takes them."""
     import numpy as np
 
     from visq.artifact import read_config

@@ -17,7 +17,9 @@ JsonTo = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; all of them by default.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse images that cannot be read instead of skipping them.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Measure on at most so many images.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Measure on at most so many images, spread over all.")
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
 Samples = Annotated[int, typer.Option("--samples", help="Calibration images, drawn by the seed.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Draws the calibration images and all else that is random.")]

@@ -43,13 +43,14 @@ def evaluate_classes_of_pixels(
     limit: int | None,
     picture: Path | None,
 ) -> None:
-    """Prints and emits the intersection over union of every class, and their mean; draws the first images."""
+    """Prints and emits the intersection over union of every class, and their mean; draws some images."""
     from visq.analysis.mask_picture import MaskPicture
     from visq.analysis.segmentation import evaluate_masks
     from visq.data.masks import open_masks, subset
 
     start = time.perf_counter()
-    pairs, drawing = subset(open_masks(masks), limit), MaskPicture()
+    pairs = subset(open_masks(masks), limit)
+    drawing = MaskPicture(len(pairs))
     show = None if picture is None else drawing.add
     found = evaluate_masks(model, pairs, ignore=ignore, progress=output.progress, show=show)
     seconds = time.perf_counter() - start

@@ -21,10 +21,16 @@ def report(
         typer.Option("--data", help="Test images; by default the embedded ones for networks made for them."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Measure accuracy and agreement on at most so many images.")
+        int,
+        typer.Option(
+            "--limit", min=1, help="Measure accuracy and agreement on at most so many images, spread over all."
+        ),
     ] = 256,
     site_images: Annotated[
-        int, typer.Option("--site-images", min=1, help="Measure every site on so many of them.")
+        int,
+        typer.Option(
+            "--site-images", min=1, help="Measure every site on so many images, those of visq diagnose --limit."
+        ),
     ] = 16,
     fp32: Annotated[
         str | None,

@@ -51,7 +51,7 @@ class Dataset:
         self.strict = strict
         self._records = list(records)
         self._threads = threads or min(4, os.cpu_count() or 1)
-        self._skipped: dict[int, str] = {}  # by index, so that a second pass names nothing twice
+        self._skipped: dict[int, str] = {}  # by record, so that a second pass names nothing twice
         self._said: set[str] = set()
         self._fingerprint: str | None = None
 
@@ -124,6 +124,12 @@ class Dataset:
             self.name, records, labels, self.classes, self.preprocess, strict=self.strict, threads=self._threads
         )
 
+    def shuffled(self, seed: int) -> Dataset:
+        """Returns all images in an order drawn by `seed`; what one of the two skips, the other has skipped too."""
+        found = self.select(np.random.default_rng([seed, 2]).permutation(len(self)).tolist())
+        found._skipped, found._said = self._skipped, self._said
+        return found
+
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields normalized images [B, channels, H, W] float32 and labels [B] int64 in a fixed order.
 
@@ -182,8 +188,8 @@ class Dataset:
             why = error if str(error) else type(error).__name__
             if self.strict:
                 raise VisqError(f"{self.name}: {name} cannot be read ({why})") from error
-            if index not in self._skipped:
-                self._skipped[index] = name
+            if id(self._records[index]) not in self._skipped:
+                self._skipped[id(self._records[index])] = name
                 warnings.warn(f"{self.name}: {name} cannot be read and is skipped ({why})", stacklevel=4)
             return
         if found.turned:
@@ -197,3 +203,12 @@ class Dataset:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(f"{self.name}: {name} {what} (said once, others may follow)", stacklevel=5)
+
+
+def mixed(dataset: Dataset, seen: int | None, seed: int) -> Dataset:
+    """Returns the images in a drawn order where only the first `seen` of them are looked at; None looks at all.
+
+    Files lie in the order of their classes, so that the first images of a set would show a few classes, or one.
+    Unlike a subset, the order has more images to go on with where one cannot be read.
+    """
+    return dataset if seen is None or seen >= len(dataset) else dataset.shuffled(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from visq.data.tars import TarSource
 from visq.errors import VisqError
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 #: Folders of the images and of the masks.
 IMAGES, LABELS = "images", "labels"
@@ -76,8 +78,8 @@ def without_masks(records: list[Record]) -> list[Record]:
     return [replace(record, class_name=None) for record in records if record.class_name == IMAGES]
 
 
-def subset(pairs: Sequence[MaskPair], limit: int | None) -> list[MaskPair]:
-    """Returns at most `limit` pairs, spread over all and always the same ones."""
+def subset(pairs: Sequence[T], limit: int | None) -> list[T]:
+    """Returns at most `limit` items, spread over all and always the same ones."""
     if limit is None or limit >= len(pairs):
         return list(pairs)
     return [pairs[i * len(pairs) // limit] for i in range(limit)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visq.artifact import Agreement, Check, save
 from visq.data import Dataset
+from visq.data.dataset import mixed
 from visq.errors import VisqError
 from visq.models.family import family_of, image_classes
 from visq.native.extension import available
@@ -24,7 +25,7 @@ from visq.progress import Progress
 from visq.quant.site_error import decibels
 from visq.runtime import load_engine
 
-#: Images on which every site's error is measured. Scans run step by step for it, which is slow.
+#: Images, drawn, on which every site's error is measured. Scans run step by step for it, which is slow.
 SITE_IMAGES = 4
 
 
@@ -54,6 +55,7 @@ class SelfCheck:
 def reference(model: Any, images: Dataset, *, batch_size: int, progress: Progress) -> Reference:
     """Returns the outputs of the FP32 network; raises VisqError where they are not finite."""
     keep = None if image_classes(model.config) is not None else MOST_IMAGES
+    images = mixed(images, keep, seed=0)
     found = fp32_outputs(model, images, batch_size=batch_size, progress=progress, keep=keep)
     return Reference(images, found, family_of(model.config).per_pixel)
 
@@ -69,7 +71,7 @@ def self_check(
     """
     start = time.perf_counter()
     references = [calibration] if held_out is None else [calibration, held_out]
-    sample = next(references[-1].images.batches(SITE_IMAGES))[0]
+    sample = next(mixed(references[-1].images, SITE_IMAGES, seed=0).batches(SITE_IMAGES))[0]
     sites, simulated = worst_sites(model, sample)
     found: list[Agreement] = []
     problem = None

@@ -35,14 +35,13 @@ class Images:
         self._exact: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def dataset(self, model: Any) -> Dataset | None:
-        """Returns the images for a model; None where none are named and the embedded ones are not its own."""
+        """Returns all images for a model; None where none are named and the embedded ones are not its own."""
         name = self.settings.data
         if name is None:
             if model.card.classes != FASHION_MNIST_CLASSES:
                 return None
             name = EMBEDDED
-        found = open_dataset(name, model.card.preprocess, split="test", classes=model.card.classes)
-        return limited(found, self.settings.limit)
+        return open_dataset(name, model.card.preprocess, split="test", classes=model.card.classes)
 
     def original(self, model: Any) -> Any:
         """Returns the FP32 model of an artifact.
@@ -87,11 +86,12 @@ def measure(name: str, model: Any, engine: Engine | None, images: Images, missin
         why = "the network gives an image no class; visq eval measures it with --hr and --lr, or --masks"
         missing.append({"what": "accuracy, agreement and errors", "why": why, "option": None})
         return nothing
-    dataset = images.dataset(model)
-    if dataset is None:
+    every = images.dataset(model)
+    if every is None:
         why = "no images are given, and none come with visq for this model"
         missing.append({"what": "accuracy, agreement and errors", "why": why, "option": "--data"})
         return nothing
+    dataset = limited(every, images.settings.limit)
     original = original_or_none(model, images, missing)
     if dataset.labelled:
         check_labels(model, dataset)
@@ -101,9 +101,9 @@ def measure(name: str, model: Any, engine: Engine | None, images: Images, missin
     batch_size = images.settings.batch_size
     found, labels = logits_of(runner(model, engine), dataset, batch_size)
     exact = None if original is None else images.exact(original, dataset)
-    first = dataset.select(range(min(images.settings.site_images, len(dataset))))
-    images.progress.say(f"{name}: measuring every site on {len(first)} images")
-    diagnosis = diagnose(model, first, fp32=original, images=len(first), any_fp32=True)
+    seen = min(images.settings.site_images, len(dataset))
+    images.progress.say(f"{name}: measuring every site on {seen} images")
+    diagnosis = diagnose(model, every, fp32=original, images=seen, any_fp32=True)
     return {
         "decisions": decisions(found, exact, labels, dataset, model.card.classes),
         "errors": site_sections(model, diagnosis),

@@ -12,7 +12,7 @@ class Settings:
     Attributes:
         data: images as `visq.data.open_dataset` takes them; None takes the embedded ones for networks made for them.
         limit: images for accuracy and agreement, chosen at random but always the same ones.
-        site_images: the first of them, for the error of every site.
+        site_images: images for the error of every site, those that `visq.analysis.diagnose` draws; at most `limit`.
         fp32: a model's name or a checkpoint file; None takes the packaged model that the artifact names.
         any_fp32: accepts an FP32 network of other weights than the artifact was made of.
         time: measures latency. The page then differs from run to run.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visq.calibrate.driver import observe, write_images
 from visq.data import Dataset
+from visq.data.dataset import mixed
 from visq.errors import VisqError
 from visq.files import replacing
 from visq.quant.half import round_parameters
@@ -100,7 +101,7 @@ def calibrate_widths(
         restore(stage_file(folder, index), library)
         report(index + 1, stages[index].name)
     if done == 0:
-        write_images(stream(folder, 0), dataset, batch_size)
+        write_images(stream(folder, 0), mixed(dataset, recipe.scope.search_images, seed), batch_size)
     for index in range(done, len(stages)):
         stage = stages[index]
         own = {width: {name: spec for name, spec in specs[width].items() if belongs(name, stage)} for width in widths}

@@ -151,7 +151,7 @@ def fingerprint(model: Any, wanted: Search, images: Dataset, held_out: Dataset |
         "kind of budget": list(wanted.kinds),
         "calibration data": images.fingerprint(),
         "held-out images": None if held_out is None else held_out.fingerprint(),
-        "images of the sensitivity": wanted.probed,
+        "drawn images of the sensitivity": wanted.probed,
         "seed": wanted.seed,
         "batch size": wanted.batch_size,
     }
