@@ -152,7 +152,7 @@ class StateEstimator:
 
     Arguments:
         search: chooses multiples of the range; None keeps the range.
-        images: how many images the search sees.
+        images: how many images the search sees, the first ones; drawn where the scope has `search_images`.
         percentile: the percentile of |h_t| that is the range, from which groups and multiples are made.
         read_quantized: whether y reads the rounded state, or the sum that is then rounded.
     """

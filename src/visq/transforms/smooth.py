@@ -37,7 +37,7 @@ class Smooth(Transform):
     Arguments:
         alpha: the exponent, or `search`: for each layer the exponent of smallest output error.
         fold: if the input is a norm's output, rewrite the weights of norm and layer instead.
-        images: how many calibration images the search sees.
+        images: how many calibration images the search sees, the first ones; drawn where the scope has `search_images`.
     """
 
     def __init__(self, alpha: float | str = 0.5, fold: bool = False, images: int = 8) -> None:
