@@ -59,6 +59,8 @@ from visq.runtime.oracle import Oracle
 from visq.simulation import undeploy
 
 RECIPE = "visq-w8a8-fused"
+#: The same with a ladder for A, which needs one exponential a channel.
+LADDER = "visq-ladder-w8a8-fused"
 FOLDER = ROOT / "build" / "gpu-check"
 TINY = dict(image_size=28, patch_size=14, stride=14, channels=1, embed_dim=16, depth=2, d_state=4, num_classes=10)
 #: Geometries of MambaVision: that of `mambavision_nano_imagenette`, and the one of a dry run.
@@ -109,15 +111,20 @@ def quick(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"scope": recipe.scope.model_copy(update=update)})
 
 
-def prepared(folder: Path, model: Any) -> Path:
+def prepared(folder: Path, model: Any, recipe: str = RECIPE) -> Path:
     """Returns the artifact's folder; makes it from a network and noise where it is missing."""
     if not (folder / "config.json").is_file():
         from visq.data import as_dataset
 
         images = as_dataset([(image, 0) for image in noise(model, 2).numpy()], model.card.preprocess, split="calib")
-        print(f"calibrating {RECIPE} on noise into {folder}", flush=True)
-        quantize(model, quick(get_recipe(RECIPE)), images, out=folder, check=False)
+        print(f"calibrating {recipe} on noise into {folder}", flush=True)
+        quantize(model, quick(get_recipe(recipe)), images, out=folder, check=False)
     return folder
+
+
+def ladder(artifact: Path) -> Path:
+    """Returns the artifact with a ladder, which lies beside the other."""
+    return prepared(artifact.with_name(f"{artifact.name}-ladder"), network(), LADDER)
 
 
 # --- bits
@@ -146,7 +153,7 @@ def whole_network(artifact: Path, model: Any) -> dict[str, Any]:
     bundle = read_bundle(artifact)
     program = bundle.config.program
     assert program is not None
-    images = noise(model, 2 if DRY else 8).numpy()
+    images = noise(model, 2 if DRY else 48).numpy()  # scans have one kernel for few images and one for many
     engine = CudaEngine(program, bundle)
     first = same(CudaEngine(program, bundle, separate_memory=True), Oracle(program, bundle), images[:1])
     found = {"oracle": first, "kernels_a_forward": engine.kernels, "bytes_an_image": engine.bytes_an_image}
@@ -274,11 +281,16 @@ def float_contenders(device: torch.device) -> dict[str, Callable[[torch.Tensor],
     return found
 
 
-def speed(artifact: Path, seconds: float) -> dict[str, Any]:
-    """Times the engine beside PyTorch; all read images that are on the GPU."""
+def loaded(artifact: Path) -> CudaEngine:
     bundle = read_bundle(artifact)
     assert bundle.config.program is not None
-    engine = CudaEngine(bundle.config.program, bundle)
+    return CudaEngine(bundle.config.program, bundle)
+
+
+def speed(artifact: Path, seconds: float) -> dict[str, Any]:
+    """Times the engine beside PyTorch; all read images that are on the GPU."""
+    engines = {"visq engine": loaded(artifact), "visq engine, ladder": loaded(ladder(artifact))}
+    engine = engines["visq engine"]
     exact = undeploy(network()).to(engine.device)
     for _, site in named_sites(exact):
         site.quantizer = None
@@ -293,9 +305,9 @@ def speed(artifact: Path, seconds: float) -> dict[str, Any]:
         def add(name: str, run: Callable[[torch.Tensor], torch.Tensor], inputs: Any = inputs, runs: Any = runs) -> None:
             runs[name] = [lambda x=x: run(x) for x in inputs]
 
-        logits = torch.from_numpy(engine(inputs[0].cpu().numpy()))
-        agreement["visq engine"] = sqnr(logits, expected.cpu())
-        add("visq engine", engine.on_device)
+        for name, ours in engines.items():
+            agreement[name] = sqnr(torch.from_numpy(ours(inputs[0].cpu().numpy())), expected.cpu())
+            add(name, ours.on_device)
         for name, run in others.items():
             with attempted(rows, {"contender": name, "batch": batch}):
                 agreement[name] = sqnr(run(inputs[0]).float(), expected)
@@ -329,7 +341,9 @@ def speed(artifact: Path, seconds: float) -> dict[str, Any]:
             )
             print(f"batch {batch}, {name}: {took['median']:.3f} ms", flush=True)
     profile = {
-        batch: engine.profile(noise(exact, batch).numpy(), 1 if DRY else 10) for batch in (BATCHES[0], BATCHES[-1])
+        f"{name}, batch {batch}": ours.profile(noise(exact, batch).numpy(), 1 if DRY else 10)
+        for name, ours in engines.items()
+        for batch in (BATCHES[0], BATCHES[-1])
     }
     return {"rows": rows, "profile_ms_an_image": profile}
 
@@ -409,12 +423,13 @@ def table(result: dict[str, Any]) -> str:
     """Returns the lines that are printed last."""
     place = result["where"]
     bits, network_bits = result.get("small_programs", {}), result.get("whole_network", {})
-    attention_bits = result.get("attention_network", {})
+    attention_bits, ladder_bits = (result.get(name, {}) for name in ("attention_network", "ladder_network"))
     lines = [
         "",
         ("DRY RUN, times mean nothing. " if DRY else "") + f"{place['card']}, torch {place['torch']}, {RECIPE}",
         f"bits of small programs equal the oracle's: {bits.get('all_equal', bits)}",
         f"bits of the network: {network_bits}",
+        f"bits of the network with a ladder: {ladder_bits}",
         f"bits of a MambaVision: {attention_bits}",
         f"{'batch':>5}  {'contender':<22}{'ms':>10}{'p90':>10}{'images/s':>11}{'dB to fp32':>12}{'peak MiB':>10}",
     ]
@@ -425,9 +440,9 @@ def table(result: dict[str, Any]) -> str:
         numbers = f"{row['ms']['median']:>10.3f}{row['ms']['p90']:>10.3f}{row['images_per_second']:>11.0f}"
         rest = f"{row['sqnr_db_to_fp32']:>12.1f}{row['peak_bytes'] / 2**20:>10.0f}"
         lines.append(f"{row['batch']:>5}  {row['contender']:<22}{numbers}{rest}")
-    for batch, kinds in result.get("speed", {}).get("profile_ms_an_image", {}).items():
+    for name, kinds in result.get("speed", {}).get("profile_ms_an_image", {}).items():
         parts = ", ".join(f"{kind} {ms:.4f}" for kind, ms in sorted(kinds.items(), key=lambda item: -item[1]))
-        lines.append(f"profile, batch {batch}, ms an image: {parts or 'none without a GPU'}")
+        lines.append(f"profile, {name}, ms an image: {parts or 'none without a GPU'}")
     for row in result.get("cpu_threads", {}).get("rows", []):
         lines.append(
             f"CPU engine, {row['isa']}, batch {row['batch']}, {row['threads']} threads: "
@@ -453,6 +468,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.prepare:
         prepared(FOLDER / RECIPE, network(full=True))
+        prepared(FOLDER / f"{RECIPE}-ladder", network(full=True), LADDER)
         prepared(FOLDER / f"{RECIPE}-attention", network(full=True, attention=True))
         return 0
     if options.only_programs:
@@ -480,6 +496,7 @@ def main() -> int:
         artifact = prepared(options.artifact, network())
         part("small_programs", small_programs)
         part("whole_network", lambda: whole_network(artifact, network()))
+        part("ladder_network", lambda: whole_network(ladder(artifact), network()))
         part("speed", lambda: speed(artifact, min(0.3 * options.seconds, 0.5 * left())))
         part("attention_network", lambda: attention_network(options.artifact))
         part("cpu_threads", lambda: cpu_threads(artifact, min(0.1 * options.seconds, 0.5 * left())))
@@ -489,7 +506,7 @@ def main() -> int:
         not result.get("small_programs", {}).get("all_equal", True),
         *(
             not result.get(name, {}).get("oracle", {}).get("equal", True)
-            for name in ("whole_network", "attention_network")
+            for name in ("whole_network", "ladder_network", "attention_network")
         ),
     ]
     failed = any("error" in row for row in result.get("speed", {}).get("rows", []))

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 
 from visq.runtime.bundle import read_bundle
 from visq.runtime.cuda.compiling import function
+from visq.runtime.cuda.engine import refuse_lost_sums
 from visq.runtime.cuda.phases import Launch
 from visq.runtime.cuda.plan import make_plan
 from visq.runtime.cuda.text import Place
@@ -32,7 +33,7 @@ def type_of(argument: Place | np.ndarray) -> str:
 
 
 def compiled(launch: Launch, capability: int) -> str:
-    """Returns the PTX of a launch's kernel."""
+    """Returns the PTX of a launch's kernel, in whose machine code no sum is lost."""
     kernel = function(launch.kernel)
     _, constants = launch.shape(BATCH)
     types = [type_of(x) for x in launch.arguments] + ["i32"] * (launch.rows is not None)
@@ -44,7 +45,7 @@ def compiled(launch: Launch, capability: int) -> str:
     options = {"num_warps": launch.warps, "enable_fp_fusion": False}
     source = ASTSource(kernel, signature, values, aligned)
     code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert code.asm["cubin"]
+    refuse_lost_sums(launch.name, code)
     return str(code.asm["ptx"])
 
 

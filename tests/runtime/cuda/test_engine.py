@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from visq.models import create_model
 from visq.runtime import Engine
 from visq.runtime.cuda import bodies, device, sources
 from visq.runtime.cuda import engine as cuda
-from visq.runtime.cuda.engine import CudaEngine
+from visq.runtime.cuda.engine import CudaEngine, refuse_lost_sums
 from visq.runtime.oracle import Oracle
 
 
@@ -102,6 +103,28 @@ def test_a_kernel_that_the_gpu_cannot_have(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda, "function", lambda kernel: Late())
     with pytest.raises(VisqError, match=r"^operation op0: Triton cannot compile .*shared memory.*'int'"):
         engine(maker.images())
+
+
+PACKED = "add.s16x2 \t%r224, %r183, %r208;"
+
+
+@pytest.mark.parametrize(
+    ("ptx", "sass"),
+    [
+        ("add.s32 \t%r1, %r2, -128;", "VIADD R5, R18, 0xffffff80;"),
+        (PACKED, "VIADD.16x2 R89, R42, 0xff80ff80;"),
+        (PACKED, "VIADD.16x2 R0, R0, 0xff80 ;"),
+    ],
+)
+def test_sums_that_are_right(ptx: str, sass: str) -> None:
+    refuse_lost_sums("op", SimpleNamespace(asm={"ptx": ptx, "sass": sass}))
+
+
+def test_a_sum_that_the_assembler_lost_is_refused() -> None:
+    """CUDA 12.8 made this of `code - 128` where the other half of the register was not used."""
+    kernel = SimpleNamespace(asm={"ptx": PACKED, "sass": "--:-:Y:0:2\tVIADD.16x2 R38, R22, 0x0;"})
+    with pytest.raises(VisqError, match=r"operation scan_b: the assembler .* gets a sum of its kernel wrong"):
+        refuse_lost_sums("scan_b", kernel)
 
 
 def test_too_many_images_name_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:

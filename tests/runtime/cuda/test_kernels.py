@@ -10,6 +10,7 @@ from tests.runtime.programs import QUANTIZERS, Maker, weight
 from tests.runtime.scan_programs import FUSED, at_their_ends, make_scan, start_scan
 from visq.integer import operations as ir
 from visq.integer.arithmetic import gelu, gelu_tanh, relu, sigmoid, silu, softplus
+from visq.integer.codecs import StateCodec
 from visq.integer.fixed_scan import FixedScan
 from visq.integer.float_scan import FloatScan
 from visq.integer.forms import FloatConv2d, FloatLinear, IntegerConv2d, IntegerLinear, WideLinear
@@ -17,7 +18,7 @@ from visq.integer.fused_scan import FusedScan
 from visq.integer.instructions import ELEMENTWISE
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import Constant
-from visq.runtime.cuda import sources
+from visq.runtime.cuda import phases, sources
 from visq.runtime.cuda.engine import CudaEngine
 from visq.runtime.cuda.instructions import EXPRESSIONS
 from visq.runtime.cuda.products import pack_nibbles
@@ -306,6 +307,37 @@ def test_scan(rows: int, width: int, states: int, options: dict, form: type) -> 
     oracle = check(maker, output)
     assert isinstance(oracle.forms[-1], form)
     assert np.abs(oracle.tensors[output]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "states", "options"),
+    [
+        (5, 35, 13, {**FUSED, "reverse": True, "bits": 3}),
+        (4, 3, 1, {**FUSED, "b": "token asymmetric", "delta": "table"}),
+        (6, 33, 32, {**FUSED, "ladder": True, "c": "token asymmetric"}),
+        (3, 5, 6, {**FUSED, "ladder": True, "reverse": True}),
+    ],
+)
+def test_scan_with_all_states_in_a_lane(
+    rows: int, width: int, states: int, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many images would have it."""
+    monkeypatch.setattr(phases, "FULL", 0)
+    maker = Maker(rows + width)
+    output = make_scan(maker, rows, width, states, **options)
+    assert np.abs(check(maker, output).tensors[output]).max() > 0
+
+
+@pytest.mark.parametrize("full", [0, phases.FULL])
+def test_scan_whose_scales_shrink_and_grow(full: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "FULL", full)
+    for ladder in (False, True):
+        maker = Maker(13)
+        make_scan(maker, 9, 20, 9, b="token asymmetric", u="token", largest_u=1e3, ladder=ladder, **FUSED)
+        state = next(s for s in maker.bundle.sites.values() if isinstance(s, StateCodec))
+        object.__setattr__(state, "step", np.resize(np.float32([1e-3, 8e-3, 2.5e-3, 0.5e-3]), 9))
+        form = check(maker, maker.store()).forms[-1]
+        assert isinstance(form, LadderScan if ladder else FusedScan) and set(form.lift) == {0, 1, 2}
 
 
 def test_scan_at_the_ends_of_16_bits() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from visq.runtime.cuda.phases import Launch, launches_of
+from visq.runtime.cuda.phases import FULL, Launch, launches_of
+from visq.runtime.cuda.scans import channels_of
 from visq.runtime.cuda.steps import RotationStep, RowStep, ScanStep, Step
 from visq.runtime.cuda.text import Place, Text
 
@@ -29,7 +30,15 @@ def rows(reads: str, writes: str, elsewhere: str = "", count: int = 197, multipl
 
 def scan(reads: str, writes: str, width: int = 384, states: int = 16) -> ScanStep:
     text, arguments, stored = written(reads, writes)
-    return ScanStep(writes, "scan", arguments, stored, text, 197, width, states)
+    return ScanStep(writes, "scan", arguments, stored, ((text, channels_of(states, width)),), 197, width)
+
+
+def lanes(reads: str, writes: str) -> ScanStep:
+    """Returns a scan with a function for many images and one for few."""
+    texts = [written(reads, writes)[0] for _ in range(2)]
+    texts[1].line("pass  # for few images")
+    _, arguments, stored = written(reads, writes)
+    return ScanStep(writes, "scan", arguments, stored, ((texts[0], 32), (texts[1], 8)), 197, 384)
 
 
 def names(launches: list[Launch]) -> list[str]:
@@ -71,6 +80,15 @@ def test_chains_and_scans_run_side_by_side() -> None:
 def test_scans_that_differ_or_wait_do_not_join() -> None:
     assert len(launches_of([scan("a", "b"), scan("a", "c", width=96)])) == 2
     assert len(launches_of([scan("a", "b"), scan("b", "c")])) == 2
+
+
+def test_a_scan_for_few_images_and_for_many() -> None:
+    (launch,) = launches_of([lanes("a", "b"), lanes("c", "d")])
+    few, many = FULL // 24 - 1, FULL // 24 + 1
+    assert launch.shape(few) == ((few, 48, 2), {"BLOCK": 8, "FEW": 1})
+    assert launch.shape(many) == ((many, 12, 2), {"BLOCK": 32, "FEW": 0})
+    assert barriers(launch)[1:5] == ["if FEW:", "step_0", "else:", "step_1"]
+    assert len(launches_of([lanes("a", "b"), scan("c", "d")])) == 2
 
 
 @pytest.mark.parametrize(("states", "block"), [(1, 64), (5, 32), (16, 16), (24, 8), (200, 2)])

@@ -178,7 +178,7 @@ class IntegerText(AttentionText):
     def add(self, p: str) -> None:
         text, pairs = self.text, self.pairs
         codes = self.codes_of_pairs(str(self.source.probs))
-        byte = text.let(f"tl.where(has_j, {codes.encode(text, p, pairs)} - 128, 0).to(tl.int8)")
+        byte = text.let(f"tl.where(has_j, {codes.encode(text, p, pairs)} ^ 128, 0).to(tl.int8)")
         turned = At("it", "it", text.let(f"head * {self.length} + jt"), "has_i", "has_jt")
         probabilities = _Operand(codes, byte, pairs, turned, codes.zero_by_channel)
         at = At("(begin + jt)", "(first + jt)", "c", "has_jt", "has_d")

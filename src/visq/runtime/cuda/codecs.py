@@ -12,6 +12,9 @@ from visq.runtime.bundle import Bundle
 from visq.runtime.cpu.codecs import codec_arrays
 from visq.runtime.cuda.text import At, Text
 
+#: 2^23, behind whose digits `kernels.less_zero` puts a byte.
+BEFORE_BYTES = 8388608.0
+
 
 @dataclass(frozen=True)
 class SiteCodes:
@@ -44,13 +47,15 @@ class SiteCodes:
     def integers(self, text: Text, byte: str, at: At) -> str:
         """Writes the code of a byte less its zero point, int32."""
         codec = self.codec
-        zero = self._zero(text, (codec.zero + np.float32(codec.offset)).astype(np.int32), at)
-        return text.let(f"{byte}.to(tl.int32) - {zero}")
+        zero = (codec.zero + np.float32(codec.offset)).astype(np.int32)
+        if not codec.zero.any() and codec.offset in (0, 128):
+            return text.let(f"{byte}.to(tl.int32)" if codec.offset == 0 else f"k.less_128({byte})")
+        return text.let(f"{byte}.to(tl.int32) - {self._loaded(text, zero, at)}")
 
     def lift(self, text: Text, at: At) -> str | None:
         """Writes 128 less the zero point, int32, so that a code is `byte - 128` plus it; None where it is 0."""
-        zero = (self.codec.zero + np.float32(self.codec.offset)).astype(np.int32)
-        return text.let(f"128 - {self._zero(text, zero, at)}") if (zero != 128).any() else None
+        lift = (128 - (self.codec.zero + np.float32(self.codec.offset))).astype(np.int32)
+        return self._loaded(text, lift, at) if lift.any() else None
 
     @property
     def zero_by_channel(self) -> bool:
@@ -61,7 +66,8 @@ class SiteCodes:
         """Writes the float32 value of a byte."""
         codec = self.codec
         if codec.table is None:
-            x = f"{self.integers(text, byte, at)}.to(tl.float32)"
+            zero = (codec.zero + np.float32(codec.offset + BEFORE_BYTES)).astype(np.float32)
+            x = text.let(f"k.less_zero({byte}, {self._zero(text, zero, at)})")
         else:
             x = text.let(f"tl.load({text.parameter(codec.table)} + {byte}.to(tl.int32))")
         x = text.let(f"{x} * {self._by_channel(text, codec.step_channel, at)}")
@@ -75,6 +81,10 @@ class SiteCodes:
     def _by_token(self, text: Text, x: np.ndarray, at: At) -> str:
         x = np.tile(x, self.sequences)
         return text.vector(x[::-1] if self.reverse else x, at.token, at.has_row)
+
+    def _loaded(self, text: Text, x: np.ndarray, at: At) -> str:
+        """Writes the load of int32 x; with a number in the text, the compiler would pack sums (`kernels.less_zero`)."""
+        return self._by_token(text, x, at) if self.codec.zero_by_token else text.vector(x, at.column, at.has_column)
 
     def _zero(self, text: Text, zero: np.ndarray, at: At) -> str:
         """Returns zero point and offset; a number in the text where it is the plain offset."""

@@ -7,6 +7,7 @@ the CPU, which is how they are tested without a GPU.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from visq.runtime.cuda.plan import make_plan
 from visq.runtime.cuda.source import IMAGES
 from visq.runtime.cuda.text import Place
 
+#: A packed sum with 0 in the machine code.
+LOST_SUM = re.compile(r"\bVIADD\.16x2\b[^;]*,\s*0x0\s*;")
 #: Numbers of images whose memory and graph are kept.
 KEPT = 4
 
@@ -208,7 +211,7 @@ class _Run:
         if self.engine.device.type != "cuda":
             self.launch()
         elif self.graph is None:
-            self.launch()  # compiles; what runs now is also the result
+            self.launch(check=True)  # compiles; what runs now is also the result
             torch.cuda.synchronize(self.engine.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -217,11 +220,13 @@ class _Run:
         else:
             self.graph.replay()
 
-    def launch(self) -> None:
-        """Launches every kernel in turn."""
+    def launch(self, check: bool = False) -> None:
+        """Launches every kernel in turn; `check` reads what the compiler made of it."""
         for name, launch in self.launches:
             with _named(name):
-                launch()
+                kernel = launch()
+            if check:
+                refuse_lost_sums(name, kernel)
 
     def _bound(self, launch: Launch, arguments: list[Place | Tensor]) -> Callable[[], object]:
         given: list[Any] = [self.view(x) if isinstance(x, Place) else x for x in arguments]
@@ -230,6 +235,22 @@ class _Run:
             given.append(launch.rows * self.batch)
         run = function(launch.kernel)[grid]
         return lambda: run(*given, **constants, num_warps=launch.warps, enable_fp_fusion=False)
+
+
+def refuse_lost_sums(operation: str, kernel: Any) -> None:
+    """Refuses a compiled kernel in which the assembler has lost a number.
+
+    The assembler of CUDA 12.8 (Triton 3.6) may turn a packed sum of two numbers of 16 bits, of which one is not used,
+    into a sum with 0. Nothing else adds 0, so the instruction shows it. `kernels.less_zero` avoids such sums.
+
+    Raises:
+        VisqError: the kernel has such a sum.
+    """
+    if re.search(r"\badd\.[su]16x2\b", kernel.asm["ptx"]) and LOST_SUM.search(kernel.asm["sass"]):
+        raise VisqError(
+            f"operation {operation}: the assembler that Triton brings gets a sum of its kernel wrong (CUDA 12.8 does "
+            "that); install a newer Triton, or use backend 'int'"
+        )
 
 
 @contextlib.contextmanager

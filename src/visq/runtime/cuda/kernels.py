@@ -26,6 +26,22 @@ _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def less_zero(byte, zero):
+    """Returns a byte less its zero point, float32; `zero` has 2^23 added to it.
+
+    Less a number, the compiler packs two bytes of int32 into the halves of a register, and the assembler of CUDA 12.8
+    then drops the number from a sum whose other half is not used. So the byte becomes the last digits of 2^23 + byte.
+    """
+    return (byte.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - zero
+
+
+@triton.jit
+def less_128(byte):
+    """Returns a byte less 128, int32, without a sum (`less_zero` says why)."""
+    return (byte.to(tl.uint8) ^ 128).to(tl.int8, bitcast=True).to(tl.int32)
+
+
+@triton.jit
 def whole(x):
     """Returns x rounded half to even; from 2^22 on, a number that every clamp takes for x."""
     return (x + _ROUNDER) - _ROUNDER
@@ -247,7 +263,7 @@ def wide_product(
         x = x * tl.load(FACTOR + k[None, :], mask=has_k, other=0)
         w = tl.load(WEIGHT + n * DEPTH + k[:, None], mask=has_n & (k[:, None] < DEPTH), other=0)
         high_sum = tl.dot((x >> 8).to(tl.int8), w, high_sum, out_dtype=tl.int32)
-        low_sum = tl.dot(((x & 255) - 128).to(tl.int8), w, low_sum, out_dtype=tl.int32)
+        low_sum = tl.dot(((x & 255) ^ 128).to(tl.int8), w, low_sum, out_dtype=tl.int32)
         weights += tl.sum(w.to(tl.int32), 0)[None, :]
     return (high_sum * 256 + low_sum) + weights * 128
 
@@ -273,7 +289,7 @@ def window_product(
         there = has_row & (k[None, :] < K) & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
         at = image * (HEIGHT * WIDTH) + y * WIDTH + x
         byte = tl.load(X + at * C + k[None, :] % C, mask=there, other=0).to(tl.int32)
-        byte = tl.where(there, byte, zero) - 128
+        byte = tl.where(there, byte, zero) ^ 128  # in the lowest 8 bits, less 128
         w = tl.load(WEIGHT + n * DEPTH + k[:, None], mask=has_n & (k[:, None] < DEPTH), other=0)
         total = tl.dot(byte.to(tl.int8), w, total, out_dtype=tl.int32)
     return total

@@ -7,16 +7,19 @@ other, and scans that do not read each other, run side by side, in programs of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from visq.runtime.cuda.steps import AttentionStep, RotationStep, RowStep, ScanStep, Step
+from visq.runtime.cuda.steps import COLUMNS, AttentionStep, RotationStep, RowStep, ScanStep, Step
 from visq.runtime.cuda.text import Arguments, Place, Text, power_of_two
 
-#: Most rows and channels of a tile. More of either take all registers of a thread, as cuobjdump says of a Vim-Tiny's.
-ROWS, COLUMNS = 32, 64
+#: Most rows of a tile. More rows or COLUMNS take all registers of a thread, as cuobjdump says of a Vim-Tiny's.
+ROWS = 32
+#: Programs of a scan that keep a GPU busy; from that many on, each does more with fewer instructions.
+FULL = 512
 
 #: Turns the number of images into a kernel's grid and compile-time parameters.
 Shape = Callable[[int], tuple[tuple[int, ...], dict[str, int]]]
@@ -75,7 +78,8 @@ def _joins(group: list[Step], step: Step) -> bool:
     if isinstance(first, RowStep) and isinstance(step, RowStep):
         return first.rows == step.rows and not step.elsewhere & _writes(group)
     if isinstance(first, ScanStep) and isinstance(step, ScanStep):
-        same = (first.rows, first.width, first.states) == (step.rows, step.width, step.states)
+        channels = [[n for _, n in x.programs] for x in (first, step)]
+        same = (first.rows, first.width) == (step.rows, step.width) and channels[0] == channels[1]
         return same and not step.reads & _writes(group)
     return False
 
@@ -113,17 +117,23 @@ def _attention(step: AttentionStep) -> Launch:
 
 def _scans(kind: str, steps: list[ScanStep]) -> Launch:
     first = steps[0]
-    width = first.width
-    block = max(min(256 // power_of_two(first.states), power_of_two(width), 64), 2)
-    kernel = _Kernel("BLOCK: tl.constexpr")
+    blocks = [channels for _, channels in first.programs]
+    several = len(blocks) > 1
+    kernel = _Kernel("BLOCK: tl.constexpr" + (", FEW: tl.constexpr" if several else ""))
     for index, step in enumerate(steps):
         kernel.side(2, index, len(steps))
-        kernel.call(step.text, step.arguments, "M, BLOCK: tl.constexpr", "M, BLOCK")
-    grid = (-(-width // block), len(steps))
-    arguments = tuple(kernel.arguments.values)
-    return Launch(
-        first.name, kind, kernel.text(), arguments, first.rows, lambda b: ((b, *grid), {"BLOCK": block}), warps=1
-    )
+        texts = [text for text, _ in step.programs]
+        for test, text in zip(("if FEW:", "else:"), reversed(texts), strict=True) if several else [("", texts[0])]:
+            with kernel.inside(test):
+                kernel.call(text, text.arguments, "M, BLOCK: tl.constexpr", "M, BLOCK")
+
+    def shape(batch: int) -> tuple[tuple[int, ...], dict[str, int]]:
+        few = several and batch * -(-first.width // blocks[0]) * len(steps) < FULL
+        block = blocks[few]
+        grid = (batch, -(-first.width // block), len(steps))
+        return grid, {"BLOCK": block, **({"FEW": int(few)} if several else {})}
+
+    return Launch(first.name, kind, kernel.text(), tuple(kernel.arguments.values), first.rows, shape, warps=1)
 
 
 def _phase(kind: str, steps: list[RowStep]) -> Launch:
@@ -189,6 +199,16 @@ class _Kernel:
 
     def line(self, text: str) -> None:
         self._lines.append(self._indent + text)
+
+    @contextlib.contextmanager
+    def inside(self, test: str) -> Iterator[None]:
+        """Indents what follows below a test, if there is one."""
+        before = self._indent
+        if test:
+            self.line(test)
+            self._indent += "    "
+        yield
+        self._indent = before
 
     def call(self, step: Text, arguments: Sequence[Place | np.ndarray], parameters: str, given: str) -> None:
         """Writes the call of a step's function with its arguments, and with what is given for its parameters."""

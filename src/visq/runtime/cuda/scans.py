@@ -20,7 +20,7 @@ from visq.integer.fused_scan import KEPT_HIGH, FusedScan
 from visq.integer.ladder_scan import LadderScan
 from visq.integer.operations import Scan
 from visq.runtime.cuda.bodies import Body, unsupported
-from visq.runtime.cuda.text import At, Text
+from visq.runtime.cuda.text import At, Text, power_of_two
 
 #: States of a channel that a program can hold; sums over more might leave 32 bits.
 MOST_STATES = 256
@@ -322,6 +322,11 @@ _TEXTS: dict[type, type[ScanText]] = {
     LadderScan: LadderText,
     FloatScan: FloatText,
 }
+
+
+def channels_of(states: int, width: int) -> int:
+    """Returns the channels of a program, of which each takes the registers of its states."""
+    return max(min(256 // power_of_two(states), power_of_two(width), 64), 2)
 
 
 def scan_text(body: Body, form: Form, store: Store) -> Text:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from visq.integer.operations import Attention, DenseConv2d, Linear, Load, Operation, Rotate, Scan, inputs
+from visq.runtime.cuda import lane_scans
 from visq.runtime.cuda.attention import attention_text, tiles, warps
 from visq.runtime.cuda.bodies import Body, Piece, Stored, Values, read
-from visq.runtime.cuda.scans import scan_text
+from visq.runtime.cuda.scans import channels_of, scan_text
 from visq.runtime.cuda.source import Source
 from visq.runtime.cuda.sources import add_source
 from visq.runtime.cuda.text import At, Place, Text
+
+#: Most channels of a tile.
+COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,16 @@ class RowStep(Step):
 
 @dataclass(frozen=True)
 class ScanStep(Step):
-    """Takes a block of channels of one image through all rows."""
+    """Takes a block of channels of one image through all rows.
 
-    text: Text
+    Attributes:
+        programs: functions that compute the same, and the channels of a program of each: the first for many images,
+            a second one for few.
+    """
+
+    programs: tuple[tuple[Text, int], ...]
     rows: int
     width: int
-    states: int
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,26 @@ def steps_of(source: Source) -> list[Step]:
         if any(piece.offsets for piece in pieces):
             filled = body.temporary("y", operation.width)
             stores.append(Stored(0, filled, None))
-        steps.append(_scan(source, stores) if isinstance(operation.source, Scan) else _attention(source, stores))
+        steps += _scan(source, stores) if isinstance(operation.source, Scan) else [_attention(source, stores)]
     waiting = dict(body.turned)
-    for piece in pieces:
-        for register in [r for r in waiting if _stage(body, pieces, r) < piece.stage]:
+    for group in _together(operation, pieces):
+        for register in [r for r in waiting if _stage(body, pieces, r) < group[0].stage]:
             steps.append(_rotation(body, register, waiting.pop(register)))
-        steps.append(_rows(source, piece, filled))
+        steps.append(_rows(source, group, filled))
     return steps
+
+
+def _together(operation: Operation, pieces: list[Piece]) -> list[list[Piece]]:
+    """Returns the pieces that one step computes: slices of a narrow product, which is computed once, or a piece."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        slices = [*groups[-1], piece] if groups else []
+        narrow = isinstance(operation.source, Linear) and operation.width <= COLUMNS
+        if narrow and slices and all(len(x.offsets) == 1 and x.stage == slices[0].stage for x in slices):
+            groups[-1] = slices
+        else:
+            groups.append([piece])
+    return groups
 
 
 def _stage(body: Body, pieces: list[Piece], register: int) -> int:
@@ -153,13 +174,27 @@ def _attention(source: Source, stores: list[Stored]) -> AttentionStep:
     return AttentionStep(operation.name, "attention", arguments, writes, text, *sizes)
 
 
-def _scan(source: Source, stores: list[Stored]) -> ScanStep:
-    body, operation = source.body, source.operation
-    text = scan_text(body, source.form, _storing(body, stores))
+def _scan(source: Source, stores: list[Stored]) -> list[Step]:
+    """Returns the step of a scan, and before it the one that prepares B and C for the lanes of a warp."""
+    body, operation, form = source.body, source.operation, source.form
     assert isinstance(operation.source, Scan)
     states = body.program.tensors[operation.source.B].width
-    arguments, writes = tuple(text.arguments), _written(stores)
-    return ScanStep(operation.name, "scan", arguments, writes, text, operation.rows, operation.width, states)
+    store, writes = _storing(body, stores), _written(stores)
+    sizes = (operation.rows, operation.width)
+    if not lane_scans.fits(form, states):
+        text = scan_text(body, form, store)
+        program = (text, channels_of(states, operation.width))
+        return [ScanStep(operation.name, "scan", tuple(text.arguments), writes, (program,), *sizes)]
+    place = lane_scans.inputs_place(body, states)
+    first = lane_scans.inputs_text(body, form, place)
+    reads = tuple(first.arguments)
+    prepare = RowStep(
+        operation.name, "scan inputs", reads, frozenset([place.name]), first, operation.rows, 1, frozenset(), False
+    )
+    codes = [stored.codes for stored in stores if stored.codes is not None]
+    texts = [lane_scans.lane_text(body, form, store, codes, place, n) for n in lane_scans.counts(states)]
+    programs = tuple((x.text, x.channels) for x in texts)
+    return [prepare, ScanStep(operation.name, "scan", tuple(texts[0].text.arguments), writes, programs, *sizes)]
 
 
 def _rotation(body: Body, register: int, turned: Place) -> RotationStep:
@@ -172,9 +207,10 @@ def _rotation(body: Body, register: int, turned: Place) -> RotationStep:
     return RotationStep(body.operation.name, "rotation", arguments, writes, turned.rows, turned.width, len(matrix))
 
 
-def _rows(source: Source, piece: Piece, filled: Place | None) -> RowStep:
-    """Returns the step of one piece; `filled` holds register 0 where an earlier step computed it."""
-    operation, width, text = source.operation, piece.width, Text()
+def _rows(source: Source, pieces: list[Piece], filled: Place | None) -> RowStep:
+    """Returns the step of pieces; `filled` holds register 0 where an earlier step computed it."""
+    operation, text = source.operation, Text()
+    width = pieces[0].width if len(pieces) == 1 else operation.width
     text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
     text.line("has_m = m < M")
     text.line("row = m.to(tl.int64)")
@@ -190,14 +226,27 @@ def _rows(source: Source, piece: Piece, filled: Place | None) -> RowStep:
     with text.loop(f"for first in range(0, {width}, BLOCK):"):
         text.line("c = first + tl.arange(0, BLOCK)[None, :]")
         text.line(f"has_c = c < {width}")
-        values = Values(source.body, text, at, register_0)
-        for stored in piece.stores:
-            values.store(stored)
-    multiplies = isinstance(operation.source, Linear | DenseConv2d) and bool(piece.offsets)
-    kind = operation.source.kind + ("" if filled is None and piece.offsets else " body")
-    arguments, writes = tuple(text.arguments), _written(piece.stores)
+        if len(pieces) == 1:
+            _write(source, text, at, register_0, pieces[0])
+        else:
+            whole = register_0(0)
+            for piece in pieces:
+                (offset,) = piece.offsets
+                inside = text.let(f"(c >= {offset}) & (c < {offset + piece.width})")
+                part = replace(at, column=text.let(f"c - {offset}"), has_column=inside)
+                _write(source, text, part, lambda _: whole, piece)
+    multiplies = isinstance(operation.source, Linear | DenseConv2d) and bool(pieces[0].offsets)
+    kind = operation.source.kind + ("" if filled is None and pieces[0].offsets else " body")
+    arguments = tuple(text.arguments)
+    writes = frozenset().union(*(_written(piece.stores) for piece in pieces))
     rows, elsewhere = operation.rows, _elsewhere(source)
     return RowStep(operation.name, kind, arguments, writes, text, rows, width, elsewhere, multiplies)
+
+
+def _write(source: Source, text: Text, at: At, register_0: Callable[[int], str], piece: Piece) -> None:
+    values = Values(source.body, text, at, register_0)
+    for stored in piece.stores:
+        values.store(stored)
 
 
 def _elsewhere(source: Source) -> frozenset[str]:
