@@ -62,7 +62,8 @@ def main(folder: Path) -> None:
             ptx = compiled(launch, capability)
             assert f"sm_{capability}" in ptx
             # Nothing is read past the caches of a barrier: a phase reads what it has written itself.
-            assert not re.search(r"\bfma\.|\.ftz|\.approx|ld\.global\S*\.nc", ptx), (launch.name, launch.kernel)
+            # The only fused multiply-adds are those that `lane_kernels` asks for.
+            assert not re.search(r"\bfma\.(?!rm\b)|\.ftz|\.approx|ld\.global\S*\.nc", ptx), (launch.name, launch.kernel)
             assert ("bar.sync" in ptx) >= ("debug_barrier" in launch.kernel)
             products = "mma" if "mma" in ptx else ""
             print(launch.kind, capability, "local" if ".local" in ptx else "registers", products)

@@ -83,7 +83,7 @@ class SiteCodes:
         return text.vector(x[::-1] if self.reverse else x, at.token, at.has_row)
 
     def _loaded(self, text: Text, x: np.ndarray, at: At) -> str:
-        """Writes the load of int32 x; with a number in the text, the compiler would pack sums (`kernels.less_zero`)."""
+        """Writes the load of int32 x, of which the compiler knows nothing (`kernels.unknown` says why)."""
         return self._by_token(text, x, at) if self.codec.zero_by_token else text.vector(x, at.column, at.has_column)
 
     def _zero(self, text: Text, zero: np.ndarray, at: At) -> str:

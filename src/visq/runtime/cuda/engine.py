@@ -240,16 +240,16 @@ class _Run:
 def refuse_lost_sums(operation: str, kernel: Any) -> None:
     """Refuses a compiled kernel in which the assembler has lost a number.
 
-    The assembler of CUDA 12.8 (Triton 3.6) may turn a packed sum of two numbers of 16 bits, of which one is not used,
-    into a sum with 0. Nothing else adds 0, so the instruction shows it. `kernels.less_zero` avoids such sums.
+    That of CUDA 12.8 and 12.9 (Triton 3.6 to 3.9) may turn a packed sum of two numbers of 16 bits, of which one is not
+    used, into a sum with 0. Nothing else adds 0, so the instruction shows it. `kernels.unknown` avoids such sums.
 
     Raises:
         VisqError: the kernel has such a sum.
     """
     if re.search(r"\badd\.[su]16x2\b", kernel.asm["ptx"]) and LOST_SUM.search(kernel.asm["sass"]):
         raise VisqError(
-            f"operation {operation}: the assembler that Triton brings gets a sum of its kernel wrong (CUDA 12.8 does "
-            "that); install a newer Triton, or use backend 'int'"
+            f"operation {operation}: the assembler that Triton brings gets a sum of its kernel wrong; "
+            "install another version of Triton, or use backend 'int'"
         )
 
 

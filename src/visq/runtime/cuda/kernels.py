@@ -5,6 +5,8 @@ Kernels are launched with `enable_fp_fusion=False`, so every float32 operation i
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
@@ -18,27 +20,40 @@ _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7 = (tl.constexpr(float(c)) for c in LOG1P)
 _G0, _G1, _G2, _G3, _G4 = (tl.constexpr(float(c)) for c in GELU)
 _T0, _T1 = (tl.constexpr(float(c)) for c in GELU_TANH)
 _LANES = tl.constexpr(LANES)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 #: Adding it to a float32 below 2^22 and taking it away again rounds to a whole number, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
-# --- float32
+# --- numbers of few bits
+#
+# Where the compiler knows that int32 are small, it may add two of them in the halves of a register. For capability 9.0
+# the assembler (CUDA 12.8 and 12.9) loses the number that is added if only one half is used afterwards. So kernels add
+# to no number of which that is known; `engine.refuse_lost_sums` reads what became of them.
+
+
+@triton.jit
+def unknown(x):
+    """Returns int32 x, of which the compiler then knows nothing."""
+    if _INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
 def less_zero(byte, zero):
-    """Returns a byte less its zero point, float32; `zero` has 2^23 added to it.
-
-    Less a number, the compiler packs two bytes of int32 into the halves of a register, and the assembler of CUDA 12.8
-    then drops the number from a sum whose other half is not used. So the byte becomes the last digits of 2^23 + byte.
-    """
+    """Returns a byte less its zero point, float32; `zero` has 2^23 added to it, whose last digits the byte becomes."""
     return (byte.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - zero
 
 
 @triton.jit
 def less_128(byte):
-    """Returns a byte less 128, int32, without a sum (`less_zero` says why)."""
+    """Returns a byte less 128, int32, without a sum."""
     return (byte.to(tl.uint8) ^ 128).to(tl.int8, bitcast=True).to(tl.int32)
+
+
+# --- float32
 
 
 @triton.jit

@@ -65,6 +65,7 @@ class Windows:
         places = []
         corner = (f"{token} // {self.across}", f"{token} % {self.across}")
         inside = [f"({mask})"]
+        at = text.let(f"k.unknown({at})")
         for axis, element in enumerate((f"{at} // {self.kernel[1]}", f"{at} % {self.kernel[1]}")):
             place = text.let(f"{corner[axis]} * {self.stride[axis]} - {self.padding[axis]} + {element}")
             inside.append(f"({place} >= 0) & ({place} < {self.size[axis]})")

@@ -214,7 +214,7 @@ def _rows(source: Source, pieces: list[Piece], filled: Place | None) -> RowStep:
     text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
     text.line("has_m = m < M")
     text.line("row = m.to(tl.int64)")
-    text.line(f"t = m % {operation.rows}")
+    text.line(f"t = k.unknown(m % {operation.rows})")
     at = At("row", "t", "c", "has_m", "has_c")
 
     def register_0(offset: int) -> str:
