@@ -60,7 +60,7 @@ def inputs_text(body: Body, form: Form, place: Place) -> Text:
     text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
     text.line("has_m = m < M")
     text.line("row = m.to(tl.int64)")
-    text.line(f"token = m % {rows}")
+    text.line(f"token = k.unknown(m % {rows})")
     text.line(f"n = tl.arange(0, {scan.padded})[None, :]")
     text.line(f"has_n = n < {states}")
     at = At("row", "token", "n", "has_m", "has_n")
