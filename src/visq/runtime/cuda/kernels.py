@@ -5,12 +5,11 @@ Kernels are launched with `enable_fp_fusion=False`, so every float32 operation i
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
 from visq.integer.arithmetic import EXP2, GELU, GELU_END, GELU_T, GELU_TANH, LANES, LOG1P, LOG2E
+from visq.runtime.cuda.device import interpreted
 
 _LOG2E = tl.constexpr(float(LOG2E))
 _GELU_RATE = tl.constexpr(float(LOG2E * type(LOG2E)(-0.5)))
@@ -20,7 +19,7 @@ _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7 = (tl.constexpr(float(c)) for c in LOG1P)
 _G0, _G1, _G2, _G3, _G4 = (tl.constexpr(float(c)) for c in GELU)
 _T0, _T1 = (tl.constexpr(float(c)) for c in GELU_TANH)
 _LANES = tl.constexpr(LANES)
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(interpreted())
 #: Adding it to a float32 below 2^22 and taking it away again rounds to a whole number, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
 
@@ -35,7 +34,7 @@ _ROUNDER = tl.constexpr(12582912.0)
 @triton.jit
 def unknown(x):
     """Returns int32 x, of which the compiler then knows nothing."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return x
     else:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)

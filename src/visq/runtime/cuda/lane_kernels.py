@@ -8,12 +8,10 @@ interpreter computes the same in float64.
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from visq.runtime.cuda.kernels import INTERPRETED
 
 #: float32 from 2^23 to 2^24 are the whole numbers. `WHOLE` plus any number of 22 bits is one of them.
 WHOLE = 12582912.0
@@ -37,7 +35,7 @@ def _down(x):
 @triton.jit
 def floor_fma(a, b, c):
     """Returns a * b + c, computed in full and rounded down to float32; a is a tensor."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return _down(a.to(tl.float64) * b + c)
     else:
         return tl.inline_asm_elementwise(
@@ -48,7 +46,7 @@ def floor_fma(a, b, c):
 @triton.jit
 def floor_add(a, b):
     """Returns a + b rounded down to float32; a is a tensor."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return _down(a.to(tl.float64) + b)
     else:
         return tl.inline_asm_elementwise(
@@ -59,7 +57,7 @@ def floor_add(a, b):
 @triton.jit
 def four(pointer):
     """Returns the four float32 or int32 that lie at a pointer, whose address is a multiple of 16."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.load(pointer), tl.load(pointer + 1), tl.load(pointer + 2), tl.load(pointer + 3)
     else:
         if pointer.dtype.element_ty == tl.float32:
@@ -77,7 +75,7 @@ def four(pointer):
 @triton.jit
 def sum_of_group(x, GROUP: tl.constexpr):
     """Returns for each of 32 lanes the sum of int32 x over its group of GROUP lanes, at most 8."""
-    if _INTERPRETED:
+    if INTERPRETED:
         groups = tl.reshape(x, [32 // GROUP, GROUP])
         return tl.reshape(tl.broadcast_to(tl.sum(groups, 1)[:, None], [32 // GROUP, GROUP]), [32])
     else:

@@ -9,6 +9,7 @@ numbers in float32 (`lane_kernels`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
@@ -20,8 +21,8 @@ from visq.integer.operations import Scan
 from visq.runtime.cuda.bodies import Body
 from visq.runtime.cuda.codecs import SiteCodes
 from visq.runtime.cuda.lane_kernels import DRIVE, KEPT, WHOLE
-from visq.runtime.cuda.scans import ScanText, Store
-from visq.runtime.cuda.text import At, Place, Text
+from visq.runtime.cuda.scans import ScanText, Store, scale_of_sums
+from visq.runtime.cuda.text import At, Place, Text, begin_tile
 
 LANES = 32
 #: Most states of a channel; more take more registers than a lane has.
@@ -57,17 +58,14 @@ def inputs_text(body: Body, form: Form, place: Place) -> Text:
     assert isinstance(source, Scan) and isinstance(form, FusedScan | LadderScan)
     scan = ScanText(body, form, lambda text, at, y: None)
     text, rows, states = scan.text, scan.rows, scan.states
-    text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
-    text.line("has_m = m < M")
-    text.line("row = m.to(tl.int64)")
-    text.line(f"token = k.unknown(m % {rows})")
+    begin_tile(text, rows)
     text.line(f"n = tl.arange(0, {scan.padded})[None, :]")
     text.line(f"has_n = n < {states}")
-    at = At("row", "token", "n", "has_m", "has_n")
-    step = text.let(f"{rows - 1} - token" if source.reverse else "token + 0")
+    at = At("row", "t", "n", "has_m", "has_n")
+    step = text.let(f"{rows - 1} - t" if source.reverse else "t + 0")
     places = (text.place(body.places[name]) for name in (source.B, source.C))
     B, C = (text.load(f"{name} + row * {states} + n", "has_m & has_n") for name in places)
-    beta_scale = text.load(f"{text.parameter(np.resize(form.beta_scale, rows))} + {step}", "has_m", "0.0")
+    beta_scale = text.load(f"{text.parameter(scan.for_rows(form.beta_scale))} + {step}", "has_m", "0.0")
     beta = text.let(f"s.to_int16({scan.decoded(B, source.B, at)} * {beta_scale}).to(tl.float32)")
     codes = body.codes_of(source.C)
     assert codes is not None
@@ -177,19 +175,12 @@ class LaneText(ScanText):
         for codes in filter(_by_channel, self.written):
             codes.encode(text, "no_value", nowhere)
 
-    def _step(self, index: int) -> None:
-        text, last = self.text, self.rows - 1
-        inside = index == 0 or self.rows % self.ahead == 0
-        t = text.let(f"start + {index}" if inside else f"tl.minimum(start + {index}, {last})")
-        channel, state = self._places(t)
-        y = self.step(index, t, channel, state)
-        mask = "owns" if inside else text.let(f"owns & (start < {self.rows - index})")
-        token = text.let(f"{channel.token} + lane * 0")
-        self.store(text, At(channel.row, token, "c", mask, "has_c"), y)
+    def _stored_at(self, channel: At, there: str | None) -> At:
+        mask = "owns" if there is None else self.text.let(f"owns & ({there})")
+        return replace(channel, token=self.text.let(f"{channel.token} + lane * 0"), has_row=mask)
 
     def y_scale(self) -> np.ndarray:
-        found: np.ndarray = self.form.y_channel * np.float32(2.0**-self.form.point)
-        return found
+        return scale_of_sums(self.form)
 
     def parameters(self) -> np.ndarray:
         """Returns what each step multiplies and adds, [rows, 4 or 8] float32."""
@@ -231,9 +222,6 @@ class LaneText(ScanText):
         text.line(f"{y} = (lanes.sum_of_group({total}, {self.group}) - {bits} * sum{index}).to(tl.float32)")
         return let(f"({y} * {self.y_channel}) * {numbers[1]}")
 
-    def _tiled(self, x: np.ndarray) -> np.ndarray:
-        return np.tile(x, (self.rows // len(x), *[1] * (x.ndim - 1)))
-
 
 class LaneFused(LaneText):
     """A scan that computes 2^-(d a) for each state."""
@@ -251,7 +239,7 @@ class LaneFused(LaneText):
         form = self.form
         power = form.power.astype(np.float32) + np.array([WHOLE, WHOLE, WHOLE, 0], np.float32)
         columns = (form.input_step, form.y_step, np.ldexp(np.float32(1), form.lift), power, np.zeros(len(power)))
-        return self._tiled(np.column_stack(columns).astype(np.float32))
+        return self.for_rows(np.column_stack(columns).astype(np.float32))
 
     def powers(self, numbers: list[str], delta: str) -> list[str]:
         form, let = self.form, self.text.let
@@ -270,7 +258,7 @@ class LaneLadder(LaneText):
     def parameters(self) -> np.ndarray:
         form = self.form
         columns = (form.input_step, form.y_step, np.ldexp(np.float32(1), form.lift), form.ratio)
-        return self._tiled(np.column_stack(columns).astype(np.float32))
+        return self.for_rows(np.column_stack(columns).astype(np.float32))
 
     def powers(self, numbers: list[str], delta: str) -> list[str]:
         let, share = self.text.let, 2.0**-15

@@ -6,6 +6,7 @@ The state stays in registers. The inputs of a few steps are loaded while the ste
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,13 @@ class ScanText:
         t = text.let(f"start + {index}" if inside else f"tl.minimum(start + {index}, {last})")
         channel, state = self._places(t)
         y = self.step(index, t, channel, state)
-        if not inside:
-            channel = At(
-                channel.row, channel.token, "c", None, text.let(f"has_c & (c * 0 + start < {self.rows - index})")
-            )
-        self.store(text, channel, y)
+        self.store(text, self._stored_at(channel, None if inside else f"start < {self.rows - index}"), y)
+
+    def _stored_at(self, channel: At, there: str | None) -> At:
+        """Returns where a step's y is stored; `there` says whether the step is one, None where it always is."""
+        if there is None:
+            return channel
+        return replace(channel, has_column=self.text.let(f"has_c & (c * 0 + {there})"))
 
     def _places(self, t: str) -> tuple[At, At]:
         """Returns the rows and channels of a step, and its rows and states."""
@@ -154,8 +157,11 @@ class ScanText:
 
     def by_step(self, x: np.ndarray, t: str) -> str:
         dtype = np.float32 if x.dtype.kind == "f" else np.int32
-        x = np.tile(x, self.rows // x.size)  # a number for all steps, for those of a sequence, or for each
-        return self.text.load(f"{self.text.parameter(x.astype(dtype))} + {t}", None)
+        return self.text.load(f"{self.text.parameter(self.for_rows(x).astype(dtype))} + {t}", None)
+
+    def for_rows(self, x: np.ndarray) -> np.ndarray:
+        """Returns numbers [rows, ...] of numbers for all steps, for those of a sequence, or for each."""
+        return np.tile(x, (self.rows // len(x), *[1] * (x.ndim - 1)))
 
     def by_state(self, x: np.ndarray) -> str:
         return self.text.load(f"{self.text.parameter(x)} + c * {self.states} + n", "has_c & has_n")
@@ -164,6 +170,12 @@ class ScanText:
         """Returns y's scales, and the point and range of the state."""
         form = self.form
         return f"{self.y_channel}, {self.by_step(form.y_step, t)}, {form.point}, {form.state_low}, {form.state_high}"
+
+
+def scale_of_sums(form: Any) -> np.ndarray:
+    """Returns y's scale for each channel where y reads the sums before they are rounded to the state's codes."""
+    found: np.ndarray = form.y_channel * np.float32(2.0**-form.point)
+    return found
 
 
 class FusedText(ScanText):
@@ -175,9 +187,7 @@ class FusedText(ScanText):
         self.a = self.by_state(self.form.a.astype(np.int32))
 
     def y_scale(self) -> np.ndarray:
-        unit = np.float32(2.0**-self.form.point)
-        found: np.ndarray = self.form.y_channel * unit
-        return found
+        return scale_of_sums(self.form)
 
     def power(self, t: str, delta: str) -> str:
         """Writes Abar times the ratio of scales."""

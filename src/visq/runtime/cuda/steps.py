@@ -14,7 +14,7 @@ from visq.runtime.cuda.bodies import Body, Piece, Stored, Values, read
 from visq.runtime.cuda.scans import channels_of, scan_text
 from visq.runtime.cuda.source import Source
 from visq.runtime.cuda.sources import add_source
-from visq.runtime.cuda.text import At, Place, Text
+from visq.runtime.cuda.text import At, Place, Text, begin_tile
 
 #: Most channels of a tile.
 COLUMNS = 64
@@ -211,10 +211,7 @@ def _rows(source: Source, pieces: list[Piece], filled: Place | None) -> RowStep:
     """Returns the step of pieces; `filled` holds register 0 where an earlier step computed it."""
     operation, text = source.operation, Text()
     width = pieces[0].width if len(pieces) == 1 else operation.width
-    text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
-    text.line("has_m = m < M")
-    text.line("row = m.to(tl.int64)")
-    text.line(f"t = k.unknown(m % {operation.rows})")
+    begin_tile(text, operation.rows)
     at = At("row", "t", "c", "has_m", "has_c")
 
     def register_0(offset: int) -> str:

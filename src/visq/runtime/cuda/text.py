@@ -158,6 +158,14 @@ class Text:
         return "\n".join([f"def {name}({self._arguments.names}, {parameters}):", *self._lines, ""])
 
 
+def begin_tile(text: Text, rows: int) -> None:
+    """Writes the rows of a tile: `row` of all images, its number `t` in its image, and whether it is there, `has_m`."""
+    text.line("m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]")
+    text.line("has_m = m < M")
+    text.line("row = m.to(tl.int64)")
+    text.line(f"t = k.unknown(m % {rows})")
+
+
 def power_of_two(size: int) -> int:
     """Returns the least power of two that is not below size."""
     return 1 << max(size - 1, 0).bit_length()
