@@ -168,6 +168,7 @@ from visq.ops.scan_states import triton_kernels as states
 from visq.ops.search_state_scales import triton_kernels as search
 from visq.ops.selective_scan import triton_kernels as scan
 from visq.ops.similarity_sums import triton_kernels as sums
+from visq.runtime.cuda.engine import refuse_lost_sums
 
 steps = dict(L=197, N=16, WIDTH=16, BLOCK=16, AHEAD=8)
 group = dict(STEPS=1, N=16, WIDTH=16, BLOCK=16)
@@ -207,6 +208,7 @@ for kernel, constants, warps in kernels:
         code = triton.compile(ASTSource(kernel, kinds, values), target=target, options=options)
         ptx = code.asm["ptx"]
         assert code.asm["cubin"] and f"sm_{capability}" in ptx and ".local" not in ptx
+        refuse_lost_sums(str(kernel), code)
         if kernel in exact:  # single IEEE operations
             assert "fma" not in ptx and "div.rn.f32" in ptx
         print("compiled")

@@ -240,8 +240,8 @@ class _Run:
 def refuse_lost_sums(operation: str, kernel: Any) -> None:
     """Refuses a compiled kernel in which the assembler has lost a number.
 
-    That of CUDA 12.8 and 12.9 (Triton 3.6 to 3.9) may turn a packed sum of two numbers of 16 bits, of which one is not
-    used, into a sum with 0. Nothing else adds 0, so the instruction shows it. `kernels.unknown` avoids such sums.
+    CUDA 12.8 and 12.9 (Triton 3.6 to 3.9) may turn a sum of two pairs of 16-bit numbers into a sum with 0, where only
+    one number of the result is used. Nothing else adds 0, so the instruction shows it. `kernels.unknown` avoids it.
 
     Raises:
         VisqError: the kernel has such a sum.

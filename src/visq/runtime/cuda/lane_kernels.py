@@ -17,7 +17,7 @@ from visq.runtime.cuda.kernels import INTERPRETED
 WHOLE = 12582912.0
 #: float32 from 2^22 to 2^23 are the multiples of 1/2.
 HALVES = 6291456.0
-#: Two numbers of which one plus a whole number, and the other plus a multiple of 1/2, add up to a whole number.
+#: KEPT plus a whole number and DRIVE plus a multiple of 1/2 add up to a float32 above 2^23, which is whole.
 KEPT, DRIVE = 8454144.0, 4325376.0
 
 _WHOLE, _HALVES = tl.constexpr(WHOLE), tl.constexpr(HALVES)
@@ -125,6 +125,9 @@ def kept(q, power, lift, LIFTS: tl.constexpr, LIMIT: tl.constexpr, BASE: tl.cons
 
 @triton.jit
 def rounded(total, UNIT: tl.constexpr, LESS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Returns the state's code of a sum in multiples of UNIT; LESS is what the sum's offset is then, less 1/2."""
+    """Returns the state's code for a sum: the sum times UNIT, rounded half up.
+
+    LESS is the sum's offset times UNIT, less the half that rounding adds.
+    """
     code = floor_fma(total, UNIT, _WHOLE - LESS)
     return tl.minimum(tl.maximum(code, _WHOLE + LOW), _WHOLE + HIGH) - _WHOLE

@@ -1,9 +1,9 @@
 """Writes the kernel of a fused scan whose states lie in the registers of lanes: a warp takes 32 lanes through all rows.
 
-A lane holds all states of a channel, or four of them beside three other lanes. The first needs the fewest
-instructions; the second has four times as many programs, which few images need. B and C are the same for all channels,
-so a step before the scan turns them into the numbers that a scan multiplies. Both the sums and the state are whole
-numbers in float32 (`lane_kernels`).
+A lane holds all states of a channel, or four of them, and the lanes beside it hold the others. The first way needs the
+fewest instructions. The second has more programs, which a GPU needs when there are few images. B and C are the same for
+all channels, so a step before the scan turns them into the numbers that the scan multiplies. The sums and the state are
+whole numbers in float32 (`lane_kernels`).
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def steps_of(source: Source) -> list[Step]:
 
 
 def _together(operation: Operation, pieces: list[Piece]) -> list[list[Piece]]:
-    """Returns the pieces that one step computes: slices of a narrow product, which is computed once, or a piece."""
+    """Groups pieces by step: slices of a narrow product share one, which computes the product once."""
     groups: list[list[Piece]] = []
     for piece in pieces:
         slices = [*groups[-1], piece] if groups else []
