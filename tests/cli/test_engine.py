@@ -229,3 +229,26 @@ def test_predict_shows_transparency_over_white_and_says_so_once(workplace: Workp
     with pytest.warns(UserWarning, match=r"a\.png has transparent pixels, which are shown over white") as caught:
         first, second, white = engine.predict([tmp_path / f"{name}.png" for name in ("a", "b", "white")])
     assert first == second == white and len(caught) == 1
+
+
+def test_idle_threads_sleep_soon_but_where_pytorch_is_timed(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's OpenMP says what it was told; what the user says comes first."""
+
+    def spins(*arguments: object) -> str:
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", visq_command(*arguments).stderr)
+        return found[1] if found else pytest.skip("PyTorch's OpenMP is not libgomp")
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
+    bench = ("bench", workplace.artifact, "--backends", "int", "--batch", 1)
+    assert spins("backends") == "1000"
+    default = spins(*bench)
+    assert default != "1000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert spins("backends") not in ("1000", default)
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert spins("backends") == "77"

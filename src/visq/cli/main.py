@@ -19,6 +19,12 @@ MOST_WARNINGS = 5
 #: Characters of a line on stderr; a message may quote what a file holds.
 LONGEST = 1000
 
+#: How often an idle thread of OpenMP looks for work before it sleeps: about 20 microseconds. libgomp's own number makes
+#: it spin for milliseconds, on the processor that the thread it waits for needs when the machine has other work.
+SPINS = "1000"
+#: The commands that time PyTorch leave its threads as every other program has them.
+TIMES_OTHERS = ("bench", "report")
+
 _HINTS = {
     "quantize": "; the same command with --resume goes on from here",
     "train": "; the same command with --resume goes on from the last checkpoint",
@@ -39,6 +45,8 @@ def run(arguments: list[str]) -> int:
     arguments = [_at_home(argument) for argument in arguments]
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command not in TIMES_OTHERS and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # is read when PyTorch is imported
     with _Warnings(), _Termination() as termination:
         try:
             from typer.main import get_command
