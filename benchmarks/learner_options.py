@@ -14,8 +14,10 @@ import argparse
 import copy
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
@@ -23,13 +25,16 @@ from torch import Tensor, nn
 
 from common import commit, drawn_others, machine, write_json
 from visq.calibrate import calibrate
-from visq.calibrate.learners import Distill, NetworkRun
-from visq.calibrate.learners.distill import distance
+from visq.calibrate.learners import Distill, NetworkRun, distill
+from visq.calibrate.learners.distill import Student, distance
 from visq.data import open_dataset
 from visq.models import load_model
+from visq.quant.site import WEIGHT, named_sites, site_parameter
 from visq.recipes import get_recipe
 from visq.stages.stream import Stream
 
+#: What visq-distilled says beside epochs.
+PACKAGED = {"batch": 4, "blocks": 1.0, "mirror": 0.5, "crop": 0.5}
 SETTINGS: dict[str, dict[str, float]] = {
     "no learner": {"epochs": 0},
     "as it is": {},
@@ -42,8 +47,37 @@ SETTINGS: dict[str, dict[str, float]] = {
     "drop 0.25": {"drop": 0.25},
     "drop 0.5": {"drop": 0.5},
     "drop 0.25, average 0.97": {"drop": 0.25, "average": 0.97},
+    "visq-distilled": PACKAGED,
+    "twice the rate": {**PACKAGED, "lr": 6e-4},
+    "weights alone": PACKAGED,
+    "biases and norms alone": PACKAGED,
+    "steps alone": PACKAGED,
+    "without steps": PACKAGED,
+}
+#: What a setting learns, where it does not learn everything.
+LEARNED = {
+    "weights alone": {"weight"},
+    "biases and norms alone": {"other"},
+    "steps alone": {"step"},
+    "without steps": {"weight", "other"},
 }
 AT_ONCE = 16
+
+
+class Part(Student):
+    """A student that learns some kinds of its leaves: `weight` (those with codes), `other` parameters, `step`."""
+
+    def __init__(self, model: nn.Module, kinds: set[str]) -> None:
+        super().__init__(model)
+        coded = {
+            id(site_parameter(model, name, site))
+            for name, site in named_sites(model)
+            if site.kind == WEIGHT and site.quantizer is not None
+        }
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(("weight" if id(parameter) in coded else "other") in kinds)
+        for step in self.log_scales.values():
+            step.requires_grad_("step" in kinds)
 
 
 @torch.no_grad()
@@ -59,6 +93,7 @@ def learn(
     folder: Path,
     seed: int,
     options: dict[str, Any],
+    kinds: set[str] | None,
 ) -> list[float]:
     """Tunes the quantized network and returns its held-back losses, the initial one first."""
     stream = Stream.create(folder / "teacher")
@@ -67,7 +102,8 @@ def learn(
     stream.close()
     teacher = Stream(folder / "teacher", torch.device("cpu"))
     run = NetworkRun(model, fp32, teacher, folder, seed, report=lambda line: None)
-    with torch.enable_grad():
+    student = Student if kinds is None else partial(Part, kinds=kinds)
+    with torch.enable_grad(), patch.object(distill, "Student", student):
         Distill(**options).tune(run)
     found = folder / "distill.safetensors"
     if not found.exists():
@@ -125,7 +161,7 @@ def main() -> None:
             model = copy.deepcopy(base)
             options = {"epochs": args.epochs, "batch": args.batch, **SETTINGS[name]}
             with tempfile.TemporaryDirectory() as folder:
-                losses = learn(fp32, model, seen, targets, Path(folder), seed, options)
+                losses = learn(fp32, model, seen, targets, Path(folder), seed, options, LEARNED.get(name))
             found = outputs(model, images)
             same = 100 * float((found.argmax(1) == exact.argmax(1)).double().mean())
             top1 = 100 * float((found.argmax(1) == labels).double().mean())
