@@ -54,6 +54,9 @@ class Inside:
         diffuse: a state's error in y goes into the rounding of the next state of the same step.
         dynamic: `scale` belongs to states whose largest magnitude in an image and step is one.
         correction: [L, C] (each may be 1), added to y.
+        dither: how far apart, in steps of the codes, the numbers lie that are added before rounding, so that what is
+            rounded away in one step comes back in another; they differ by the position, and if `spread`, by the state
+            and the channel too.
     """
 
     abar: Quantizer | None
@@ -67,6 +70,8 @@ class Inside:
     diffuse: bool = False
     dynamic: Tensor | None = None
     correction: Tensor | None = None
+    dither: float = 0.0
+    spread: bool = True
 
     def __call__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """Returns y [B, L, C]; arguments as in `ops.selective_scan`."""
@@ -83,7 +88,7 @@ class Inside:
     def rank_one(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Returns the scale as factors of steps, channels and states, where the kernel knows everything else too."""
         others = (self.table, self.residual, self.dynamic)
-        if self.scale is None or self.diffuse or any(other is not None for other in others):
+        if self.scale is None or self.diffuse or self.dither or any(other is not None for other in others):
             return None
         unit = self.scale[:1, :1, :1]
         step, channel, state = self.scale[:, 0, 0], (self.scale[:1, :1] / unit)[0, 0], (self.scale[:1] / unit)[0, :, 0]
@@ -107,7 +112,7 @@ class Inside:
         scale = self.scale[min(t, len(self.scale) - 1)]
         if self.dynamic is not None:
             scale = scale * (h.abs() / self.dynamic).amax((1, 2), keepdim=True).clamp_min(1e-12)
-        code = h / scale
+        code = h / scale + self.dither * self.offsets(t, h)
         if self.residual is not None:
             code = code.clamp(self.low - 0.5, self.high + 0.499)
             kept = code if self.residual == float("inf") else (code * 2**self.residual).round() / 2**self.residual
@@ -119,6 +124,13 @@ class Inside:
         else:
             rounded = code.round().clamp(self.low, self.high)
         return rounded * scale, h if self.reads_sum else rounded * scale
+
+    def offsets(self, t: int, h: Tensor) -> Tensor:
+        """Returns numbers in [-1/2, 1/2) for step t and h [B, N, C]: multiples of irrational numbers, which fill an
+        interval evenly."""
+        n, c = torch.arange(h.shape[1])[:, None], torch.arange(h.shape[2])
+        spread = 0.7548777 * c + 0.5698403 * n if self.spread else torch.zeros(1)
+        return (0.61803399 * t + spread) % 1.0 - 0.5
 
 
 def diffused(code: Tensor, scale: Tensor, C: Tensor) -> Tensor:
@@ -205,6 +217,12 @@ class Fit:
         return (self.exact - found).mean((0, *over), keepdim=True)[0]
 
 
+def jitter(fit: Fit, ratio: float) -> Tensor:
+    """Returns the fitted scales of steps, each times another number between 1 / ratio and ratio."""
+    t = torch.arange(len(fit.step))
+    return fit.step * (ratio ** (2 * (0.61803399 * t % 1.0) - 1))[:, None, None]
+
+
 def low_rank(fit: Fit, rank: int) -> Tensor:
     """Returns a scale of h by step and channel whose logarithm is a sum a[t] + b[c] and a matrix of `rank`."""
     logs = (fit.scale((0, 2)) / fit.factor)[:, 0].log()
@@ -271,6 +289,19 @@ IDEAS: dict[str, Callable[[Fit], Inside]] = {
     "codes of Bbar by k-means over visq's divisors": bbar_table,
     "mean error of y by step and channel": lambda f: replace(f.inside, scale=f.step, correction=f.correction(())),
     "mean error of y by channel": lambda f: replace(f.inside, scale=f.step, correction=f.correction((1,))),
+    "S[t] times 0.7": lambda f: replace(f.inside, scale=0.7 * f.step),
+    "S[t] times 0.5": lambda f: replace(f.inside, scale=0.5 * f.step),
+    **{
+        f"S[t] that differs from step to step, {r}": lambda f, r=r: replace(f.inside, scale=jitter(f, r))
+        for r in (1.1, 1.2, 1.4, 1.8)
+    },
+    "dither": lambda f: replace(f.inside, scale=f.step, dither=1.0),
+    "dither, S[t] as calibrated": lambda f: replace(f.inside, dither=1.0),
+    "dither, half a step": lambda f: replace(f.inside, scale=f.step, dither=0.5),
+    "dither, S[t] times 0.7": lambda f: replace(f.inside, scale=0.7 * f.step, dither=1.0),
+    "dither by the step alone": lambda f: replace(f.inside, scale=f.step, dither=1.0, spread=False),
+    "dither, y reads the sum": lambda f: replace(f.inside, scale=f.step, dither=1.0, reads_sum=True),
+    "dither, Abar exact": lambda f: replace(f.inside, scale=f.step, dither=1.0, abar=None),
     "S[t] of each image": dynamic,
     "S[t, n]": lambda f: replace(f.inside, scale=f.scale((0, 3))),
     "S[t, c], rank 2 beyond a[t] b[c]": lambda f: replace(f.inside, scale=low_rank(f, 2)),

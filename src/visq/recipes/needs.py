@@ -151,9 +151,9 @@ NEEDS = (
         "but the first network had 1,024.",
         (
             Measured("visq-distilled-w4a4", _NANO, 2.52, 625139, "distilled_256_vim_nano_fmnist.json"),
-            Measured("visq-distilled-w4a4", _MICRO192, 5.50, 1191730, "distilled_1024_vim_micro192_imagenette.json"),
-            Measured("visq-distilled-w4a4", _VMAMBA, 1.77, 2326797, "distilled_1024_vmamba_nano_imagenette.json"),
-            Measured("visq-distilled-w4a4", _TINY, 3.48, 6009939, "distilled_1024_vim_tiny_imagenette.json"),
+            Measured("visq-distilled-w4a4", _MICRO192, 6.73, 1191730, "distilled_1024_vim_micro192_imagenette.json"),
+            Measured("visq-distilled-w4a4", _VMAMBA, 1.50, 2326797, "distilled_1024_vmamba_nano_imagenette.json"),
+            Measured("visq-distilled-w4a4", _TINY, 2.42, 6006955, "distilled_1024_vim_tiny_imagenette.json"),
             Measured("visq-learned-w4a4", _MICRO192, 13.27, 1175298, "readme_vim_micro192_imagenette.json"),
             Measured("visq-learned-w4a4", _VMAMBA, 2.67, 2296022, "readme_vmamba_nano_imagenette.json"),
             Measured("visq-rotated-w4a4", _MICRO192, 17.86, 1181393, "rotated_vim_micro192_imagenette.json"),
