@@ -33,9 +33,8 @@ from visq.quant.site import WEIGHT, named_sites, site_parameter
 from visq.recipes import get_recipe
 from visq.stages.stream import Stream
 
-#: What visq-distilled says beside epochs.
-PACKAGED = {"batch": 4, "blocks": 1.0, "mirror": 0.5, "crop": 0.5}
-SETTINGS: dict[str, dict[str, float]] = {
+PACKAGED = get_recipe("visq-distilled-w4a4").scope.learners[0].params
+SETTINGS: dict[str, dict[str, Any]] = {
     "no learner": {"epochs": 0},
     "as it is": {},
     "batch 4": {"batch": 4},

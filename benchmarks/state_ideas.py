@@ -1,7 +1,7 @@
 """What each idea for the state of a 4-bit scan is worth, simulated in float32 on training images.
 
     python benchmarks/state_ideas.py --model vim_micro192_imagenette --calib train-0.tar --data train-1.tar
-        [--recipe visq-rotated-w4a4] [--samples 64] [--limit 512] [--only "NAME;..."]
+        [--recipe visq-rotated-w4a4] [--samples 64] [--limit 512] [--inputs 32] [--only "NAME;..."]
 
 The network is calibrated with the recipe. An idea then replaces how the recurrences of all scans round Abar, Bbar and
 h; everything else keeps its codes. Its numbers are fitted on the scans' inputs of the calibration images, and measured
@@ -34,8 +34,6 @@ from visq.quant.quantizer import Quantizer, StateQuantizer
 from visq.quant.site_error import decibels
 from visq.recipes import get_recipe
 
-#: Images that the inputs of the scans are kept of, to fit on and to measure the error of y on.
-FITTED, MEASURED = 32, 32
 #: Images a pass; states are [images, L, N, C].
 AT_ONCE = 16
 
@@ -54,9 +52,9 @@ class Inside:
         diffuse: a state's error in y goes into the rounding of the next state of the same step.
         dynamic: `scale` belongs to states whose largest magnitude in an image and step is one.
         correction: [L, C] (each may be 1), added to y.
-        dither: how far apart, in steps of the codes, the numbers lie that are added before rounding, so that what is
-            rounded away in one step comes back in another; they differ by the position, and if `spread`, by the state
-            and the channel too.
+        dither: the width, in codes, of the interval that the `offsets` fill, which are added before rounding. What is
+            rounded away at one position comes back at another.
+        spread: offsets differ between states and channels too, not between positions alone.
     """
 
     abar: Quantizer | None
@@ -112,7 +110,9 @@ class Inside:
         scale = self.scale[min(t, len(self.scale) - 1)]
         if self.dynamic is not None:
             scale = scale * (h.abs() / self.dynamic).amax((1, 2), keepdim=True).clamp_min(1e-12)
-        code = h / scale + self.dither * self.offsets(t, h)
+        code = h / scale
+        if self.dither:
+            code = code + self.dither * self.offsets(t, h)
         if self.residual is not None:
             code = code.clamp(self.low - 0.5, self.high + 0.499)
             kept = code if self.residual == float("inf") else (code * 2**self.residual).round() / 2**self.residual
@@ -126,8 +126,7 @@ class Inside:
         return rounded * scale, h if self.reads_sum else rounded * scale
 
     def offsets(self, t: int, h: Tensor) -> Tensor:
-        """Returns numbers in [-1/2, 1/2) for step t and h [B, N, C]: multiples of irrational numbers, which fill an
-        interval evenly."""
+        """Returns numbers in [-1/2, 1/2) for step t and h [B, N, C]. Multiples of irrational numbers fill it evenly."""
         n, c = torch.arange(h.shape[1])[:, None], torch.arange(h.shape[2])
         spread = 0.7548777 * c + 0.5698403 * n if self.spread else torch.zeros(1)
         return (0.61803399 * t + spread) % 1.0 - 0.5
@@ -344,11 +343,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="visq-rotated-w4a4")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--limit", type=int, default=512)
+    parser.add_argument(
+        "--inputs", type=int, default=32, help="images whose scans are kept to fit on, and as many to measure y on"
+    )
     parser.add_argument("--only", help="names of ideas with semicolons; all by default")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     out = args.out or Path(__file__).parent / "results" / f"state_ideas_{args.model}.json"
     of = {"model": args.model, "recipe": args.recipe, "samples": args.samples, "images": args.limit}
+    of["inputs"] = args.inputs
     of["chosen"] = "drawn"  # scans were those of the first images
     rows: list[dict[str, Any]] = []
     if out.exists():
@@ -372,9 +375,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         calibrate(model, get_recipe(args.recipe), calibration, work_dir=Path(folder))
     scans = {name: module for name, module in model.named_modules() if isinstance(module, SelectiveScan)}
-    seen = torch.cat([batch for batch, _ in mixed(calibration, FITTED, 0).batches(AT_ONCE)])[:FITTED]
+    seen = torch.cat([batch for batch, _ in mixed(calibration, args.inputs, 0).batches(AT_ONCE)])[: args.inputs]
     fitted = record(model, scans, seen)
-    tested = record(model, scans, images[others.drawn(min(MEASURED, len(others)), 0)])
+    tested = record(model, scans, images[others.drawn(min(args.inputs, len(others)), 0)])
     fits = {name: Fit(scan, fitted[name]) for name, scan in scans.items()}
     truth = {name: ops.selective_scan(*inputs) for name, inputs in tested.items()}
     wanted = list(IDEAS) if args.only is None else args.only.split(";")

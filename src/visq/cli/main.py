@@ -19,8 +19,8 @@ MOST_WARNINGS = 5
 #: Characters of a line on stderr; a message may quote what a file holds.
 LONGEST = 1000
 
-#: How often an idle thread of OpenMP looks for work before it sleeps: about 20 microseconds. libgomp's own number makes
-#: it spin for milliseconds, on the processor that the thread it waits for needs when the machine has other work.
+#: An idle thread of OpenMP looks for work this often, for about 20 microseconds, and then sleeps. With libgomp's own
+#: number it spins for milliseconds, and on a busy machine it holds the processor of the thread that it waits for.
 SPINS = "1000"
 #: The commands that time PyTorch leave its threads as every other program has them.
 TIMES_OTHERS = ("bench", "report")
